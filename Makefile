@@ -1,0 +1,46 @@
+# make demo   the whole path on a small data set, offline, in about a minute after the install
+# make test   everything a change has to pass
+#
+# Both make .venv first, and keep it as long as pyproject.toml stays the same. Another Python:
+# make test PYTHON=python3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format long clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+install: $(READY) ## Make the environment
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Train, quantize, export and verify a small net
+	@$(BIN)/mecq demo --force
+
+lint: $(READY) ## Style, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-cache --no-logo
+
+test: lint ## Lint, then the quick tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+long: $(READY) ## The tests that take minutes
+	$(BIN)/python -m pytest -m long --timeout 3600
+
+format: $(READY) ## Rewrite the code in the common style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,109 @@
+"""mecq: low-bit quantization-aware training of vision models, down to integers in ONNX.
+
+The calls behind the commands, each one loaded when it is first used:
+
+    mecq_cli.quantize, evaluate, export_artifact, predict, inspect, demo
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mecq_cli.errors import (
+    ArtifactError,
+    CheckpointError,
+    DataError,
+    EnvironmentFailure,
+    InputError,
+    Interrupted,
+    MecqError,
+    NumericError,
+    UsageError,
+    VerificationError,
+)
+from mecq_cli.events import Listener
+
+if TYPE_CHECKING:
+    from mecq_cli.config import (
+        DemoConfig,
+        EvalConfig,
+        ExportConfig,
+        InspectConfig,
+        LayerOverride,
+        PredictConfig,
+        QuantizeConfig,
+        resolve,
+    )
+    from mecq_cli.workflow.demo import demo
+    from mecq_cli.workflow.evaluate import evaluate
+    from mecq_cli.workflow.export import export as export_artifact
+    from mecq_cli.workflow.inspect import inspect
+    from mecq_cli.workflow.predict import predict
+    from mecq_cli.workflow.quantize import quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "DataError",
+    "DemoConfig",
+    "EnvironmentFailure",
+    "EvalConfig",
+    "ExportConfig",
+    "InputError",
+    "InspectConfig",
+    "Interrupted",
+    "LayerOverride",
+    "Listener",
+    "MecqError",
+    "NumericError",
+    "PredictConfig",
+    "QuantizeConfig",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "demo",
+    "evaluate",
+    "export_artifact",
+    "inspect",
+    "predict",
+    "quantize",
+    "resolve",
+]
+
+# torch takes a second and more to import, and pydantic a tenth: neither before it is needed.
+_LAZY = {
+    **dict.fromkeys(
+        [
+            "DemoConfig",
+            "EvalConfig",
+            "ExportConfig",
+            "InspectConfig",
+            "LayerOverride",
+            "PredictConfig",
+            "QuantizeConfig",
+            "resolve",
+        ],
+        ("mecq_cli.config", ""),
+    ),
+    "demo": ("mecq_cli.workflow.demo", ""),
+    "evaluate": ("mecq_cli.workflow.evaluate", ""),
+    # `export` itself is the package of the formats.
+    "export_artifact": ("mecq_cli.workflow.export", "export"),
+    "inspect": ("mecq_cli.workflow.inspect", ""),
+    "predict": ("mecq_cli.workflow.predict", ""),
+    "quantize": ("mecq_cli.workflow.quantize", ""),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

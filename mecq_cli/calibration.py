@@ -1,0 +1,125 @@
+"""First activation steps from a few batches, and batch norm statistics measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mecq_cli.errors import NumericError
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.quantizers import ActivationQuantizer, Quantizer
+from mecq_cli.sites import DropoutSite
+
+SAMPLE = 200_000
+"""Values kept of each activation over all batches; the search reads them all."""
+
+
+@torch.no_grad()
+def calibrate(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> None:
+    """Give every activation quantizer its step and zero point.
+
+    The network runs once in float with the FP batch norm statistics; every quantizer keeps an
+    even sample of what reaches it and searches the step of least squared error.
+
+    Args:
+        model: as inserted.
+        batches: normalised images [N, C, H, W].
+        count: how many batches there are.
+
+    Raises:
+        NumericError: a value that is not finite reached a quantizer.
+    """
+    samples: dict[ActivationQuantizer, list[Tensor]] = {}
+    share = max(SAMPLE // max(count, 1), 1)
+    with _float_mode(model), _listening(model, samples, share):
+        for images in batches:
+            model(images)
+    for site in model.sites():
+        quantizer = site.output_quantizer
+        if quantizer is None or quantizer not in samples:
+            continue
+        values = torch.cat(samples.pop(quantizer))
+        if not bool(torch.isfinite(values).all()):
+            raise NumericError(
+                f"calibration: layer {site.name} puts out NaN or Inf in float already; "
+                "check the weights and the images"
+            )
+        quantizer.initialize(values)
+
+
+@contextmanager
+def _listening(
+    model: nn.Module, samples: dict[ActivationQuantizer, list[Tensor]], share: int
+) -> Iterator[None]:
+    def keep(module: nn.Module, arguments: Any) -> None:
+        assert isinstance(module, ActivationQuantizer)
+        values = arguments[0].detach().flatten()
+        step = max(values.numel() // share, 1)
+        # An odd step does not fall into the rhythm of rows and channels.
+        samples.setdefault(module, []).append(values[:: step | 1].float())
+
+    handles = [
+        m.register_forward_pre_hook(keep)
+        for m in model.modules()
+        if isinstance(m, ActivationQuantizer)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _float_mode(model: nn.Module) -> Iterator[None]:
+    """Real values through the training path: no rounding, FP statistics, no dropout."""
+    was_training = model.training
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, DropoutSite)):
+            module.eval()
+    for quantizer in quantizers:
+        quantizer.active = False
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.active = True
+        model.train(was_training)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: QuantizedModel, batches: Iterable[Tensor]) -> int:
+    """Replace the running statistics by the average over ``batches`` of the quantized network.
+
+    Returns the number of batches used; with none the statistics stay as they are.
+    """
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
+    if not norms:
+        return 0
+    was_training = model.training
+    old = [(n.momentum, n.running_mean, n.running_var) for n in norms]
+    saved = [(m.clone(), v.clone()) for _, m, v in old if m is not None and v is not None]
+    model.train()
+    for module in model.modules():
+        if isinstance(module, DropoutSite):
+            module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+    count = 0
+    for images in batches:
+        model(images)
+        count += 1
+    for norm, (momentum, _, _), (mean, var) in zip(norms, old, saved, strict=True):
+        norm.momentum = momentum
+        if count == 0 and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+    model.train(was_training)
+    return count

@@ -1,0 +1,1 @@
+"""The command line: parse, make settings, call the library once, render what it returns."""

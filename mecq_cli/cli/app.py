@@ -1,0 +1,78 @@
+"""The Typer application: its commands in the order of their use, and what a bare mecq says."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mecq_cli import __version__
+from mecq_cli.cli.bench import bench
+from mecq_cli.cli.bench_mec import mec
+from mecq_cli.cli.demo import demo
+from mecq_cli.cli.eval import evaluate
+from mecq_cli.cli.export import export
+from mecq_cli.cli.inspect import inspect
+from mecq_cli.cli.predict import predict
+from mecq_cli.cli.quantize import quantize
+
+STEPS = """\
+mecq trains a vision model at 1 to 8 bits and writes it down as integers.
+
+  1  mecq quantize resnet18 --wbits 4 --abits 4 --data DIR    train it at low bits
+  2  mecq eval                                                measure the result
+  3  mecq export                                              write and verify ONNX
+
+New here?  mecq demo              the whole path in about a minute, offline
+Options:   mecq COMMAND --help    each starts with an example
+"""
+
+
+class _PlainGroup(TyperGroup):
+    """The list of the commands without rich, whose import would double the time it takes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "rich_markup_mode": None})
+
+
+app = typer.Typer(
+    name="mecq",
+    cls=_PlainGroup,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quantize", short_help="Train a model at low bits.")(quantize)
+app.command("eval", short_help="Measure accuracy: run, artifact, ONNX or float model.")(evaluate)
+app.command("export", short_help="Write a run as ONNX or safetensors, and verify it.")(export)
+app.command("predict", short_help="Say what is in an image.")(predict)
+app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
+app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
+bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
+app.add_typer(bench, name="bench", short_help="Measure speed and error on this machine.")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mecq {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Example: mecq quantize resnet18 --wbits 4 --abits 4 --data DIR
+
+    Train a vision model at 1 to 8 bits, measure it, and export it as integers.
+    """
+    if ctx.invoked_subcommand is None:
+        typer.echo(STEPS, nl=False)

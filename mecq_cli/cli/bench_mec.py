@@ -1,0 +1,93 @@
+"""``mecq bench mec``: the entropy regularizer against the same recipe without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def mec(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for mecq quantize.")],
+    wbits: Annotated[int, typer.Option(metavar="W", help="Bits of the weights.")],
+    abits: Annotated[int, typer.Option(metavar="A", help="Bits of the activations.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Image folder with train/.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Keeps the runs; started again, it goes on.")
+    ],
+    epochs: Annotated[int, typer.Option(metavar="N", help="The same for every arm.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="NAME;...", help="Which arms (default: all).")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each arm.")] = 3,
+    per_class: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Training images of each class.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Evaluate on a tenth held out of train, not on val.")
+    ] = False,
+    img_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
+    max_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop runs early.")] = None,
+    compile: Annotated[
+        str | None, typer.Option(metavar="auto|model|off", help="As for mecq quantize.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Example: [bold]mecq bench mec resnet20_cifar --wbits 2 --abits 2 --data DIR ...[/bold]
+
+    Quantize once for each arm and seed, with everything else equal, and tabulate the accuracy.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.config import resolve
+
+    flags = {
+        "model": model,
+        "wbits": wbits,
+        "abits": abits,
+        "data": data,
+        "output": output,
+        "epochs": epochs,
+        "checkpoint": checkpoint,
+        "img_size": img_size,
+        "max_steps": max_steps,
+        "compile": compile,
+    }
+    base, _ = resolve(None, flags)
+    with working(quiet=quiet) as listener:
+        from mecq_cli.workflow.study import ARMS, Study, run_study
+
+        names = list(ARMS) if arms is None else [name.strip() for name in arms.split(";")]
+        study = Study(base, names, range(seeds), per_class, tune)
+        document = run_study(study, listener)
+    render.show(document, _table, as_json=as_json)
+
+
+def _table(document: Mapping[str, Any]) -> Iterable[RenderableType]:
+    from rich.table import Table
+
+    yield (
+        f"{document['model']} W{document['wbits']} A{document['abits']}, "
+        f"{document['epochs']} epochs of {document['train_images']} images, evaluated on "
+        f"{document['images']} of {document['evaluated_on']}"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("arm")
+    for title in ("mean", "spread", "seeds", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in document["rows"]:
+        spread = "-" if row["spread"] is None else f"{row['spread']:.2f}"
+        seeds = " ".join(f"{value:.2f}" for value in row["top1"])
+        table.add_row(row["arm"], f"{row['mean']:.2f}", spread, seeds, f"{row['seconds']:.0f}")
+    yield table

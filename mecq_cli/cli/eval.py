@@ -1,0 +1,82 @@
+"""``mecq eval``: the accuracy of a run, an artifact, an ONNX file or a float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+
+
+def evaluate(
+    ctx: typer.Context,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="Run folder, .safetensors artifact, .onnx file or model name (float). Default: "
+            "the latest run.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Image folder (default: the data of the run)."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of a float model: .pth or .safetensors."),
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="Without --checkpoint: the library's weights, or random ones.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Folder in DIR (default: the first of val, validation, test)."
+        ),
+    ] = None,
+    simulator: Annotated[
+        bool,
+        typer.Option("--simulator", help="Of a run: the simulator, not the integer artifact."),
+    ] = False,
+    img_size: Annotated[
+        int | None, typer.Option(metavar="PX", help="Side of the input (default: the model's).")
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", help="Share of the image that is kept (default: the model's). 1 keeps all."
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images at a time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Loader processes (default 0).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto).")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Example: [bold]mecq eval runs/latest --data DIR[/bold]
+
+    Measure top-1 and top-5 accuracy.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.config import EvalConfig, from_flags
+
+    config = from_flags(EvalConfig, flags_of(ctx))
+    with working(quiet=quiet) as listener:
+        from mecq_cli.workflow.evaluate import evaluate as evaluate_target
+
+        document = evaluate_target(config, listener)
+    render.show(document, render.evaluation, as_json=as_json)

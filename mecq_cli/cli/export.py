@@ -1,0 +1,59 @@
+"""``mecq export``: write the integer model of a run as a file that other programs run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+
+
+def export(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder or integer artifact. Default: the latest run.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[  # the flag's name is the contract, the builtin is not needed here
+        str | None,
+        typer.Option(
+            "--format", "-f", metavar="onnx|safetensors", help="What to write (default onnx)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: model.onnx in the run."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Images to verify on (default: the data of the run)."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(metavar="N", help="How many to verify on (default 256).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Example: [bold]mecq export --format onnx --output model.onnx[/bold]
+
+    Write the integer model, load it again, and compare it with the simulator on real images.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.config import ExportConfig, from_flags
+
+    config = from_flags(ExportConfig, flags_of(ctx))
+    with working(quiet=quiet) as listener:
+        from mecq_cli.workflow.export import export as export_run
+
+        document = export_run(config, listener)
+    render.show(document, render.exported, as_json=as_json)
+    if not (as_json or quiet):
+        render.next_command(["mecq", "predict", str(document["path"]), "IMAGE"])

@@ -1,0 +1,217 @@
+"""What a person sees while a job runs: on stderr, a live view on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from mecq_cli.cli.errors import one_line
+from mecq_cli.events import Listener
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two lines about one task where there is no terminal."""
+
+
+@contextmanager
+def listening(*, quiet: bool) -> Iterator[Listener]:
+    """The listener that fits: --quiet, a terminal, or a file."""
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield QuietListener(console)
+    elif sys.stderr.isatty() and not console.is_dumb_terminal:
+        with LiveListener(console) as listener:
+            yield listener
+    else:
+        yield PlainListener(console)
+
+
+class QuietListener(Listener):
+    """Tells nothing but warnings."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def warn(self, text: str) -> None:
+        self._say(f"warning: {text}", "yellow")
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(one_line(text), style=style), soft_wrap=True)
+
+
+class PlainListener(QuietListener):
+    """A line now and then: every `PLAIN_INTERVAL` seconds, after an evaluation, at the end."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console)
+        self._clock = clock
+        self._tasks: dict[str, _Task] = {}
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def start(self, task: str, total: int) -> None:
+        self._tasks[task] = _Task(task, total, self._clock())
+
+    def advance(self, task: str, done: int, row: Mapping[str, Any] | None = None) -> None:
+        state = self._tasks.get(task)
+        if state is None:
+            return
+        now = self._clock()
+        row = state.reach(done, now, row)
+        measured = row.get("top1") is not None
+        if measured or now - state.told >= PLAIN_INTERVAL:
+            state.told = now
+            self._say("  ".join(filter(None, (state.progress(now), row_text(row)))))
+
+    def finish(self, task: str) -> None:
+        state = self._tasks.pop(task, None)
+        if state is not None:
+            self._say(state.ended(self._clock()))
+
+
+class LiveListener(QuietListener):
+    """A bar for each task that runs, and under it the numbers of the last training step."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._row: Mapping[str, Any] = {}
+        self._top1: float | None = None
+        self._tasks: dict[str, tuple[TaskID, _Task]] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            expand=True,
+        )
+        self._live = Live(
+            console=console, get_renderable=self._draw, transient=True, refresh_per_second=5
+        )
+
+    def __enter__(self) -> LiveListener:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        self._say(text, "dim")
+
+    def start(self, task: str, total: int) -> None:
+        handle = self._progress.add_task(one_line(task), total=total)
+        self._tasks[task] = (handle, _Task(task, total, time.monotonic()))
+
+    def advance(self, task: str, done: int, row: Mapping[str, Any] | None = None) -> None:
+        if task not in self._tasks:
+            return
+        handle, state = self._tasks[task]
+        row = state.reach(done, time.monotonic(), row)
+        self._progress.update(handle, completed=done)
+        if row:
+            self._row = row
+            if row.get("top1") is not None:
+                self._top1 = row["top1"]
+                self._say(row_text(row))
+
+    def finish(self, task: str) -> None:
+        handle, state = self._tasks.pop(task, (None, None))
+        if handle is not None and state is not None:
+            self._progress.remove_task(handle)
+            self._say(state.ended(time.monotonic()), "dim")
+        if not self._tasks:
+            self._row = {}
+
+    def _draw(self) -> RenderableType:
+        row = self._row
+        if not row:
+            return self._progress
+        shown = {**row, "top1": self._top1} if self._top1 is not None else row
+        return Group(self._progress, Text(row_text(shown), style="cyan"))
+
+
+class _Task:
+    """How far a task is, and how fast it goes."""
+
+    def __init__(self, name: str, total: int, started: float) -> None:
+        self.name, self.total, self.started, self.told = name, total, started, started
+        self.done = 0
+        # A resumed training starts in the middle: speed counts from the first report on.
+        self._first: tuple[float, int] | None = None
+        self._train_top1: float | None = None
+
+    def reach(self, done: int, now: float, row: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take a report; returns its row, with the accuracy of some 50 batches, not of one."""
+        self.done = done
+        if self._first is None:
+            self._first = (now, done)
+        shown = dict(row or {})
+        top1 = shown.get("train_top1")
+        if top1 is not None:
+            before = top1 if self._train_top1 is None else self._train_top1
+            self._train_top1 = shown["train_top1"] = before + (top1 - before) / 50
+        return shown
+
+    def progress(self, now: float) -> str:
+        line = f"{self.name} {self.done}/{self.total}"
+        if self.total <= 0:
+            return line
+        line += f" ({100 * self.done // self.total}%"
+        since, first = self._first or (now, self.done)
+        if self.done > first:
+            left = (now - since) * (self.total - self.done) / (self.done - first)
+            line += f", {duration(left)} left"
+        return line + ")"
+
+    def ended(self, now: float) -> str:
+        return f"{self.name}: {self.done} of {self.total} in {duration(now - self.started)}"
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """The numbers of a training step, each with its name, in 80 columns; epochs count from 1."""
+    parts = []
+    if row.get("epoch") is not None:
+        parts.append(f"epoch {row['epoch'] + 1}")
+    if row.get("loss") is not None:
+        terms = [
+            f"{name} {row[key]:.3f}"
+            for key, name in (("loss_task", "task"), ("loss_mec", "mec"))
+            if row.get(key) is not None
+        ]
+        parts.append(f"loss {row['loss']:.3f}" + (f" ({', '.join(terms)})" if terms else ""))
+    if row.get("lr") is not None:
+        parts.append(f"lr {row['lr']:.2g}")
+    if row.get("top1") is not None:
+        parts.append(f"top-1 {row['top1']:.2f} %")
+    elif row.get("train_top1") is not None:
+        parts.append(f"train {row['train_top1']:.1f} %")
+    if row.get("seconds") is not None:
+        parts.append(f"{1000 * row['seconds']:.0f} ms")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """2.1 s, 5:07, 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

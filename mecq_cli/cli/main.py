@@ -1,0 +1,49 @@
+"""The entry point: every error ends here, as one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import typer
+from typer.main import get_command
+
+from mecq_cli.cli.app import app
+from mecq_cli.cli.errors import describe
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line, without the program's name; returns the exit code."""
+    debug = "--debug" in arguments
+    if not debug:
+        _silence_libraries()
+    try:
+        code = get_command(app).main(list(arguments), prog_name="mecq", standalone_mode=False)
+    except (Exception, typer.Abort) as error:  # noqa: BLE001  # told to the user, in one line
+        return _fail(error, debug)
+    if code == 130:  # how typer ends on Ctrl-C
+        return _fail(KeyboardInterrupt(), debug)
+    return int(code or 0)
+
+
+def _fail(error: BaseException, debug: bool) -> int:
+    line, code = describe(error)
+    if debug:
+        traceback.print_exception(error)
+    sys.stderr.write(line + "\n")
+    return code
+
+
+def _silence_libraries() -> None:
+    """What libraries say to developers is not for users; --debug shows it."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())

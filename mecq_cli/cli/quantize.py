@@ -1,0 +1,285 @@
+"""``mecq quantize``: train a model at low bits, down to an integer artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+
+_START = "Where it starts"
+_BITS = "Bits"
+_DATA = "Images"
+_TRAINING = "Training"
+_RUN = "Run"
+
+
+def quantize(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A timm name, torchvision/NAME, or resnet20_cifar, resnet56_cifar, ...",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    wbits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="W", help="Bits of the weights: 1 to 8, 32 is float.", rich_help_panel=_BITS
+        ),
+    ] = None,
+    abits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="A", help="Bits of the activations: 1 to 8, 32 is float.", rich_help_panel=_BITS
+        ),
+    ] = None,
+    first_last_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B", help="Bits of the first and last layer (default 8).", rich_help_panel=_BITS
+        ),
+    ] = None,
+    residual_bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Bits of the residual stream: 8, 32 is float (default 8).",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Image folder: train/ and val/, each with a folder a class.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    val_split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Share of train/ to hold out where there is no val/.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    img_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Side of the input (default: the model's).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Share of the image that is kept (default: the model's). 1 keeps all.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Images for the first activation scales (default 512).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Loader processes (default 0).", rich_help_panel=_DATA),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights: .pth or .safetensors.", rich_help_panel=_START),
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="Without --checkpoint: the library's weights (default), or random ones.",
+            show_default=False,
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    reset_classifier: Annotated[
+        bool | None,
+        typer.Option(
+            "--reset-classifier",
+            help="Replace a classifier of another size by a new one.",
+            rich_help_panel=_START,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Passes over the images; 0 only calibrates.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Stop after so many steps.", rich_help_panel=_TRAINING),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images a step.", rich_help_panel=_TRAINING)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="F", help="Learning rate.", rich_help_panel=_TRAINING)
+    ] = None,
+    distill: Annotated[
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill",
+            help="Learn from the float model's outputs too, or not.",
+            show_default=False,
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Weight of the entropy regularizer; 0 switches it off.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_distortion: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Distortion of its coding length (default 0.06).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What is coded: penultimate, stages, layers, weights; joined by +.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="quantized|fp+quantized",
+            help="Code the quantized features alone, or jointly with the float model's.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_estimator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|taylor|moe",
+            help="How the coding length is estimated.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_warmup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Share of the steps over which its distortion falls (default 0.1).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of weights and image order (default 0).", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto).", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|bf16|off",
+            help="Mixed precision of the training step (default auto).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    compile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|model|off",
+            help="torch.compile of the training step (default auto).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings as TOML; flags win over it. It also takes bits of single layers, "
+            "optimizer, weight_decay, ... A run's config.toml shows every key.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The run folder (default runs/MODEL-wWaA-TIME).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Save so often, in steps, to resume from.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=_RUN),
+    ] = None,
+    force: Annotated[
+        bool | None,
+        typer.Option(
+            "--force", help="Start over in an --output that is in use.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool | None,
+        typer.Option(
+            "--dry-run", help="Show what would be quantized; write nothing.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Example: [bold]mecq quantize resnet18 --wbits 4 --abits 4 --data DIR[/bold]
+
+    Train a model with quantized weights and activations, and write it down as integers.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.config import resolve
+
+    settings, origins = resolve(config, flags_of(ctx, "config"))
+    with working(quiet=quiet) as listener:
+        from mecq_cli.workflow.quantize import quantize as quantize_model
+
+        document = quantize_model(settings, origins, listener)
+    if settings.dry_run:
+        render.show(document, render.sites, as_json=as_json)
+        return
+    render.show(document, render.summary, as_json=as_json)
+    if not (as_json or quiet):
+        render.next_command(render.after_quantize(document))

@@ -1,0 +1,266 @@
+"""The documents that the library returns, as JSON or as tables of at most 80 columns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mecq_cli.cli.errors import one_line
+from mecq_cli.cli.live import duration
+from mecq_cli.errors import UsageError
+
+Document = Mapping[str, Any]
+View = Callable[[Document], Iterable[RenderableType]]
+
+# Where no terminal sets a width, nothing is cut or folded.
+_UNLIMITED = 1000
+
+
+def show(document: Document, view: View, *, as_json: bool) -> None:
+    """Print the result on stdout, and see that it arrived."""
+    text = _as_json(document) if as_json else _as_tables(document, view)
+    try:
+        # By the line: where stdout is unbuffered, Python takes a large write that was cut short
+        # by a closed pipe for a success.
+        sys.stdout.writelines(text.splitlines(keepends=True))
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # The reader went away. What is still buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from error
+
+
+def _as_json(document: Document) -> str:
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _as_tables(document: Document, view: View) -> str:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+    with console.capture() as capture:
+        for part in view(document):
+            console.print(part)
+    # rich fills the last column up.
+    return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def next_command(words: Sequence[str]) -> None:
+    """Say on stderr what to type next."""
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble("next: ", (shlex.join(words), "bold")), soft_wrap=True)
+
+
+def after_quantize(document: Document) -> list[str]:
+    """The command that follows on a run: its export, or its continuation."""
+    run = str(document["run"])
+    if document.get("finished") is False:
+        return ["mecq", "quantize", "--resume", "--output", run]
+    from mecq_cli.runs import latest_run
+
+    try:
+        is_latest = latest_run().path.absolute() == Path(run).absolute()
+    except UsageError:
+        is_latest = False
+    return ["mecq", "export"] if is_latest else ["mecq", "export", run]
+
+
+def summary(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq quantize``."""
+    yield _title(f"{document['model']}, W{document['wbits']} A{document['abits']}")
+    table = _pairs()
+    reference = document.get("fp_top1")
+    table.add_row("float top-1", _percent(reference))
+    for key, label in (("simulator_top1", "quantized, simulator"), ("top1", "quantized, integer")):
+        table.add_row(label, _percent(document.get(key)) + _drop(document.get(key), reference))
+    _add_sizes(table, document.get("sizes"))
+    if document.get("images"):
+        table.add_row("measured on", f"{document['images']} images")
+    if document.get("resumed_at") is not None:
+        table.add_row("resumed at", f"step {document['resumed_at']}")
+    if document.get("seconds") is not None:
+        table.add_row("time", duration(document["seconds"]))
+    table.add_row("run", _plain(document["run"]))
+    yield table
+
+
+def evaluation(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq eval``."""
+    yield _title(document["target"])
+    table = _pairs()
+    table.add_row("kind", _plain(document["kind"]))
+    table.add_row("top-1", _percent(document["top1"]))
+    table.add_row("top-5", _percent(document["top5"]))
+    table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
+    table.add_row("time", duration(document["seconds"]))
+    yield table
+
+
+def exported(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq export``."""
+    yield _title(document["path"])
+    table = _pairs()
+    table.add_row("format", _plain(document["format"]))
+    table.add_row("size", _megabytes(document["bytes"]))
+    table.add_row("verified", _verified(document))
+    if document.get("snippet"):
+        table.add_row("use it with", _plain(document["snippet"]))
+    yield table
+
+
+def predictions(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq predict``."""
+    for prediction in document["predictions"]:
+        yield _title(prediction["image"])
+        table = _pairs()
+        for candidate in prediction["top5"]:
+            probability = f"{100 * candidate['probability']:6.2f} %"
+            table.add_row(probability, f"{_plain(candidate['class'])} ({candidate['index']})")
+        yield table
+
+
+def sites(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq inspect`` and of ``mecq quantize --dry-run``."""
+    if document.get("model"):
+        yield _title(f"{document['model']}, W{document['wbits']} A{document['abits']}")
+    rows = document["sites"]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("layer", overflow="fold", min_width=12)
+    table.add_column("type", overflow="fold")
+    table.add_column("shape", overflow="fold")
+    table.add_column("W/A", justify="right", no_wrap=True)
+    shown = [column for column in _SITE_COLUMNS if any(column.cell(row) for row in rows)]
+    for column in shown:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for row in rows:
+        shape = "x".join(str(size) for size in row.get("shape") or ())
+        bits = f"{_or_dash(row.get('wbits'))}/{_or_dash(row.get('abits'))}"
+        cells = [column.cell(row) for column in shown]
+        table.add_row(_plain(row["layer"]), _plain(row.get("type", "")), shape, bits, *cells)
+    yield table
+    yield from _site_notes(rows)
+    totals = _pairs()
+    _add_sizes(totals, document.get("totals") or document.get("sizes"))
+    yield totals
+
+
+def demo(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq demo``: of the run, and of each file that was exported."""
+    yield from summary(document)
+    for export in document.get("exports", ()):
+        yield from exported(export)
+
+
+class _SiteColumn:
+    """A column of the site table that is left out where no layer has it."""
+
+    def __init__(self, title: str, cell: Callable[[Document], str]) -> None:
+        self.title, self.cell = title, cell
+
+
+def _weight_scales(row: Document) -> str:
+    low, high = row.get("weight_scale_min"), row.get("weight_scale_max")
+    if low is None or high is None:
+        return ""
+    return f"{low:.1e}" if low == high else f"{low:.1e}..{high:.1e}"
+
+
+def _activation_scale(row: Document) -> str:
+    scale = row.get("activation_scale")
+    return "" if scale is None else f"{scale:.1e}"
+
+
+def _packed_bytes(row: Document) -> str:
+    size = row.get("packed_bytes")
+    return "" if size is None else f"{size:,}"
+
+
+_SITE_COLUMNS = (
+    _SiteColumn("weight scales", _weight_scales),
+    _SiteColumn("act. scale", _activation_scale),
+    _SiteColumn("bytes", _packed_bytes),
+)
+
+
+def _site_notes(rows: Sequence[Document]) -> Iterable[RenderableType]:
+    """Each remark once, with the layers that it is about."""
+    layers: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("note"):
+            layers.setdefault(one_line(str(row["note"])), []).append(one_line(str(row["layer"])))
+    for note, names in layers.items():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield Text(f"{note}: {', '.join(names[:4])}{more}", style="dim")
+
+
+def _title(text: object) -> Text:
+    return Text(one_line(str(text)), style="bold")
+
+
+def _pairs() -> Table:
+    """A table of names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _add_sizes(table: Table, sizes: Document | None) -> None:
+    """What is None is not known, as the float size of a lone artifact may be."""
+    if not sizes:
+        return
+    size = _megabytes(sizes["packed_bytes"])
+    if sizes.get("fp32_bytes") and sizes.get("ratio"):
+        size = f"{_megabytes(sizes['fp32_bytes'])} -> {size}, {sizes['ratio']:.1f} times smaller"
+    table.add_row("size", size)
+    if sizes.get("ideal_bytes"):
+        over = 100 * (sizes["packed_bytes"] / sizes["ideal_bytes"] - 1)
+        table.add_row("ideal size", f"{_megabytes(sizes['ideal_bytes'])} ({over:+.1f} %)")
+
+
+def _verified(document: Document) -> str:
+    if not document["verified"]:
+        return "no"
+    return f"equal to the simulator on {document['images']} images"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def _drop(value: float | None, reference: float | None) -> str:
+    return "" if value is None or reference is None else f"  ({value - reference:+.2f})"
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _plain(value: object) -> str:
+    """For a table's cell, where text is markup; class and file names may hold anything."""
+    return escape(one_line(str(value)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null says that there is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

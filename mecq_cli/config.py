@@ -1,0 +1,343 @@
+"""Settings: validated, frozen, and each one knows where it came from.
+
+A quantization run takes its settings from four places, the later ones winning:
+
+    default  ->  checkpoint (the config.toml of the run that --resume continues)
+             ->  file (--config FILE)  ->  flag
+
+`resolve` puts them together, `to_toml` writes them down so that the same file makes the same
+run again. Keys are the names of the fields below; per-layer overrides are ``[[layers]]`` tables:
+
+    model = "resnet18"
+    wbits = 2
+    abits = 4
+    data = "imagenet"
+
+    [[layers]]
+    pattern = "layer4.*"
+    wbits = 4
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mecq_cli.errors import UsageError
+from mecq_cli.settings import (
+    Bits,
+    Count,
+    CountOrZero,
+    CropPct,
+    Fraction,
+    Name,
+    Origin,
+    Positive,
+    PositiveOrZero,
+    ResidualBits,
+    Settings,
+    SettingsModel,
+    Share,
+    Sites,
+    UserPath,
+    label_of,
+    validated,
+)
+
+FLAG_ONLY = frozenset({"resume", "dry_run", "force"})
+"""They say what to do now, not what a run is: never read from nor written to a file."""
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {"data", "checkpoint", "output", "workers", "device", "checkpoint_every"}
+)
+"""What a continued run may do otherwise than before without becoming another run."""
+
+
+class LayerOverride(Settings):
+    """Bits of the layers whose module path matches ``pattern``; of several, the last one wins.
+
+    Attributes:
+        pattern: shell-style (fnmatch), such as "layer4.*".
+        wbits, abits: None keeps what the run says.
+    """
+
+    pattern: Name
+    wbits: Bits | None = None
+    abits: Bits | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LayerOverride:
+        if self.wbits is None and self.abits is None:
+            raise ValueError("wbits, abits or both")
+        return self
+
+
+class QuantizeConfig(Settings):
+    """What ``mecq quantize`` does.
+
+    None means "chosen by the program" wherever it is the default; the config.toml of a run holds
+    what was chosen.
+
+    Attributes:
+        model: timm name, "torchvision/NAME" or one of our CIFAR ResNets.
+        wbits, abits: bits of weights and activations, 1 to 8, or 32 for float.
+        data: image folder with a training and an evaluation split.
+        checkpoint: weights to start from; else the library's pretrained ones.
+        pretrained: False starts from random weights.
+        reset_classifier: replace a classifier whose size does not fit the data.
+        first_last_bits, residual_bits: bits of the first and the last layer, and of the
+            stream that residual additions work on.
+        val_split: share of the training images to hold out where there is no evaluation split.
+        img_size, crop_pct: override the preprocessing of the model.
+        epochs, max_steps: length of training; 0 epochs is post-training quantization.
+        batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe.
+        scale_lr: learning rate of the quantizer scales, as a multiple of ``lr``.
+        seed: of initialisation and of the order of the images.
+        workers: loader processes; 0 loads in the main one.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        amp, compile: of the training step only.
+        distill, distill_weight, distill_temperature: learn from the float model's logits.
+        mec_weight: weight of the entropy regularizer; 0 switches it off.
+        mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
+        mec_views: "quantized" features alone, or jointly with those of the float model.
+        mec_estimator: of the coding length.
+        mec_distortion: eps_d^2 = eps^2 / d of the coding length (MEC, arXiv 2210.11464).
+        mec_warmup: share of the steps over which 1/lambda falls to its final value.
+        output: the run folder itself.
+        checkpoint_every: steps between two checkpoints.
+        calibration_images: seen for the first activation scales.
+        bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
+        resume: continue the run in ``output``.
+        dry_run: show what would be quantized, write nothing.
+        force: start over in an output folder that is in use.
+        layers: per-layer overrides.
+    """
+
+    model: Name
+    wbits: Bits
+    abits: Bits
+    data: UserPath
+    checkpoint: UserPath | None = None
+    pretrained: bool = True
+    reset_classifier: bool = False
+    first_last_bits: Bits = 8
+    residual_bits: ResidualBits = 8
+    val_split: Share | None = None
+    img_size: Count | None = None
+    crop_pct: CropPct | None = None
+    epochs: CountOrZero | None = None
+    max_steps: CountOrZero | None = None
+    batch_size: Count | None = None
+    lr: Positive | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: PositiveOrZero | None = None
+    scale_lr: PositiveOrZero = 1.0
+    warmup_epochs: PositiveOrZero | None = None
+    seed: CountOrZero = 0
+    workers: CountOrZero = 0
+    device: Name = "auto"
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    compile: Literal["auto", "model", "off"] = "auto"
+    distill: bool = True
+    distill_weight: Fraction = 0.5
+    distill_temperature: Positive = 1.0
+    mec_weight: PositiveOrZero = 0.1
+    mec_distortion: Positive = 0.06
+    mec_warmup: Fraction = 0.1
+    mec_on: Sites = "penultimate"
+    mec_views: Literal["quantized", "fp+quantized"] = "quantized"
+    mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
+    output: UserPath | None = None
+    checkpoint_every: Count | None = None
+    calibration_images: Count = 512
+    bn_images: CountOrZero = 2048
+    resume: bool = False
+    dry_run: bool = False
+    force: bool = False
+    layers: Annotated[tuple[LayerOverride, ...], Field(strict=False)] = ()
+
+
+class EvalConfig(Settings):
+    """What ``mecq eval`` does. ``target`` None is the latest run, ``data`` None its data."""
+
+    target: str | None = None
+    data: UserPath | None = None
+    checkpoint: UserPath | None = None
+    pretrained: bool = True
+    split: Name | None = None
+    simulator: bool = False
+    img_size: Count | None = None
+    crop_pct: CropPct | None = None
+    batch_size: Count | None = None
+    workers: CountOrZero = 0
+    device: Name = "auto"
+
+
+class ExportConfig(Settings):
+    """What ``mecq export`` does. ``images``: how many the result is verified on."""
+
+    run: str | None = None
+    format: Literal["onnx", "safetensors"] = "onnx"
+    output: UserPath | None = None
+    data: UserPath | None = None
+    images: Count = 256
+    force: bool = False
+
+
+class PredictConfig(Settings):
+    """What ``mecq predict`` does."""
+
+    target: Name
+    images: Annotated[tuple[UserPath, ...], Field(strict=False)]
+
+
+class InspectConfig(Settings):
+    """What ``mecq inspect`` does. ``target`` None is the latest run."""
+
+    target: str | None = None
+
+
+class DemoConfig(Settings):
+    """What ``mecq demo`` does. ``output`` None is runs/demo."""
+
+    output: UserPath | None = None
+    force: bool = False
+
+
+def from_flags(kind: type[SettingsModel], flags: Mapping[str, Any]) -> SettingsModel:
+    """Settings of a small command. None stands for a flag that was not given.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    return validated(kind, given, dict.fromkeys(given, "flag"))
+
+
+def resolve(
+    file: Path | None, flags: Mapping[str, Any]
+) -> tuple[QuantizeConfig, dict[str, Origin]]:
+    """The settings of a run, and the origin of each.
+
+    Args:
+        file: the TOML file named by --config.
+        flags: by field name; None stands for a flag that was not given.
+
+    Raises:
+        UsageError: an unknown or missing key, a value out of its range, flags that contradict
+            each other, or a resumed run that is asked to become another one.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
+    read = {} if file is None else read_toml(file)
+    given = {key: value for key, value in flags.items() if value is not None}
+    layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (("file", read), ("flag", given))
+    for origin, source in layers:
+        values |= source
+        origins |= dict.fromkeys(source, origin)
+    if values.get("resume") and values.get("force"):
+        raise UsageError("--resume and --force: one continues a run, the other starts it over")
+    output = values.get("output")
+    if values.get("resume") and output is None:
+        raise UsageError("--resume: which run? give --output RUN; runs/latest names the latest")
+    if values.get("resume") and isinstance(output, (str, Path)):
+        _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
+    return validated(QuantizeConfig, values, origins, file), origins
+
+
+def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[str, Origin]) -> None:
+    """Fill ``values`` up with what the run was started with; refuse what would change it."""
+    if not stored_file.is_file():
+        if not {"model", "wbits", "abits", "data"} <= values.keys():
+            raise UsageError(
+                f"--resume: {stored_file.parent} holds no run to continue; name another --output, "
+                "or give MODEL, --wbits, --abits and --data to start one there"
+            )
+        return
+    stored = from_toml(stored_file)
+    for key in QuantizeConfig.model_fields.keys() - FLAG_ONLY:
+        before = getattr(stored, key)
+        if key not in values or values[key] == "auto":  # what "auto" chose then holds
+            values[key] = before
+            origins[key] = "checkpoint"
+        elif key not in CHANGEABLE_ON_RESUME:
+            asked = _comparable(values[key])
+            if asked != _comparable(before):
+                raise UsageError(
+                    f"{label_of(key, origins[key])}: got {asked!r}, but {stored_file.parent} was "
+                    f"started with {_comparable(before)!r}; leave it out to continue, or give "
+                    "another --output"
+                )
+
+
+def _comparable(value: Any) -> Any:
+    """Per-layer overrides as dictionaries, however they were given."""
+    if isinstance(value, (list, tuple)):
+        return [
+            item.model_dump(exclude_none=True) if isinstance(item, LayerOverride) else item
+            for item in value
+        ]
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of a settings file; their values are not looked at yet.
+
+    Raises:
+        UsageError: the file cannot be read or parsed, or has a key that is unknown.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"settings file {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"settings file {path}: not valid TOML: {error}") from error
+    for key in document:
+        if key in FLAG_ONLY:
+            raise UsageError(
+                f"settings file {path}: '{key}' is a flag only: {label_of(key, 'flag')}"
+            )
+        _check_key(key, set(QuantizeConfig.model_fields) - FLAG_ONLY, str(path))
+    overrides = document.get("layers", [])
+    for override in overrides if isinstance(overrides, list) else []:
+        for key in override if isinstance(override, dict) else {}:
+            _check_key(key, set(LayerOverride.model_fields), f"{path}, [[layers]]")
+    return document
+
+
+def from_toml(path: Path) -> QuantizeConfig:
+    """Complete settings from one file, such as the config.toml of a run.
+
+    Raises:
+        UsageError: as `read_toml`, or a value is missing or out of its range.
+    """
+    values = read_toml(path)
+    return validated(QuantizeConfig, values, dict.fromkeys(values, "file"), path)
+
+
+def to_toml(config: QuantizeConfig) -> str:
+    """All settings as a TOML document that `from_toml` reads and that makes the same run again.
+
+    Left out are ``output``, so that the file can be used for a second run, and the flags that say
+    what to do now. Paths are absolute, so that it does not matter where it is read.
+    """
+    import tomli_w
+
+    values = config.model_dump(exclude={"output", *FLAG_ONLY}, exclude_none=True)
+    for key, value in values.items():
+        if isinstance(value, Path):
+            values[key] = str(value.absolute())
+    # TOML wants tables after the plain keys, and `layers` is the last field.
+    return tomli_w.dumps(values)
+
+
+def _check_key(key: str, known: set[str], where: str) -> None:
+    if key not in known:
+        near = get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else "see mecq quantize --help"
+        raise UsageError(f"settings file {where}: unknown key '{key}'; {hint}")

@@ -1,0 +1,42 @@
+"""A data set folder becomes batches of images: folder, images, augmentation, loader."""
+
+from __future__ import annotations
+
+from mecq_cli.data.augmentation import SMALL
+from mecq_cli.data.folder import (
+    Split,
+    find_splits,
+    hold_out,
+    limit_per_class,
+    open_evaluation,
+    open_split,
+    open_training,
+)
+from mecq_cli.data.images import read_image, scan
+from mecq_cli.data.loader import (
+    Batch,
+    ImageDataset,
+    batches_per_epoch,
+    eval_batches,
+    normalize,
+    train_batches,
+)
+
+__all__ = [
+    "SMALL",
+    "Batch",
+    "ImageDataset",
+    "Split",
+    "batches_per_epoch",
+    "eval_batches",
+    "find_splits",
+    "hold_out",
+    "limit_per_class",
+    "normalize",
+    "open_evaluation",
+    "open_split",
+    "open_training",
+    "read_image",
+    "scan",
+    "train_batches",
+]

@@ -1,0 +1,165 @@
+"""Collects the nodes and tensors of an ONNX graph, with names that lead back to the model.
+
+The last ONNX node of an operation carries the operation's name, the ones before it the name
+with a suffix after ``::``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.geometry import shapes
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+
+LOGITS = "logits"
+"""Name of the output of the graph."""
+FLOAT_LOGITS = "logits::float"
+"""Name of the node that dequantizes them, where the last operation has a grid."""
+
+_PACKED: list[tuple[int, Any]] = [(2, ml_dtypes.int2), (4, ml_dtypes.int4), (8, np.int8)]
+"""The widths that ONNX has, narrowest first."""
+
+
+class Builder:
+    """Collects nodes and initializers."""
+
+    def __init__(self, model: IntegerModel) -> None:
+        self.shapes = shapes(model)
+        self.output = model.output.name
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._grids: dict[str, Grid | None] = {node.name: node.grid for node in model.nodes}
+        self._grids[INPUT] = None
+        self._floats: set[str] = set()
+        self._tensors: dict[str, str] = {INPUT: INPUT}
+        for node in model.nodes:
+            taken = node.name in (INPUT, LOGITS)
+            self._tensors[node.name] = f"{node.name}::value" if taken else node.name
+        logits = model.output.name if model.output.grid is None else FLOAT_LOGITS
+        self._tensors[logits] = LOGITS
+
+    def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add an ONNX node; ``name`` is of an operation (its final node) or has a ``::``.
+
+        Inputs may be names of operations. Returns the name of the output tensor.
+        """
+        resolved = [self._tensors.get(tensor, tensor) for tensor in inputs]
+        output = self._tensors.setdefault(name, name)
+        self.nodes.append(helper.make_node(op, resolved, [output], name=name, **attributes))
+        return output
+
+    def constant(self, array: NDArray[Any] | np.generic, name: str) -> str:
+        """Store an array, packed where its type is smaller than a byte."""
+        self.initializers[name] = numpy_helper.from_array(np.asarray(array), name)
+        return name
+
+    def scalar(self, value: np.generic) -> str:
+        """Store a number; equal ones share a tensor."""
+        name = f"{value.dtype}::{value!s}"
+        return name if name in self.initializers else self.constant(value, name)
+
+    def grid(self, grid: Grid) -> tuple[str, str]:
+        """Scale and zero point."""
+        return self.scalar(np.float32(grid.scale)), self.scalar(np.uint8(grid.zero_point))
+
+    def input_grid(self, node: Node, index: int = 0) -> Grid | None:
+        """The grid of an input of an operation."""
+        return self._grids[node.inputs[index]]
+
+    def integer_grid(self, node: Node, index: int = 0) -> Grid:
+        """The same, where a float will not do."""
+        grid = self.input_grid(node, index)
+        if grid is None:
+            raise ArtifactError(f"{node.name}: {node.op} needs a grid and got a float")
+        return grid
+
+    def dequantized(self, node: Node, index: int = 0) -> str:
+        """An input of an operation as float."""
+        source, grid = node.inputs[index], self.input_grid(node, index)
+        if grid is None:
+            return source
+        name = f"{source}::float"
+        if name not in self._floats:
+            self._floats.add(name)
+            self.emit("DequantizeLinear", [source, *self.grid(grid)], name)
+        return name
+
+    def counted(self, node: Node) -> str:
+        """The input of an operation as float in steps of its grid: q - z."""
+        one, zero = self.scalar(np.float32(1)), self.integer_grid(node).zero_point
+        inputs = [node.inputs[0], one, self.scalar(np.uint8(zero))]
+        return self.emit("DequantizeLinear", inputs, f"{node.name}::steps")
+
+    def quantized(
+        self, node: Node, value: str, scale: np.float32 | None = None, *, clip: bool = False
+    ) -> None:
+        """Finish an operation: bring a float tensor to its grid.
+
+        Args:
+            node: the operation.
+            value: the tensor, left as it is where the operation has no grid.
+            scale: other than the grid's, for values that are no multiples of its scale.
+            clip: clip in any case.
+        """
+        grid = node.grid
+        if grid is None:
+            raise ArtifactError(f"{node.name}: {node.op} needs a grid for its output")
+        own_scale, zero_point = self.grid(grid)
+        inputs = [value, own_scale if scale is None else self.scalar(scale), zero_point]
+        if clip or (grid.qmin, grid.qmax) != (0, 255):
+            inputs = [self.emit("QuantizeLinear", inputs, f"{node.name}::quantized")]
+            self.clip(node, inputs[0], grid)
+        else:
+            self.emit("QuantizeLinear", inputs, node.name)
+
+    def clip(self, node: Node, value: str, grid: Grid) -> None:
+        """Finish an operation: clip uint8 values."""
+        bounds = [self.scalar(np.uint8(grid.qmin)), self.scalar(np.uint8(grid.qmax))]
+        self.emit("Clip", [value, *bounds], node.name)
+
+    def passed(self, op: str, node: Node, arguments: Sequence[str] = (), **attributes: Any) -> None:
+        """An operation that moves values of any type, and clips them where its grid is tighter.
+
+        Zero points, with which `op` may pad, count as input.
+        """
+        grid, inputs = node.grid, [*node.inputs, *arguments]
+        sources = [self.input_grid(node, index) for index in range(len(node.inputs))]
+        if grid is None or all(
+            source is not None
+            and grid.qmin <= min(source.qmin, source.zero_point)
+            and max(source.qmax, source.zero_point) <= grid.qmax
+            for source in sources
+        ):
+            self.emit(op, inputs, node.name, **attributes)
+        else:
+            self.clip(node, self.emit(op, inputs, f"{node.name}::moved", **attributes), grid)
+
+    def weight(self, node: Node, *, multiplied: bool = True) -> str:
+        """The integers of a weight as an INT8 tensor, stored in as few bits as ONNX has.
+
+        The multiplication is part of the graph: onnxruntime does it once, when it loads the file.
+        """
+        weight, bits = node.tensors["weight"], node.weight_bits or 8
+        width, dtype = next((width, dtype) for width, dtype in _PACKED if bits <= width)
+        if weight.min() < -(2 ** (width - 1)) or weight.max() >= 2 ** (width - 1):
+            raise ArtifactError(
+                f"{node.name}: weights from {weight.min()} to {weight.max()} do not fit into "
+                f"{bits} bits"
+            )
+        multiplier = weight_multiplier(bits) if multiplied else 1
+        if dtype is np.int8:
+            return self.constant(weight.astype(dtype) * np.int8(multiplier), f"{node.name}::weight")
+        name = self.constant(weight.astype(dtype), f"{node.name}::weight")
+        if multiplier > 1:
+            wide = self.emit("Cast", [name], f"{node.name}::weight_int32", to=TensorProto.INT32)
+            factor = self.scalar(np.int32(multiplier))
+            name = self.emit("Mul", [wide, factor], f"{node.name}::weight_multiplied")
+        return self.emit("Cast", [name], f"{node.name}::weight_int8", to=TensorProto.INT8)

@@ -1,0 +1,232 @@
+"""Writes the operations of an `IntegerModel` as ONNX nodes that onnxruntime fuses and computes
+exactly as `mecq_cli.integer.ir` says.
+
+Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations on and off:
+
+* weights are packed INT2 or INT4, cast to INT8 and only then dequantized: onnxruntime folds the
+  cast at load time, but crashes if QLinearConv meets a sub-byte type;
+* a clip tighter than uint8 acts on the uint8 values: a float Clip would prevent the fusion;
+* the scale of a bias is a product in the graph, which saves its bytes in the file;
+* QGemm wants an explicit zero point of the weights, per channel;
+* QuantizeLinear right after DequantizeLinear (a requantization) is followed by a Clip, needed
+  or not: without it onnxruntime may merge two Q/DQ pairs into one with another scale;
+* average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats;
+* products with a float output go through ConvInteger or MatMulInteger, whose sums are exact;
+* a dequantization that float operations follow is spelled out, lest these be fused with a
+  later QuantizeLinear into operators that round otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mecq_cli.errors import ArtifactError
+from mecq_cli.export.onnx_builder import FLOAT_LOGITS, LOGITS, Builder
+from mecq_cli.export.onnx_products import emit_product
+from mecq_cli.integer.geometry import Windows, windows
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
+
+
+def build(model: IntegerModel) -> onnx.GraphProto:
+    """The graph of a model: input "input" float32 [batch, C, H, W], output "logits".
+
+    Raises:
+        ArtifactError: the model holds something that cannot be written.
+    """
+    builder = Builder(model)
+    for node in model.nodes:
+        emit = _EMITTERS.get(node.op)
+        if emit is None:
+            raise ArtifactError(f"{node.name}: cannot write the operation '{node.op}' as ONNX")
+        emit(builder, node)
+    output = model.output
+    if output.grid is not None:
+        builder.emit("DequantizeLinear", [output.name, *builder.grid(output.grid)], FLOAT_LOGITS)
+    image: list[str | int | None] = ["batch", *model.input_shape]
+    logits: list[str | int | None] = ["batch", *builder.shapes[output.name]]
+    return helper.make_graph(
+        builder.nodes,
+        str(model.metadata.get("model", "model")),
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, image)],
+        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, logits)],
+        initializer=list(builder.initializers.values()),
+    )
+
+
+def _quantize(builder: Builder, node: Node) -> None:
+    builder.quantized(node, node.inputs[0])
+
+
+def _requantize(builder: Builder, node: Node) -> None:
+    builder.quantized(node, builder.dequantized(node), clip=True)
+
+
+def _dequantize(builder: Builder, node: Node) -> None:
+    grid, name = builder.integer_grid(node), node.name
+    value = builder.emit("Cast", node.inputs, f"{name}::cast", to=TensorProto.FLOAT)
+    if grid.zero_point:
+        zero = builder.scalar(np.float32(grid.zero_point))
+        value = builder.emit("Sub", [value, zero], f"{name}::steps")
+    builder.emit("Mul", [value, builder.scalar(np.float32(grid.scale))], name)
+
+
+def _add(builder: Builder, node: Node) -> None:
+    if node.grid is None:
+        builder.emit("Add", node.inputs, node.name)
+        return
+    terms = [builder.dequantized(node, index) for index in range(len(node.inputs))]
+    builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
+
+
+def _clip(builder: Builder, node: Node) -> None:
+    bounds = [node.attributes["min"], node.attributes["max"]]
+    scalars = [builder.scalar(np.float32(bound)) for bound in bounds if bound is not None]
+    builder.emit("Clip", [node.inputs[0], *scalars], node.name)
+
+
+def _max_pool2d(builder: Builder, node: Node) -> None:
+    axes = windows(node, builder.shapes[node.inputs[0]])
+    if any(axis.end_padding >= axis.kernel for axis in axes):
+        raise ArtifactError(
+            f"{node.name}: onnxruntime has no max pooling with kernel {node.attributes['kernel']}, "
+            f"dilation {node.attributes['dilation']} and that much padding; use another model"
+        )
+    builder.passed(
+        "MaxPool",
+        node,
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        pads=_pads(axes),
+    )
+
+
+def _pads(axes: tuple[Windows, Windows]) -> list[int]:
+    """Top, left, bottom, right; what ceil_mode needs is in it."""
+    rows, columns = axes
+    return [rows.padding, columns.padding, rows.end_padding, columns.end_padding]
+
+
+def _avg_pool2d(builder: Builder, node: Node) -> None:
+    grid, shape = builder.input_grid(node), builder.shapes[node.inputs[0]]
+    axes = windows(node, shape)
+    include = bool(node.attributes["count_include_pad"])
+    counts = np.outer(axes[0].counts(include), axes[1].counts(include)).astype(np.float32)
+    name, kernel = node.name, [axis.kernel for axis in axes]
+    attributes = {
+        "kernel_shape": kernel,
+        "strides": [axis.stride for axis in axes],
+        "pads": _pads(axes),
+        "group": shape[0],
+    }
+    size = builder.constant(np.array([shape[0], 1, *kernel]), f"{name}::kernel_shape")
+    if grid and node.grid and counts.min() == counts.max() and not _ties(grid, node.grid):
+        one = numpy_helper.from_array(np.ones(1, np.int8))
+        ones = builder.emit("ConstantOfShape", [size], f"{name}::ones", value=one)
+        inputs = [ones, builder.scalar(np.float32(1))]
+        ones = builder.emit("DequantizeLinear", inputs, f"{name}::ones_float")
+        terms = [builder.dequantized(node), ones]
+        acc = builder.emit("Conv", terms, f"{name}::sum", **attributes)
+        builder.quantized(node, acc, np.float32(node.grid.scale) * counts[0, 0])
+        return
+    one = numpy_helper.from_array(np.ones(1, np.float32))
+    ones = builder.emit("ConstantOfShape", [size], f"{name}::ones", value=one)
+    values = node.inputs[0] if grid is None else builder.counted(node)
+    acc = builder.emit("Conv", [values, ones], f"{name}::sum", **attributes)
+    if grid is None:
+        builder.emit("Div", [acc, builder.constant(counts, f"{name}::counts")], name)
+    else:
+        _scaled(builder, node, acc, grid, counts)
+
+
+def _global_avg_pool(builder: Builder, node: Node) -> None:
+    grid, name = builder.input_grid(node), node.name
+    if grid is None:
+        builder.emit("GlobalAveragePool", node.inputs, name)
+        return
+    _, height, width = builder.shapes[node.inputs[0]]
+    count = np.float32(height * width)
+    if node.grid is not None and not _ties(grid, node.grid):
+        factor = np.float32(grid.scale) / (np.float32(node.grid.scale) * count)
+        # QLinearGlobalAveragePool refuses any other.
+        if 2.0**-32 <= factor < 256:
+            mean = [builder.dequantized(node)]
+            builder.quantized(node, builder.emit("GlobalAveragePool", mean, f"{name}::mean"))
+            return
+    axes = builder.constant(np.array([2, 3]), f"{name}::axes")
+    acc = builder.emit("ReduceSum", [builder.counted(node), axes], f"{name}::sum")
+    _scaled(builder, node, acc, grid, count)
+
+
+def _ties(source: Grid, target: Grid) -> bool:
+    """Whether averages often fall halfway between two steps while the scale is no power of two.
+
+    A float mean then rounds away from the tie by chance, so that the graph would depend on
+    whether it is fused; exact sums and one multiplication do not.
+    """
+    mantissas = [np.frexp(np.float32(grid.scale))[0] for grid in (source, target)]
+    return bool(mantissas[0] == mantissas[1] != 0.5)
+
+
+def _scaled(
+    builder: Builder, node: Node, acc: str, grid: Grid, counts: NDArray[np.float32] | np.float32
+) -> None:
+    """Finish an average: multiply exact sums as the table says; nothing for a fusion to change."""
+    scale = np.float32(grid.scale)
+    if node.grid is None:
+        multiplier = builder.constant(scale / counts, f"{node.name}::multiplier")
+        builder.emit("Mul", [acc, multiplier], node.name)
+        return
+    factor = scale / (np.float32(node.grid.scale) * counts)
+    multiplier = builder.constant(factor, f"{node.name}::multiplier")
+    steps = builder.emit("Mul", [acc, multiplier], f"{node.name}::mean")
+    builder.quantized(node, steps, np.float32(1))
+
+
+def _concat(builder: Builder, node: Node) -> None:
+    builder.passed("Concat", node, axis=1)
+
+
+def _flatten(builder: Builder, node: Node) -> None:
+    builder.passed("Flatten", node, axis=1)
+
+
+def _slice(builder: Builder, node: Node) -> None:
+    names = ("starts", "ends", "axes", "steps")
+    vectors = [np.array(node.attributes[name], np.int64) for name in names]
+    stored = [
+        builder.constant(vector, f"{node.name}::{name}")
+        for name, vector in zip(names, vectors, strict=True)
+    ]
+    builder.passed("Slice", node, stored)
+
+
+def _pad(builder: Builder, node: Node) -> None:
+    widths = [0, *node.attributes["before"], 0, *node.attributes["after"]]
+    pads = builder.constant(np.array(widths, np.int64), f"{node.name}::pads")
+    grid = builder.input_grid(node)
+    fill = np.float32(0) if grid is None else np.uint8(grid.zero_point)
+    builder.passed("Pad", node, [pads, builder.scalar(fill)])
+
+
+_EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
+    "quantize": _quantize,
+    "requantize": _requantize,
+    "dequantize": _dequantize,
+    "conv2d": emit_product,
+    "linear": emit_product,
+    "add": _add,
+    "clip": _clip,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "global_avg_pool": _global_avg_pool,
+    "concat": _concat,
+    "flatten": _flatten,
+    "slice": _slice,
+    "pad": _pad,
+}

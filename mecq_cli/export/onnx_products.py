@@ -1,0 +1,97 @@
+"""Writes conv2d and linear operations as ONNX nodes. See `mecq_cli.export.onnx_graph`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from mecq_cli.export.onnx_builder import Builder
+from mecq_cli.integer.ir import Grid, Node
+
+
+def emit_product(builder: Builder, node: Node) -> None:
+    """conv2d and linear. Both are exact once fused; float products follow the fused integer ones.
+
+    Only the logits may be a DequantizeLinear -> Gemm without QuantizeLinear: anywhere else one
+    might come later and be fused with it.
+    """
+    grid = builder.input_grid(node)
+    if grid is None:
+        _float_product(builder, node)
+    elif node.grid is not None:
+        builder.quantized(node, _sum(builder, node, grid, f"{node.name}::sum"))
+    elif node.op == "linear" and node.name == builder.output:
+        _sum(builder, node, grid, node.name)
+    else:
+        _exact_product(builder, node, grid)
+
+
+def _operator(node: Node) -> tuple[str, dict[str, Any]]:
+    """The float operator and its attributes."""
+    if node.op == "linear":
+        return "Gemm", {"transB": 1}
+    attributes = {
+        "kernel_shape": list(node.tensors["weight"].shape[2:]),
+        "strides": list(node.attributes["stride"]),
+        "pads": list(node.attributes["padding"]),
+        "dilations": list(node.attributes["dilation"]),
+        "group": int(node.attributes["groups"]),
+    }
+    return "Conv", attributes
+
+
+def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
+    """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv."""
+    name, tensors = node.name, node.tensors
+    scale = builder.constant(tensors["weight_scale"].astype(np.float32), f"{name}::weight_scale")
+    inputs = [builder.weight(node), scale]
+    if node.op == "linear":
+        size = builder.constant(np.array([len(tensors["weight"])]), f"{name}::channels")
+        zero = numpy_helper.from_array(np.zeros(1, np.int8))
+        inputs.append(
+            builder.emit("ConstantOfShape", [size], f"{name}::weight_zero_point", value=zero)
+        )
+    weight = builder.emit("DequantizeLinear", inputs, f"{name}::weight_float", axis=0)
+    bias = builder.constant(tensors["bias"].astype(np.int32), f"{name}::bias")
+    step = builder.scalar(np.float32(grid.scale))
+    bias_scale = builder.emit("Mul", [step, scale], f"{name}::bias_scale")
+    bias = builder.emit("DequantizeLinear", [bias, bias_scale], f"{name}::bias_float", axis=0)
+    op, attributes = _operator(node)
+    return builder.emit(op, [builder.dequantized(node), weight, bias], output, **attributes)
+
+
+def _exact_product(builder: Builder, node: Node, grid: Grid) -> None:
+    """Integer input, float output: fl(fl(acc) * fl(s_x * s_w))."""
+    name, tensors = node.name, node.tensors
+    zero, weight = builder.scalar(np.uint8(grid.zero_point)), builder.weight(node)
+    if node.op == "linear":
+        weight = builder.emit("Transpose", [weight], f"{name}::weight_columns", perm=[1, 0])
+        op, attributes = "MatMulInteger", {}
+    else:
+        op, attributes = "ConvInteger", _operator(node)[1]
+    acc = builder.emit(op, [node.inputs[0], weight, zero], f"{name}::product", **attributes)
+    channels = [-1, *[1] * (tensors["weight"].ndim - 2)]
+    bias = builder.constant(tensors["bias"].reshape(channels), f"{name}::bias")
+    acc = builder.emit("Add", [acc, bias], f"{name}::sum")
+    acc = builder.emit("Cast", [acc], f"{name}::sum_float", to=TensorProto.FLOAT)
+    scale = np.float32(grid.scale) * tensors["weight_scale"].astype(np.float32)
+    builder.emit("Mul", [acc, builder.constant(scale.reshape(channels), f"{name}::scale")], name)
+
+
+def _float_product(builder: Builder, node: Node) -> None:
+    """Float input: weights fl(w * s_w), made at load time where they are stored as integers."""
+    name, tensors = node.name, node.tensors
+    weight = tensors["weight"]
+    scale = tensors["weight_scale"].astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
+    if weight.dtype == np.int8:
+        scale_name = builder.constant(scale, f"{name}::weight_scale")
+        integers = builder.weight(node, multiplied=False)
+        integers = builder.emit("Cast", [integers], f"{name}::weight_cast", to=TensorProto.FLOAT)
+        weight_name = builder.emit("Mul", [integers, scale_name], f"{name}::weight_float")
+    else:
+        weight_name = builder.constant(weight.astype(np.float32) * scale, f"{name}::weight")
+    bias_name = builder.constant(tensors["bias"].astype(np.float32), f"{name}::bias")
+    op, attributes = _operator(node)
+    builder.emit(op, [node.inputs[0], weight_name, bias_name], name, **attributes)

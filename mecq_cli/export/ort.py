@@ -1,0 +1,190 @@
+"""Runs an ONNX file with onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from mecq_cli.errors import ArtifactError, UsageError
+from mecq_cli.export.seal import METADATA_KEY, is_sealed
+
+_SILENT = 4
+"""Log severity: fatal errors only; all others reach us as exceptions."""
+
+
+class OrtRunner:
+    """A loaded model.
+
+    Args:
+        path: an ONNX file with one input [N, C, H, W] and, as its first output, logits.
+        optimize: with onnxruntime's default graph optimizations, or with none.
+        threads: within an operation; onnxruntime's choice if not given.
+        allow_foreign: accept files that this program did not write, which carry no checksum.
+
+    Attributes:
+        verified: whether the file is ours, its checksum found right.
+        metadata: what the exporter stored: model, wbits, abits, classes, preprocessing; empty
+            for other files.
+        input_shape: (channels, height, width); None where any will do.
+
+    Raises:
+        ArtifactError: the file cannot be read, was damaged, has no checksum, keeps data in
+            other files, or onnxruntime does not accept it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        optimize: bool = True,
+        threads: int | None = None,
+        allow_foreign: bool = False,
+    ) -> None:
+        self.path = path
+        self._optimize = optimize
+        self._threads = threads
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+        self.verified = is_sealed(data, str(path))
+        self._model = _parse(data, path)
+        if not self.verified and not allow_foreign:
+            raise ArtifactError(
+                f"{path}: was not written by mecq (it has no checksum); give a file that "
+                "`mecq export` wrote"
+            )
+        self.metadata = _metadata(self._model, path)
+        self._session = self._load(data)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs) or "none"
+            raise ArtifactError(f"{path}: needs one float input [N, C, H, W], has {found}")
+        self._input: str = inputs[0].name
+        self.input_shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape[1:])
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 [N, classes] of preprocessed images float32 [N, C, H, W].
+
+        Raises:
+            UsageError: the images have another shape than the model wants.
+            ArtifactError: onnxruntime fails.
+        """
+        logits: NDArray[np.float32] = self._run(self._session, images)[0]
+        return logits
+
+    def run_all(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The output of every operation by its name, from a session that has them all as outputs.
+
+        In files of ours the names are those of the integer model.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        outputs = {
+            node.name: node.output[0]
+            for node in model.graph.node
+            if node.name and "::" not in node.name
+        }
+        present = {output.name for output in model.graph.output}
+        for name in dict.fromkeys(outputs.values()):
+            if name not in present:
+                model.graph.output.add(name=name)
+        session = self._load(model.SerializeToString())
+        known = [output.name for output in session.get_outputs()]
+        values = dict(zip(known, self._run(session, images), strict=True))
+        return {operation: values[tensor] for operation, tensor in outputs.items()}
+
+    def kernels(self) -> Counter[str]:
+        """How many nodes of each type the (optimized) graph has that really runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "optimized.onnx"
+            self._load(self._model.SerializeToString(), optimized=target)
+            graph = onnx.load_model(target).graph
+        return Counter(node.op_type for node in graph.node)
+
+    def _load(self, data: bytes, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SILENT
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
+        )
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        try:
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no common base class for its errors
+            raise ArtifactError(
+                f"{self.path}: onnxruntime {onnxruntime.__version__} does not accept the file: "
+                f"{_first_line(error)}"
+            ) from error
+
+    def _run(self, session: Any, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        fits = images.ndim == 4 and all(
+            wanted in (None, got)
+            for wanted, got in zip(self.input_shape, images.shape[1:], strict=True)
+        )
+        if not fits or not len(images):
+            wanted = ", ".join("any" if n is None else str(n) for n in self.input_shape)
+            raise UsageError(
+                f"images have the shape {list(images.shape)}, {self.path} wants [N, {wanted}]"
+            )
+        feed = {self._input: np.ascontiguousarray(images, np.float32)}
+        try:
+            values: list[NDArray[Any]] = session.run(None, feed)
+        except Exception as error:
+            raise ArtifactError(
+                f"{self.path}: onnxruntime fails to run it: {_first_line(error)}"
+            ) from error
+        return values
+
+
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's, which comes without annotations
+        raise ArtifactError(f"{path}: is no ONNX file, or was cut off") from error
+    if not model.graph.node:
+        raise ArtifactError(f"{path}: is no ONNX file, or has no graph")
+    # Where onnxruntime would look for external data is not ours to control.
+    if any(tensor.external_data for tensor in _tensors(model.graph)):
+        raise ArtifactError(f"{path}: keeps tensors in other files; store them in the file itself")
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The stored tensors of a graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t, *attribute.tensors]
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _tensors(inner)
+
+
+def _metadata(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            try:
+                document = json.loads(entry.value)
+            except ValueError as error:
+                raise ArtifactError(f"{path}: its metadata is no JSON; export it again") from error
+            return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _first_line(error: Exception) -> str:
+    """The message without the parts that follow it."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

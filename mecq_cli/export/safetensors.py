@@ -1,0 +1,191 @@
+"""The integer artifact: an `IntegerModel` as one .safetensors file.
+
+Weights are packed to their real number of bits; the graph is a JSON document in the metadata.
+The layout is specified in docs/artifact-format.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.ir import Grid, IntegerModel, Node
+from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
+from mecq_cli.integer.validate import validate
+from mecq_cli.storage import atomic_write, read_bytes_limited
+from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
+
+KIND = FileKind("mecq-integer", 1, ArtifactError)
+MAX_BYTES = 2**32
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+}
+
+
+def to_bytes(model: IntegerModel) -> bytes:
+    """The content of the file; the same model gives the same bytes.
+
+    Raises:
+        ArtifactError: the model breaks a rule of `integer.ir`, or its metadata is not plain JSON
+            (tuples are none).
+    """
+    validate(model)
+    document = {
+        "input_shape": list(model.input_shape),
+        "metadata": dict(model.metadata),
+        "nodes": [_node_to_json(node) for node in model.nodes],
+    }
+    try:
+        parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)})
+    except ValueError as reason:
+        raise ArtifactError(f"the model cannot be written: {reason}") from reason
+    return b"".join(parts)
+
+
+def save(model: IntegerModel, path: Path, *, force: bool = False) -> None:
+    """Write the file, atomically.
+
+    Raises:
+        ArtifactError: as `to_bytes`.
+        UsageError, EnvironmentFailure: as `storage.atomic_write`.
+    """
+    atomic_write(path, to_bytes(model), force=force)
+
+
+def load(path: Path) -> IntegerModel:
+    """Read a file that `save` wrote, every byte of it checked.
+
+    Raises:
+        ArtifactError: missing, damaged, of a newer version, or a model that cannot run.
+    """
+    data = read_bytes_limited(path, MAX_BYTES, error=ArtifactError)
+    tensors, metadata = decode(KIND, data, str(path))
+    try:
+        model = _to_model(strict_json(metadata.get("model", "")), tensors)
+        # What a reader may overlook (fields too many, another order) shows up here.
+        if to_bytes(model) != data:
+            raise ValueError("it holds more than the model in it")
+    except (ValueError, ArtifactError) as reason:
+        raise ArtifactError(
+            f"{path}: not a usable integer model: {reason}; export it again"
+        ) from reason
+    return model
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": node.name,
+        "op": node.op,
+        "inputs": list(node.inputs),
+        "grid": None if node.grid is None else asdict(node.grid),
+        "attributes": {
+            k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
+        },
+    }
+    if node.tensors:
+        entry["weight"] = {
+            "bits": node.weight_bits,
+            "shape": list(node.tensors["weight"].shape),
+        }
+    return entry
+
+
+def _to_tensors(model: IntegerModel) -> dict[str, RawTensor]:
+    tensors = {}
+    for node in model.nodes:
+        for name, array in node.tensors.items():
+            if name == "weight" and node.weight_bits != 32:
+                array = pack_weights(array, node.weight_bits or 0)
+            tensors[f"{node.name}.{name}"] = _to_raw(array)
+    return tensors
+
+
+def _to_raw(array: NDArray[Any]) -> RawTensor:
+    for dtype, layout in _NUMPY_TYPES.items():
+        if array.dtype == layout.newbyteorder("="):
+            return RawTensor(dtype, array.shape, array.astype(layout, order="C").tobytes())
+    raise ValueError(f"no tensor of type {array.dtype} belongs in an artifact")
+
+
+def _to_model(document: Any, tensors: Mapping[str, RawTensor]) -> IntegerModel:
+    _require_keys(document, {"input_shape", "metadata", "nodes"}, "the model")
+    if not isinstance(document["nodes"], list) or not isinstance(document["metadata"], dict):
+        raise ValueError("nodes or metadata are of a wrong type")
+    shape = document["input_shape"]
+    if not isinstance(shape, list) or len(shape) != 3:
+        raise ValueError("input_shape is not (channels, height, width)")
+    nodes = tuple(_to_node(entry, tensors) for entry in document["nodes"])
+    return IntegerModel(nodes, (shape[0], shape[1], shape[2]), document["metadata"])
+
+
+def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
+    """Only what must hold to build a `Node` is checked here; `validate` checks the rest."""
+    fields = {"name", "op", "inputs", "grid", "attributes"}
+    weighted = isinstance(entry, dict) and "weight" in entry
+    _require_keys(entry, fields | {"weight"} if weighted else fields, "a node")
+    name, op, inputs, grid, attributes = (
+        entry[key] for key in ("name", "op", "inputs", "grid", "attributes")
+    )
+    if not isinstance(name, str) or not isinstance(op, str):
+        raise ValueError("a node has no name or operation")
+    if not _are_strings(inputs) or not isinstance(attributes, dict):
+        raise ValueError(f"node {name!a:.80}: inputs or attributes are of a wrong type")
+    if grid is not None:
+        _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
+    return Node(
+        name,
+        op,
+        tuple(inputs),
+        None if grid is None else Grid(**grid),
+        {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
+        *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
+    )
+
+
+def _to_weights(
+    name: str, weight: Any, tensors: Mapping[str, RawTensor]
+) -> tuple[int, dict[str, NDArray[Any]]]:
+    """weight_bits and the tensors of a node, unpacked."""
+    _require_keys(weight, {"bits", "shape"}, "a weight")
+    bits, shape = weight["bits"], weight["shape"]
+    if type(bits) is not int or not (1 <= bits <= 8 or bits == 32):
+        raise ValueError(f"node {name!a:.80}: weights have 1 to 8 or 32 bits")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**32 for n in shape):
+        raise ValueError(f"node {name!a:.80}: the weight has no proper shape")
+    arrays = {
+        key: _to_array(f"{name}.{key}", tensors) for key in ("weight", "weight_scale", "bias")
+    }
+    packed = arrays["weight"]
+    if bits < 32:
+        # Before anything is allocated: a shape may claim more than there is.
+        if packed.shape != (packed_bytes(math.prod(shape), bits),):
+            raise ValueError(f"node {name!a:.80}: the weight does not have the size of its shape")
+        arrays["weight"] = unpack_weights(packed, bits, tuple(shape))
+    return bits, arrays
+
+
+def _to_array(name: str, tensors: Mapping[str, RawTensor]) -> NDArray[Any]:
+    raw = tensors.get(name)
+    if raw is None or raw.dtype not in _NUMPY_TYPES:
+        raise ValueError(f"tensor {name!a:.80} is missing or of a type that cannot be")
+    layout = _NUMPY_TYPES[raw.dtype]
+    # A copy of its own: writable, and not tied to the bytes of the file.
+    return np.frombuffer(raw.data, layout).reshape(raw.shape).astype(layout.newbyteorder("="))
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _require_keys(value: Any, keys: set[str], what: str) -> None:
+    if not isinstance(value, dict) or value.keys() != keys:
+        raise ValueError(f"{what} must have the fields {', '.join(sorted(keys))}")

@@ -1,0 +1,70 @@
+"""A few lines of Python that run an exported ONNX file, with its own preprocessing."""
+
+from __future__ import annotations
+
+from mecq_cli.models.preprocessing import Preprocessing
+
+_TEMPLATE = '''"""Classify images with {file}: python {script} IMAGE...
+
+Needs onnxruntime (1.24.1 or newer), numpy and pillow.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+CLASSES = {classes!r}
+MEAN = np.array({mean!r}, np.float32)
+STD = np.array({std!r}, np.float32)
+
+
+def load(path):
+    image = Image.open(path).convert("RGB")
+{resize}    pixels = np.asarray(image, np.float32) / np.float32(255)
+    return ((pixels - MEAN) / STD).transpose(2, 0, 1)[None]
+
+
+session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
+for name in sys.argv[1:]:
+    logits = session.run(None, {{"input": load(name)}})[0][0]
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    best = int(probabilities.argmax())
+    print(f"{{name}}: {{CLASSES[best]}} ({{100 * probabilities[best]:.1f}} %)")
+'''
+
+
+def snippet(file: str, preprocessing: Preprocessing, classes: list[str]) -> str:
+    """The content of a script beside ``file``."""
+    return _TEMPLATE.format(
+        file=file,
+        script=file.rsplit(".", 1)[0] + ".py",
+        classes=classes,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+        resize=_resize(preprocessing),
+    )
+
+
+def _resize(preprocessing: Preprocessing) -> str:
+    _, height, width = preprocessing.input_size
+    filter_name = preprocessing.interpolation.upper()
+    if filter_name not in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS", "BOX", "HAMMING"):
+        filter_name = "BICUBIC"
+    filter_code = f"Image.Resampling.{filter_name}"
+    if preprocessing.crop_mode == "squash":
+        size = (int(width / preprocessing.crop_pct), int(height / preprocessing.crop_pct))
+        lines = [f"image = image.resize({size!r}, {filter_code})"]
+    else:
+        short = int(min(height, width) / preprocessing.crop_pct)
+        lines = [
+            f"size = [{short} * side // min(image.size) for side in image.size]",
+            f"image = image.resize(size, {filter_code})",
+        ]
+    lines += [
+        f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",
+        f"image = image.crop((left, top, left + {width}, top + {height}))",
+    ]
+    return "".join(f"    {line}\n" for line in lines)

@@ -1,0 +1,141 @@
+"""The integer model: a short list of operations on integers, and nothing about training.
+
+Every exporter reads this and every runner executes it. Activations between two integer
+operations are ``uint8`` arrays; what their values mean is said by a `Grid`. All scales are
+float32 numbers, all rounding is half to even, and all the float arithmetic is float32: this
+is what ``QLinearConv`` and its kin do in onnxruntime, so that one definition serves all.
+
+Legend:  q  an integer on a grid        fl(.)  rounded to float32
+         x, y  input and output         rne(.) rounded half to even
+         s, z  scale and zero point     w, b   integer weight and bias
+
+| op              | inputs | meaning (then clipped to [qmin, qmax] where the node has a grid)      |
+|-----------------|--------|-----------------------------------------------------------------------|
+| quantize        | float  | rne(fl(x / s_y)) + z_y                                                |
+| dequantize      | grid   | fl((q - z_x) * s_x)                                  (float output)   |
+| requantize      | grid   | rne(fl(fl((q - z_x) * s_x) / s_y)) + z_y                              |
+| conv2d, linear  | grid   | acc = sum (q - z_x) W + b, exact in int32; W = w * weight_multiplier  |
+|                 |        | with a grid:    rne(fl(fl(acc) * fl(fl(s_x * s_w) / s_y))) + z_y      |
+|                 |        | without:        fl(fl(acc) * fl(s_x * s_w))          (float output)   |
+| conv2d, linear  | float  | float convolution with fl(w * s_w) and a float bias  (float output)   |
+| add             | 2 grid | rne(((q_a - z_a) s_a + (q_b - z_b) s_b) / s_y + z_y); the scales are  |
+|                 |        | powers of two and z_y is even, so that every way of computing this    |
+|                 |        | gives one answer (halves are common, and QLinearAdd rounds last)      |
+|                 | 2 float| fl(a + b)                                            (float output)   |
+| clip            | float  | clip(x, min, max); max may be None                   (float output)   |
+| max_pool2d      | any    | of the integers; output on the grid of the input                      |
+| avg_pool2d      | grid   | acc = sum (q - z_x) over the n values of a window;                    |
+|                 |        | rne(fl(fl(acc) * fl(s_x / fl(s_y * n)))) + z_y                        |
+| global_avg_pool | grid   | the same over the whole plane, [N, C, H, W] -> [N, C, 1, 1]           |
+|                 |        | without a grid: fl(fl(acc) * fl(s_x / n))            (float output)   |
+| both avg pools  | float  | the mean                                             (float output)   |
+| concat          | any    | along axis 1; every input has the scale and zero point of the output  |
+| flatten         | any    | [N, ...] -> [N, prod(...)]; output on the grid of the input           |
+| slice           | any    | x[..., start:end:step, ...] on the named axes; grid of the input      |
+| pad             | any    | zeros around (the zero point on a grid); grid of the input            |
+
+The integer bias counts in units of s_x * s_w. With few bits such a unit would be as large as a
+whole step of the output, so weights of less than 7 bits are multiplied by a power of two before
+they are used (`weight_multiplier`; s_w belongs to the products W), which makes the unit so much
+finer. They are stored as they are, and the sums stay far within int32.
+
+`relu` and `relu6` on a grid have no operation of their own: they are the clipping of the node
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+INPUT = "input"
+"""Name of the float image batch [N, C, H, W] that the first node reads."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the integers of an activation lie: real value = scale * (q - zero_point).
+
+    ``qmin`` and ``qmax`` are what the values are clipped to; they may be tighter than
+    [0, 2**bits - 1] where a ReLU or ReLU6 was folded in.
+    """
+
+    scale: float
+    zero_point: int
+    bits: int
+    qmin: int
+    qmax: int
+
+    def same_values(self, other: Grid) -> bool:
+        """Whether an integer means the same number on both grids."""
+        return self.scale == other.scale and self.zero_point == other.zero_point
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. Its output carries its name.
+
+    Attributes:
+        name: unique; the path of the module in the original network where there is one.
+        op: see the table above.
+        inputs: names of earlier nodes, or `INPUT`.
+        grid: of the output; None for a float output.
+        attributes: conv2d: stride, dilation (two ints each), padding (top, left, bottom,
+            right), groups;
+            max_pool2d: kernel, stride, padding, dilation (two ints each), ceil_mode (bool);
+            avg_pool2d: kernel, stride, padding (two ints each), ceil_mode, count_include_pad;
+            slice: axes, starts, ends, steps (lists of ints of one length; axis 0 never);
+            clip: min (0.0), max (a float or None);
+            pad: before, after (an int for each of the axes 1, 2, 3).
+        weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.
+        tensors: conv2d, linear: ``weight`` int8 [O, I/groups, kh, kw] or [O, I] (float32 where
+            weight_bits is 32), ``weight_scale`` float32 [O] (signed: the batch norm is folded
+            in), ``bias`` int32 [O] (float32 where the input or the weights are float). 1-bit
+            weights are -1 and +1.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    grid: Grid | None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    weight_bits: int | None = None
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def weight_multiplier(bits: int) -> int:
+    """What weights of so many bits are multiplied by where they meet integers."""
+    return int(2 ** max(7 - bits, 0))
+
+
+def multiplied_weight(node: Node) -> NDArray[np.int8]:
+    """W of a conv2d or linear node whose input is on a grid: int8, of magnitude at most 128."""
+    assert node.weight_bits is not None
+    multiplier = np.int8(weight_multiplier(node.weight_bits))
+    product: NDArray[np.int8] = np.asarray(node.tensors["weight"], np.int8) * multiplier
+    return product
+
+
+@dataclass(frozen=True)
+class IntegerModel:
+    """A whole network. ``nodes`` are in the order of execution; the last one is the output.
+
+    Attributes:
+        nodes: the operations.
+        input_shape: (channels, height, width) of an image.
+        metadata: JSON-able: model (name), wbits, abits, classes (list of names),
+            preprocessing (see models.preprocessing).
+    """
+
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, int, int]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Node:
+        """The node whose values are the logits [N, classes]."""
+        return self.nodes[-1]

@@ -1,0 +1,226 @@
+"""The operations of the integer model: what each takes, and the shape of what it yields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mecq_cli.integer.ir import Grid, Node
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a node reads or yields: the shape without the batch axis; no grid means float."""
+
+    shape: tuple[int, ...]
+    grid: Grid | None
+
+    def __str__(self) -> str:
+        kind = "float" if self.grid is None else "integers"
+        return f"{kind} [{', '.join(['N', *map(str, self.shape)])}]"
+
+
+@dataclass(frozen=True)
+class Ints:
+    """An attribute of ``count`` integers in [low, high]; None: 1 to 3 of them, 1: a bare one."""
+
+    count: int | None
+    low: int
+    high: int = 2**16
+
+
+Kind = Ints | Literal["bool", "number", "number or None"]
+"""What an attribute may be; numbers are finite."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an operation takes.
+
+    Attributes:
+        shape: yields the shape of the output; raises ValueError where the inputs do not fit.
+        inputs: how many; None for any number.
+        reads: "grid", "float" or "any"; several inputs are all on grids or all float.
+        yields: "grid", "float", "same" (as the inputs), or "any"; from float inputs read as
+            "any" always float.
+        attributes: by name: several integers, or the type of a single value.
+        weight_dims: of the weight, if it has one.
+    """
+
+    shape: Callable[[Node, list[Value]], tuple[int, ...]]
+    inputs: int | None
+    reads: str
+    yields: str
+    attributes: Mapping[str, Kind]
+    weight_dims: int | None = None
+
+
+def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    weight = node.tensors["weight"]
+    channels, height, width = _plane(inputs[0])
+    groups = node.attributes["groups"]
+    if weight.shape[1] * groups != channels or weight.shape[0] % groups:
+        raise ValueError(
+            f"a weight {list(weight.shape)} in {groups} groups does not fit {channels} channels"
+        )
+    kernel = weight.shape[2:]
+    top, left, bottom, right = node.attributes["padding"]
+    reach = [d * (k - 1) + 1 for d, k in zip(node.attributes["dilation"], kernel, strict=True)]
+    return (
+        weight.shape[0],
+        _windows(height + top + bottom, reach[0], node.attributes["stride"][0]),
+        _windows(width + left + right, reach[1], node.attributes["stride"][1]),
+    )
+
+
+def _linear(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    weight = node.tensors["weight"]
+    if inputs[0].shape != weight.shape[1:]:
+        raise ValueError(f"a weight {list(weight.shape)} does not fit {inputs[0]}")
+    return (weight.shape[0],)
+
+
+def _max_pool2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    return _pool(node, inputs[0], node.attributes["dilation"])
+
+
+def _avg_pool2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    return _pool(node, inputs[0], (1, 1))
+
+
+def _pool(node: Node, value: Value, dilation: tuple[int, int]) -> tuple[int, ...]:
+    channels, *sizes = _plane(value)
+    shape = [channels]
+    names = ("kernel", "stride", "padding")
+    for axis, size in enumerate(sizes):
+        kernel, stride, padding = (node.attributes[name][axis] for name in names)
+        reach = dilation[axis] * (kernel - 1) + 1
+        if 2 * padding > reach:
+            raise ValueError(f"padding {padding} is more than half of the window {reach}")
+        count = _windows(size + 2 * padding, reach, stride)
+        if count < 1:
+            raise ValueError(f"a window of {reach} does not fit {value}")
+        if node.attributes["ceil_mode"] and count * stride < min(
+            size + padding, size + 2 * padding - reach + stride
+        ):
+            # One more, as in PyTorch, unless it would begin in the padding on the far side.
+            count += 1
+        shape.append(count)
+    return tuple(shape)
+
+
+def _windows(size: int, reach: int, stride: int) -> int:
+    """How many windows fit; 0 or less where none does."""
+    return (size - reach) // stride + 1
+
+
+def _global_avg_pool(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    return _plane(inputs[0])[0], 1, 1
+
+
+def _unchanged(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    return inputs[0].shape
+
+
+def _clip(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    low, high = node.attributes["min"], node.attributes["max"]
+    if high is not None and low > high:
+        raise ValueError(f"min {low} is more than max {high}")
+    return inputs[0].shape
+
+
+def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    if inputs[0].shape != inputs[1].shape:
+        raise ValueError(f"{inputs[0]} and {inputs[1]} differ in shape")
+    for grid in (node.grid, *(value.grid for value in inputs)):
+        if grid is not None and math.frexp(grid.scale)[0] != 0.5:
+            raise ValueError(f"the scale {grid.scale!r} is not a power of two")
+    if node.grid is not None and node.grid.zero_point % 2:
+        raise ValueError(f"the zero point {node.grid.zero_point} is odd")
+    return inputs[0].shape
+
+
+def _concat(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    if len({value.shape[1:] for value in inputs}) > 1:
+        raise ValueError("the inputs differ in more than their channels")
+    return sum(value.shape[0] for value in inputs), *inputs[0].shape[1:]
+
+
+def _flatten(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    return (math.prod(inputs[0].shape),)
+
+
+def _slice(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    axes, starts, ends, steps = (
+        node.attributes[name] for name in ("axes", "starts", "ends", "steps")
+    )
+    if len({len(axes), len(starts), len(ends), len(steps)}) > 1 or len({*axes}) < len(axes):
+        raise ValueError("axes, starts, ends and steps are of one length, each axis once")
+    if max(axes) > len(inputs[0].shape):
+        raise ValueError(f"{inputs[0]} has no axis {max(axes)}")
+    shape = list(inputs[0].shape)
+    for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
+        shape[axis - 1] = len(range(*slice(*bounds).indices(shape[axis - 1])))
+    return tuple(shape)
+
+
+def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    sizes = zip(_plane(inputs[0]), node.attributes["before"], node.attributes["after"], strict=True)
+    return tuple(map(sum, sizes))
+
+
+def _same_values(node: Node, inputs: list[Value]) -> None:
+    for value in inputs:
+        if value.grid and node.grid and not node.grid.same_values(value.grid):
+            raise ValueError("the output must have the scale and zero point of every input")
+
+
+def _plane(value: Value) -> tuple[int, int, int]:
+    if len(value.shape) != 3:
+        raise ValueError(f"it needs an input [N, C, H, W], not {value}")
+    return value.shape[0], value.shape[1], value.shape[2]
+
+
+_INT64 = 2**63 - 1
+_KERNEL: dict[str, Kind] = {
+    "kernel": Ints(2, 1, 256),
+    "stride": Ints(2, 1),
+    "padding": Ints(2, 0),
+    "ceil_mode": "bool",
+}
+_CONV: dict[str, Kind] = {
+    "stride": Ints(2, 1),
+    "padding": Ints(4, 0),
+    "dilation": Ints(2, 1),
+    "groups": Ints(1, 1),
+}
+_CUT = {
+    "axes": Ints(None, 1),
+    "starts": Ints(None, -_INT64, _INT64),
+    "ends": Ints(None, -_INT64, _INT64),
+    "steps": Ints(None, 1),
+}
+RULES = {
+    "quantize": Rule(_unchanged, 1, "float", "grid", {}),
+    "dequantize": Rule(_unchanged, 1, "grid", "float", {}),
+    "requantize": Rule(_unchanged, 1, "grid", "grid", {}),
+    "conv2d": Rule(_conv2d, 1, "any", "any", _CONV, weight_dims=4),
+    "linear": Rule(_linear, 1, "any", "any", {}, weight_dims=2),
+    "add": Rule(_add, 2, "any", "same", {}),
+    "clip": Rule(_clip, 1, "float", "float", {"min": "number", "max": "number or None"}),
+    "max_pool2d": Rule(_max_pool2d, 1, "any", "same", {**_KERNEL, "dilation": Ints(2, 1)}),
+    "avg_pool2d": Rule(_avg_pool2d, 1, "any", "same", {**_KERNEL, "count_include_pad": "bool"}),
+    "global_avg_pool": Rule(_global_avg_pool, 1, "any", "any", {}),
+    "concat": Rule(_concat, None, "any", "same", {}),
+    "flatten": Rule(_flatten, 1, "any", "same", {}),
+    "slice": Rule(_slice, 1, "any", "same", _CUT),
+    "pad": Rule(_pad, 1, "any", "same", {"before": Ints(3, 0), "after": Ints(3, 0)}),
+}
+"""By the name of the operation; integer/ir.py says what they compute."""

@@ -1,0 +1,234 @@
+"""The operations of integer/ir.py in torch, exact, on integers carried as float32 tensors.
+
+The simulator in evaluation mode and a loaded artifact both run on these. Products of integers
+are accumulated where float32 is exact (|acc| < 2^24), otherwise the weight is split into two
+halves of four bits whose sums are exact again, and the parts are joined in float64.
+
+q tensors are [N, C, H, W] or [N, K], float32, holding integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
+
+EXACT = float(2**24)
+"""Integers up to here are exact in float32."""
+
+
+def quantize(x: Tensor, grid: Grid) -> Tensor:
+    """Float values to integers on ``grid``."""
+    q = torch.round(x / _f32(grid.scale, x)) + grid.zero_point
+    return torch.clamp(q, grid.qmin, grid.qmax)
+
+
+def dequantize(q: Tensor, grid: Grid) -> Tensor:
+    """Integers on ``grid`` to float values."""
+    return (q - grid.zero_point) * _f32(grid.scale, q)
+
+
+def run_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    """One operation; ``grids`` are those of the inputs, None for floats."""
+    return _OPERATIONS[node.op](node, inputs, grids)
+
+
+def _f32(value: float, like: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=like.device)
+
+
+def _to_grid(acc: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
+    q = torch.round(acc * multiplier) + grid.zero_point
+    return torch.clamp(q, grid.qmin, grid.qmax)
+
+
+def _need(grid: Grid | None) -> Grid:
+    assert grid is not None, "an integer operation got a float input"
+    return grid
+
+
+def _tensor(node: Node, name: str, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(node.tensors[name])).to(like.device)
+
+
+def _multiply(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution or matrix product, whatever the node is."""
+    if node.op == "linear":
+        return F.linear(x, weight, bias)
+    attributes = node.attributes
+    top, left, bottom, right = attributes["padding"]
+    padding: tuple[int, int] = (top, left)
+    if (top, left) != (bottom, right):
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(
+        x,
+        weight,
+        bias,
+        tuple(attributes["stride"]),
+        padding,
+        tuple(attributes["dilation"]),
+        attributes["groups"],
+    )
+
+
+def _accumulate(node: Node, x: Tensor, largest: int) -> Tensor:
+    """fl(sum x w + b) for integers |x| <= ``largest``; the sum itself is exact."""
+    weight, bias = torch.from_numpy(multiplied_weight(node)).to(x.device), _tensor(node, "bias", x)
+    reach = float(weight.flatten(1).double().abs().sum(1).max()) * largest
+    if reach + float(bias.double().abs().max()) < EXACT:
+        return _multiply(node, x, weight.float(), bias.float())
+    shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
+    high = torch.div(weight, 16, rounding_mode="floor")
+    low = weight - 16 * high
+    if reach / 8 < EXACT and float(low.flatten(1).float().sum(1).max()) * largest < EXACT:
+        acc = _multiply(node, x, high.float(), None).double() * 16
+        acc += _multiply(node, x, low.float(), None)
+    else:
+        acc = _multiply(node, x.double(), weight.double(), None)
+    return (acc + bias.double().reshape(shape)).float()
+
+
+def _product(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    x, grid = inputs[0], grids[0]
+    scale = _tensor(node, "weight_scale", x)
+    shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
+    if grid is None:
+        weight = _tensor(node, "weight", x).float()
+        weight = weight * scale.reshape(-1, *([1] * (weight.dim() - 1)))
+        return _multiply(node, x, weight, _tensor(node, "bias", x))
+    largest = max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
+    acc = _accumulate(node, x - grid.zero_point, largest)
+    multiplier = (_f32(grid.scale, x) * scale).reshape(shape)
+    if node.grid is None:
+        return acc * multiplier
+    return _to_grid(acc, multiplier / _f32(node.grid.scale, x), node.grid)
+
+
+def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    if node.grid is None:
+        return inputs[0] + inputs[1]
+    a, b = (dequantize(q, _need(g)) for q, g in zip(inputs, grids, strict=True))
+    return quantize(a + b, node.grid)
+
+
+def _clip(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return torch.clamp(inputs[0], node.attributes["min"], node.attributes["max"])
+
+
+def _max_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    a = node.attributes
+    return F.max_pool2d(
+        inputs[0], a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"]
+    )
+
+
+def _mean(node: Node, acc: Tensor, count: Tensor, grid: Grid) -> Tensor:
+    """Sums of ``count`` values, to the grid of the node or to floats."""
+    scale = _f32(grid.scale, acc)
+    if node.grid is None:
+        return acc * (scale / count)
+    return _to_grid(acc, scale / (_f32(node.grid.scale, acc) * count), node.grid)
+
+
+def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    q, grid = inputs[0], grids[0]
+    if grid is None:
+        return q.mean((2, 3), keepdim=True)
+    acc = (q - grid.zero_point).sum((2, 3), keepdim=True)
+    return _mean(node, acc, _f32(float(q.shape[2] * q.shape[3]), q), grid)
+
+
+def _avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    q, grid, a = inputs[0], grids[0], node.attributes
+    window = (a["kernel"], a["stride"], a["padding"], a["ceil_mode"])
+    if grid is None:
+        return F.avg_pool2d(q, *window, a["count_include_pad"])
+
+    def sums(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, *window, divisor_override=1)
+
+    acc = sums(q - grid.zero_point)
+    if a["count_include_pad"]:
+        # Not always the whole window: ceil_mode lets the last ones reach beyond the padding.
+        rows, columns = a["padding"]
+        ones = F.pad(torch.ones_like(q[:1, :1]), (columns, columns, rows, rows), value=1.0)
+        count = F.avg_pool2d(ones, a["kernel"], a["stride"], 0, a["ceil_mode"], divisor_override=1)[
+            :, :, : acc.shape[2], : acc.shape[3]
+        ]
+    else:
+        count = sums(torch.ones_like(q[:1, :1]))
+    return _mean(node, acc, count, grid)
+
+
+def _concat(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return torch.cat(list(inputs), 1)
+
+
+def _flatten(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return inputs[0].flatten(1)
+
+
+def _slice(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    a = node.attributes
+    index = [slice(None)] * inputs[0].dim()
+    for axis, start, end, step in zip(a["axes"], a["starts"], a["ends"], a["steps"], strict=True):
+        index[axis] = slice(start, end, step)
+    return inputs[0][tuple(index)]
+
+
+def _pad(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    before, after = node.attributes["before"], node.attributes["after"]
+    widths = [w for b, a in zip(reversed(before), reversed(after), strict=True) for w in (b, a)]
+    zero = 0 if grids[0] is None else grids[0].zero_point
+    return F.pad(inputs[0], widths, value=float(zero))
+
+
+def _quantize_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return quantize(inputs[0], _need(node.grid))
+
+
+def _dequantize_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return dequantize(inputs[0], _need(grids[0]))
+
+
+def _requantize_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return quantize(dequantize(inputs[0], _need(grids[0])), _need(node.grid))
+
+
+Operation = Callable[[Node, Sequence[Tensor], Sequence[Grid | None]], Tensor]
+
+_OPERATIONS: Mapping[str, Operation] = {
+    "quantize": _quantize_node,
+    "dequantize": _dequantize_node,
+    "requantize": _requantize_node,
+    "conv2d": _product,
+    "linear": _product,
+    "add": _add,
+    "clip": _clip,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "global_avg_pool": _global_avg_pool,
+    "concat": _concat,
+    "flatten": _flatten,
+    "slice": _slice,
+    "pad": _pad,
+}
+
+
+def run_model(model: IntegerModel, images: Tensor) -> Tensor:
+    """Logits [N, classes] of an `IntegerModel` for normalised float32 images [N, C, H, W]."""
+    values: dict[str, Tensor] = {INPUT: images}
+    grids: dict[str, Grid | None] = {INPUT: None}
+    last_use = {name: i for i, node in enumerate(model.nodes) for name in node.inputs}
+    for i, node in enumerate(model.nodes):
+        out = run_node(node, [values[n] for n in node.inputs], [grids[n] for n in node.inputs])
+        values[node.name], grids[node.name] = out, node.grid
+        for name in node.inputs:
+            if last_use[name] == i:
+                values.pop(name, None)
+    return values[model.output.name]

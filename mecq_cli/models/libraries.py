@@ -1,0 +1,219 @@
+"""timm and torchvision behind one contract: what each knows of a model, and how it builds it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import timm
+import torchvision.models
+from timm.data.config import resolve_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import nn
+
+from mecq_cli.errors import UsageError
+from mecq_cli.models import cifar_resnet
+from mecq_cli.models.hub import PublishedWeights
+from mecq_cli.models.preprocessing import Preprocessing
+
+TORCHVISION = "torchvision/"
+
+# The last layer, by how the name of the architecture begins: torchvision does not tell it.
+_TORCHVISION_CLASSIFIERS = {
+    "alexnet": "classifier.6",
+    "convnext": "classifier.2",
+    "densenet": "classifier",
+    "efficientnet": "classifier.1",
+    "maxvit": "classifier.5",
+    "mnasnet": "classifier.1",
+    "mobilenet_v2": "classifier.1",
+    "mobilenet_v3": "classifier.3",
+    "squeezenet": "classifier.1",
+    "swin": "head",
+    "vgg": "classifier.6",
+    "vit": "heads.head",
+}
+_TORCHVISION_OTHER_CLASSIFIER = "fc"
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+
+class LibraryModel(Protocol):
+    """A model that a library can build.
+
+    Attributes:
+        name: as the user gives it.
+        num_classes: outputs it has in the library; 0 for a net without a classifier.
+        classifiers: submodules that make the outputs, by name.
+        unused: submodules that its published weights hold and `build` leaves out.
+        preprocessing: that the library's weights count on.
+        published: where the library's weights are; None where it has none.
+    """
+
+    name: str
+    num_classes: int
+    classifiers: tuple[str, ...]
+    unused: tuple[str, ...]
+    preprocessing: Preprocessing
+    published: PublishedWeights | None
+
+    def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
+        """Make the net; a classifier of another size than the pretrained one is random."""
+
+
+class TimmModel:
+    """A model of timm's, the CIFAR ResNets of this package among them."""
+
+    def __init__(self, name: str) -> None:
+        cfg = get_pretrained_cfg(name) or PretrainedCfg()
+        self.name = name
+        self.num_classes = cfg.num_classes
+        classifier: Any = cfg.classifier or ()
+        self.classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        self.unused: tuple[str, ...] = ()
+        self.preprocessing = _timm_preprocessing(cfg)
+        self.published: PublishedWeights | None = None
+        if cfg.hf_hub_id:
+            self.published = PublishedWeights(
+                cfg.hf_hub_id, on_hub=True, filename=cfg.hf_hub_filename
+            )
+        elif cfg.url:
+            self.published = PublishedWeights(cfg.url if isinstance(cfg.url, str) else cfg.url[0])
+        self._fixed_input_size = cfg.fixed_input_size
+
+    def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
+        options: dict[str, Any] = {"num_classes": num_classes}
+        if img_size is not None and self._fixed_input_size:
+            options["img_size"] = img_size
+        if pretrained and self.published and self.published.on_hub:
+            # Straight from the cache: by itself timm asks the hub for a newer file first.
+            file = self.published.cached()
+            if file is not None:
+                options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
+        return timm.create_model(self.name, pretrained=pretrained, **options)
+
+
+class TorchvisionModel:
+    """A classification model of torchvision's, with its default weights."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._arch = name.removeprefix(TORCHVISION)
+        self._weights: Any = getattr(
+            torchvision.models.get_model_weights(self._arch), "DEFAULT", None
+        )
+        self.num_classes = 1000
+        known = [v for k, v in _TORCHVISION_CLASSIFIERS.items() if self._arch.startswith(k)]
+        self.classifiers: tuple[str, ...] = (*known, _TORCHVISION_OTHER_CLASSIFIER)[:1]
+        self._is_inception = self._arch in ("googlenet", "inception_v3")
+        self.unused: tuple[str, ...] = _AUXILIARY if self._is_inception else ()
+        self.published = PublishedWeights(self._weights.url) if self._weights else None
+        self.preprocessing = self._preprocessing()
+
+    def _preprocessing(self) -> Preprocessing:
+        size, resize, interpolation = 224, 256, "bilinear"
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        if self._weights:
+            transforms = self._weights.transforms()
+            size, resize = transforms.crop_size[0], transforms.resize_size[0]
+            interpolation = transforms.interpolation.value
+            mean, std = tuple(transforms.mean), tuple(transforms.std)
+        if self._is_inception:
+            # With its own weights the net turns this normalisation into the one it was trained
+            # with (transform_input). Both steps in one: see `build`.
+            mean = std = (0.5, 0.5, 0.5)
+        return Preprocessing((3, size, size), mean, std, interpolation, crop_pct=size / resize)
+
+    def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
+        options: dict[str, Any] = {}
+        if self._arch.startswith("vit"):
+            options["image_size"] = img_size or self.preprocessing.input_size[-1]
+        elif self._arch.startswith("maxvit") and img_size is not None:
+            options["input_size"] = (img_size, img_size)
+        if pretrained:
+            module: nn.Module = torchvision.models.get_model(
+                self._arch, weights=self._weights, progress=False, **options
+            )
+            if num_classes != self.num_classes:
+                _replace_classifier(module, self.classifiers[0], num_classes)
+        else:
+            module = torchvision.models.get_model(
+                self._arch, weights=None, num_classes=num_classes, **options
+            )
+        if self._is_inception:
+            _without_extras(module)
+        return module
+
+
+def find(name: str) -> LibraryModel:
+    """The model that is called ``name``.
+
+    Raises:
+        UsageError: there is none; the message holds up to three near matches.
+    """
+    if name.startswith(TORCHVISION):
+        if name in _torchvision_names():
+            return TorchvisionModel(name)
+    elif ":" not in name and "/" not in name and timm.is_model(name):
+        try:
+            return TimmModel(name)
+        except RuntimeError:  # the architecture exists, those weights of it do not
+            tags = timm.list_pretrained(name.split(".")[0] + ".*")
+            raise _unknown(name, difflib.get_close_matches(name, tags, 3, cutoff=0)) from None
+    raise _unknown(name, _near(name))
+
+
+def model_names() -> list[str]:
+    """Every name that `find` takes, timm's first; timm's may be followed by ``.TAG``."""
+    return [*timm.list_models(), *_torchvision_names()]
+
+
+def _torchvision_names() -> list[str]:
+    # The other packages in torchvision.models detect, segment and so on.
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [TORCHVISION + name for name in names]
+
+
+def _near(name: str) -> list[str]:
+    names = model_names()
+    wanted = name.lower()
+    elsewhere = [n for n in (wanted, TORCHVISION + wanted) if n in names]
+    close = difflib.get_close_matches(wanted, names, 3)
+    return list(dict.fromkeys([*elsewhere, *close]))[:3]
+
+
+def _unknown(name: str, near: list[str]) -> UsageError:
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists timm's"
+    return UsageError(
+        f"unknown model {name!r}: timm's names, torchvision/NAME and "
+        f"{', '.join(cifar_resnet.default_cfgs)} are known; {hint}"
+    )
+
+
+def _timm_preprocessing(cfg: PretrainedCfg) -> Preprocessing:
+    # timm gives these two no annotations.
+    as_dict: Callable[[], dict[str, Any]] = cfg.to_dict
+    resolve: Callable[..., dict[str, Any]] = resolve_data_config
+    return Preprocessing(**resolve(pretrained_cfg=as_dict()))
+
+
+def _replace_classifier(module: nn.Module, name: str, num_classes: int) -> None:
+    old = module.get_submodule(name)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes)
+    else:
+        assert isinstance(old, nn.Conv2d), f"{name} is a {type(old).__name__}"
+        new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, new)
+
+
+def _without_extras(module: nn.Module) -> None:
+    """One output in training mode, too, and no normalisation inside of the net."""
+    for name in _AUXILIARY:
+        if hasattr(module, name):
+            setattr(module, name, None)
+    for flag in ("aux_logits", "transform_input"):
+        setattr(module, flag, False)

@@ -1,0 +1,57 @@
+"""How an image becomes the input of a model: size, crop, mean and standard deviation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mecq_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize so that the crop is ``crop_pct`` of the short side, crop the centre, normalise.
+
+    Attributes:
+        input_size: (channels, height, width) that the model sees.
+        mean, std: per channel, of pixels in [0, 1].
+        interpolation: "bilinear", "bicubic", ... as timm names it.
+        crop_pct: 1.0 keeps the whole image.
+        crop_mode: "center", "squash" or "border", as timm names it.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def overridden(
+        self, *, img_size: int | None = None, crop_pct: float | None = None
+    ) -> Preprocessing:
+        """The same with square images of ``img_size`` pixels, or another crop; None: as it is.
+
+        Raises:
+            UsageError: a size below 1, or a crop outside of (0, 1].
+        """
+        if img_size is not None and img_size < 1:
+            raise UsageError(f"--img-size is {img_size}; it must be at least 1")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise UsageError(f"--crop-pct is {crop_pct}; it must lie in (0, 1]")
+        size = self.input_size if img_size is None else (self.input_size[0], img_size, img_size)
+        return replace(
+            self, input_size=size, crop_pct=self.crop_pct if crop_pct is None else crop_pct
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`."""
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in document.items()
+        }
+        return cls(**fields)

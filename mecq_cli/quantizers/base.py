@@ -1,0 +1,122 @@
+"""What every quantizer is: a module that rounds in training and names its grid afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mecq_cli.integer.ir import Grid
+
+
+class FakeQuantize(torch.autograd.Function):
+    """Clip and round to a grid with a learned step; gradients of LSQ.
+
+    With v = x / s the value is ``round(clip(v, qmin, qmax)) * s`` (arXiv 1902.08153, Eq. 1-2).
+    The gradient to x passes where v lies inside the grid; the gradient to s is
+    ``round(v) - v`` inside and qmin or qmax outside (Eq. 3), times ``grad_scale``
+    (section 2.2). Only x and s are kept for the backward pass.
+
+    ``binary`` rounds to -1 and +1 instead, without a zero between them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        qmin: float,
+        qmax: float,
+        grad_scale: float,
+        binary: bool,
+    ) -> Tensor:
+        """``x`` of any shape; ``scale`` broadcasts against it. Returns x's shape and dtype."""
+        ctx.save_for_backward(x, scale)
+        ctx.settings = (qmin, qmax, grad_scale, binary)
+        v = x.float() / scale
+        return (_round(v, qmin, qmax, binary) * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients to x and s; None for the settings."""
+        x, scale = ctx.saved_tensors
+        qmin, qmax, grad_scale, binary = ctx.settings
+        grad = grads[0].float()
+        v = x.float() / scale
+        inside = (v >= qmin) & (v <= qmax)
+        grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
+        rounding = _round(v, qmin, qmax, binary) - torch.where(inside, v, 0.0)
+        grad_scale_full = grad * rounding
+        if scale.numel() == 1:
+            grad_s = grad_scale_full.sum().reshape(scale.shape)
+        else:
+            grad_s = grad_scale_full.flatten(1).sum(1).reshape(scale.shape)
+        return grad_x, grad_s * grad_scale, None, None, None, None
+
+
+def _round(v: Tensor, qmin: float, qmax: float, binary: bool) -> Tensor:
+    if binary:
+        return torch.where(v >= 0, 1.0, -1.0)
+    return torch.round(torch.clamp(v, qmin, qmax))
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, qmin: float, qmax: float, grad_scale: float, binary: bool = False
+) -> Tensor:
+    """Apply `FakeQuantize`."""
+    out: Tensor = FakeQuantize.apply(x, scale, qmin, qmax, grad_scale, binary)
+    return out
+
+
+class Quantizer(nn.Module):
+    """Common part of weight and activation quantizers.
+
+    Attributes:
+        bits: 1 to 8.
+        scale: the learned step, a parameter; float32 whatever the rest is.
+        active: False lets values through untouched (used while calibrating).
+    """
+
+    scale: nn.Parameter
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        if not 1 <= bits <= 8:
+            raise ValueError(f"a quantizer has 1 to 8 bits, not {bits}")
+        self.bits = bits
+        self.active = True
+
+    def project(self) -> None:
+        """Keep the step positive after an optimizer step; it must never cross zero."""
+        with torch.no_grad():
+            self.scale.clamp_(min=1e-8)
+
+
+class WeightQuantizer(Quantizer):
+    """Contract of weight quantizers: one step per output channel."""
+
+    def initialize(self, weight: Tensor) -> None:
+        """First steps from the FP weight [O, ...]."""
+        raise NotImplementedError
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """int8 weight [O, ...] and float32 step [O]."""
+        raise NotImplementedError
+
+
+class ActivationQuantizer(Quantizer):
+    """Contract of activation quantizers: one step and one integer zero point a tensor."""
+
+    def initialize(self, values: Tensor) -> None:
+        """First step and zero point from a sample of the values."""
+        raise NotImplementedError
+
+    @property
+    def grid_is_unsigned(self) -> bool:
+        """Whether the grid has no negative value, so that rounding to it clips at zero."""
+        raise NotImplementedError
+
+    def grid(self) -> Grid:
+        """The integer grid, as it will be exported."""
+        raise NotImplementedError

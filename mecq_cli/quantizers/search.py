@@ -1,0 +1,74 @@
+"""First steps: the one with the least squared rounding error on a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 60
+"""Fractions of the largest value that are tried; finer grids changed nothing we measured."""
+
+
+def best_weight_scale(weight: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Step of least squared error for each row.
+
+    Args:
+        weight: [O, K], float32.
+        qmin, qmax: ends of the grid.
+
+    Returns:
+        [O], float32, positive also for rows of zeros.
+    """
+    largest = weight.abs().amax(1).clamp_min(1e-8)
+    best_error = torch.full_like(largest, float("inf"))
+    best = largest / max(-qmin, qmax)
+    for i in range(1, CANDIDATES + 1):
+        scale = largest * (i / CANDIDATES) / max(qmax, 1)
+        rounded = torch.round(torch.clamp(weight / scale[:, None], qmin, qmax)) * scale[:, None]
+        error = (rounded - weight).square().sum(1)
+        better = error < best_error
+        best = torch.where(better, scale, best)
+        best_error = torch.where(better, error, best_error)
+    return best
+
+
+def best_activation_grid(
+    values: Tensor, qmax: int, power_of_two: bool, lowest: float | None = None
+) -> tuple[float, int]:
+    """Step and zero point of least squared error on the grid [0, qmax].
+
+    Args:
+        values: sample of one activation, flat, float32.
+        qmax: largest integer.
+        power_of_two: only steps of that kind.
+        lowest: smallest value that must be seen as signed; found from the sample if None.
+
+    Returns:
+        (scale, zero_point); zero_point is 0 where the sample has no negative value, and even
+        where the step is a power of two (see `add` in integer/ir.py).
+    """
+    low = min(float(values.min()) if lowest is None else lowest, 0.0)
+    high = max(float(values.max()), 0.0)
+    span = max(high - low, 1e-6)
+    best = (span / qmax, 0)
+    best_error = float("inf")
+    tried: set[tuple[float, int]] = set()
+    for i in range(1, CANDIDATES + 1):
+        scale = span * (i / CANDIDATES) / qmax
+        if power_of_two:
+            scale = 2.0 ** round(float(torch.log2(torch.tensor(scale))))
+        share = -low / span
+        zero_point = min(max(round(share * qmax), 0), qmax)
+        if low < 0.0 and zero_point == 0 and qmax > 1:
+            zero_point = 1
+        if power_of_two:
+            # Even, so that halves round alike before and after the zero point is added.
+            zero_point = min(zero_point + zero_point % 2, qmax - 1)
+        if (scale, zero_point) in tried:
+            continue
+        tried.add((scale, zero_point))
+        q = torch.clamp(torch.round(values / scale) + zero_point, 0, qmax)
+        error = float(((q - zero_point) * scale - values).square().sum())
+        if error < best_error:
+            best, best_error = (scale, zero_point), error
+    return best

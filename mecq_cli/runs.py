@@ -1,0 +1,278 @@
+"""Run folders: where they are, which is the latest, who works in one, what a target means.
+
+runs/latest            a text file with the path of the latest run (no symbolic link)
+RUN/config.toml        the settings, complete
+RUN/metrics.jsonl      a row a training step
+RUN/checkpoints/       what --resume continues from
+RUN/model.safetensors  the integer artifact
+RUN/summary.json       accuracy, sizes, seconds
+RUN/.lock              held while a process works in the folder
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mecq_cli.errors import EnvironmentFailure, MecqError, UsageError
+from mecq_cli.locks import exclusive_lock
+from mecq_cli.storage import atomic_write
+
+if TYPE_CHECKING:
+    from mecq_cli.config import QuantizeConfig
+
+RUNS = Path("runs")
+"""Where runs without --output go, relative to the current folder."""
+
+_LATEST = "latest"
+_LOCK = ".lock"
+
+TargetKind = Literal["run", "artifact", "onnx", "model"]
+_FILE_KINDS: dict[str, TargetKind] = {".safetensors": "artifact", ".onnx": "onnx"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in a run folder; none of them need exist."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings, complete, as TOML."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON document a training step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def artifact(self) -> Path:
+        """The integer model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def onnx(self) -> Path:
+        """Where ``mecq export`` writes by default."""
+        return self.path / "model.onnx"
+
+    @property
+    def summary(self) -> Path:
+        """The results, as JSON."""
+        return self.path / "summary.json"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here, or an artifact was put here."""
+        return self.config.is_file() or self.artifact.is_file()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a TARGET argument stands for.
+
+    Attributes:
+        kind: "run", "artifact" (.safetensors), "onnx" or "model" (a name).
+        name: as the user wrote it; of the latest run, its path.
+        path: of the folder or file; None for a model name.
+    """
+
+    kind: TargetKind
+    name: str
+    path: Path | None = None
+
+    @property
+    def run(self) -> RunFolder | None:
+        """The run folder, if it is one."""
+        return RunFolder(self.path) if self.kind == "run" and self.path is not None else None
+
+
+@contextmanager
+def create_run(config: QuantizeConfig) -> Iterator[RunFolder]:
+    """A run folder to work in, locked until the ``with`` block ends, and the latest run.
+
+    A folder that holds nothing when the block ends by an error is removed again.
+
+    Raises:
+        UsageError: the folder is in use without --resume or --force, or another process works
+            in it.
+        EnvironmentFailure: the folder cannot be made or locked.
+    """
+    run, is_new = _make_folder(config)
+    with exclusive_lock(run.path / _LOCK):
+        _clear_or_refuse(run, config)
+        previous = _read_pointer()
+        _point_latest_to(run.path, required=config.output is None)
+        try:
+            yield run
+        except BaseException:
+            if is_new and not _content(run.path):
+                _take_back(run, previous)
+            raise
+
+
+def _make_folder(config: QuantizeConfig) -> tuple[RunFolder, bool]:
+    """The folder of a run, and whether it was made just now."""
+    if config.output is not None:
+        is_new = not config.output.exists()
+        _make(config.output, exist_ok=True)
+        return RunFolder(config.output), is_new
+    model = re.sub(r"[^\w.-]+", "-", config.model)
+    stem = f"{model}-w{config.wbits}a{config.abits}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = RUNS / stem, 1
+    while not _make(path, exist_ok=False):
+        number += 1
+        path = RUNS / f"{stem}-{number}"
+    return RunFolder(path), True
+
+
+def _make(path: Path, *, exist_ok: bool) -> bool:
+    """Make a folder; False if it is there and should not be."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except (FileExistsError, NotADirectoryError) as error:
+        if path.is_dir():
+            return False
+        raise UsageError(
+            f"run folder {path}: it, or a part of its path, is a file; give --output DIR"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"run folder {path}: cannot be made: {error.strerror}; give another --output"
+        ) from error
+    return True
+
+
+def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
+    """Only an empty folder is used without being told to; --force removes an old run's files."""
+    if config.resume or not _content(run.path):
+        return
+    if not config.force:
+        raise UsageError(
+            f"--output {run.path}: is not empty; --resume continues the run in it, --force starts "
+            "it over"
+        )
+    try:
+        if run.checkpoints.is_dir() and not run.checkpoints.is_symlink():
+            shutil.rmtree(run.checkpoints)
+        for path in (run.config, run.metrics, run.artifact, run.onnx, run.summary):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"run folder {run.path}: the old run cannot be removed: {error.strerror}"
+        ) from error
+
+
+def _content(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if entry.name != _LOCK]
+
+
+def _take_back(run: RunFolder, previous: Path | None) -> None:
+    """Undo `create_run`: the run failed before it wrote anything."""
+    with suppress(OSError, MecqError):
+        (run.path / _LOCK).unlink()
+        run.path.rmdir()
+        if previous is None:
+            (RUNS / _LATEST).unlink()
+            RUNS.rmdir()
+        else:
+            _point_latest_to(previous, required=True)
+
+
+def _point_latest_to(path: Path, *, required: bool) -> None:
+    """Write runs/latest: relative inside of runs/, so that a project may be moved, else absolute.
+
+    Where --output says where to write, a current folder without write permission is no reason
+    to fail.
+    """
+    absolute, root = path.absolute(), RUNS.absolute()
+    pointer = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
+    try:
+        atomic_write(RUNS / _LATEST, f"{pointer}\n".encode(), force=True)
+    except MecqError:
+        if required:
+            raise
+
+
+def _read_pointer() -> Path | None:
+    """What runs/latest says, as a path from the current folder; None if it says nothing."""
+    try:
+        text = (RUNS / _LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return RUNS / text if text else None
+
+
+def latest_run() -> RunFolder:
+    """The run that runs/latest points to.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = _read_pointer()
+    if path is None:
+        raise UsageError(
+            f"no latest run in {RUNS.absolute()}: name a target, or make a run: mecq quantize"
+        )
+    run = RunFolder(path)
+    if not run.is_run:
+        raise UsageError(f"{RUNS / _LATEST} points to {path}, which is no run; name a target")
+    return run
+
+
+def resolve_target(text: str | None) -> Target:
+    """What a TARGET argument means; None is the latest run.
+
+    A name that is no path is taken for a model name, and not checked here.
+
+    Raises:
+        UsageError: a path that does not exist, or that is neither a run nor an artifact.
+    """
+    if text is None:
+        run = latest_run()
+        return Target("run", str(run.path), run.path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if RunFolder(path).is_run:
+            return Target("run", text, path)
+        if not _looks_like_path(text):
+            return Target("model", text)
+        raise UsageError(
+            f"{text}: is no run folder: it has no config.toml and no model.safetensors"
+        )
+    if path.is_file() and path.absolute() == (RUNS / _LATEST).absolute():
+        return resolve_target(None)
+    kind = _FILE_KINDS.get(path.suffix.lower())
+    if kind is None and not path.exists() and not _looks_like_path(text):
+        return Target("model", text)
+    if not path.exists():
+        raise UsageError(
+            f"{text}: no such file or folder; a target is a run folder, a .safetensors or .onnx "
+            "file, or a model name"
+        )
+    if kind is None:
+        raise UsageError(
+            f"{text}: got a '{path.suffix}' file; a target is a run folder, a .safetensors or "
+            ".onnx file, or a model name (its weights: --checkpoint)"
+        )
+    return Target(kind, text, path)
+
+
+def _looks_like_path(text: str) -> bool:
+    """Model names may hold slashes and dots: torchvision/resnet18, resnet50.a1_in1k."""
+    first, slash, _ = text.partition("/")
+    if text.lower().endswith((".pth", ".pt", *_FILE_KINDS)):
+        return True
+    return bool(slash) and (first in ("", ".", "..", "~", str(RUNS)) or Path(first).is_dir())

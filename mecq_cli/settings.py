@@ -1,0 +1,124 @@
+"""What every settings class shares: how values are checked, and how one that is wrong is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from mecq_cli.errors import UsageError
+
+Origin = Literal["default", "checkpoint", "file", "flag"]
+"""Where the value of a setting came from."""
+
+SettingsModel = TypeVar("SettingsModel", bound="Settings")
+
+
+def _within(words: str, check: Callable[[Any], bool]) -> AfterValidator:
+    """Refuse what fails ``check``; ``words`` tell the user what passes."""
+
+    def validate(value: Any) -> Any:
+        if not check(value):
+            raise ValueError(words)
+        return value
+
+    return AfterValidator(validate)
+
+
+Bits = Annotated[
+    int, _within("1 to 8, or 32 to leave it in float", lambda v: 1 <= v <= 8 or v == 32)
+]
+ResidualBits = Annotated[int, _within("8, or 32 to leave it in float", lambda v: v in (8, 32))]
+Count = Annotated[int, _within("1 or more", lambda v: v >= 1)]
+CountOrZero = Annotated[int, _within("0 or more", lambda v: v >= 0)]
+Positive = Annotated[float, _within("more than 0", lambda v: v > 0)]
+PositiveOrZero = Annotated[float, _within("0 or more", lambda v: v >= 0)]
+Fraction = Annotated[float, _within("0 to 1", lambda v: 0 <= v <= 1)]
+CropPct = Annotated[float, _within("more than 0, at most 1", lambda v: 0 < v <= 1)]
+Share = Annotated[float, _within("between 0 and 1", lambda v: 0 < v < 1)]
+Name = Annotated[str, _within("a name, not an empty one", lambda v: bool(v.strip()))]
+SITES = ("penultimate", "stages", "layers", "weights")
+Sites = Annotated[
+    str,
+    _within(
+        f"one or more of {', '.join(SITES)}, joined by '+'",
+        lambda v: set(v.split("+")) <= set(SITES) and len(set(v.split("+"))) == v.count("+") + 1,
+    ),
+]
+UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+def validated(
+    kind: type[SettingsModel],
+    values: Mapping[str, Any],
+    origins: Mapping[str, Origin],
+    file: Path | None = None,
+) -> SettingsModel:
+    """``values`` as settings; ``origins`` and ``file`` serve the message if one is wrong.
+
+    Raises:
+        UsageError: a value is missing or out of its range.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    missing = [p["loc"][0] for p in problems if p["type"] == "missing" and len(p["loc"]) == 1]
+    if missing:
+        names = ", ".join(label_of(str(key), "flag") for key in missing)
+        raise UsageError(f"missing: {names}; every setting is explained by --help")
+    problem = problems[0]
+    key, *inner = problem["loc"]
+    inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
+    label = label_of(str(key), origins.get(str(key), "default"), file, inside)
+    got = problem["input"]
+    shown = str(got) if isinstance(got, Path) else got
+    raise UsageError(f"{label}: got {shown!r}; allowed: {_allowed(problem)}")
+
+
+def label_of(key: str, origin: Origin, file: Path | None = None, inside: str = "") -> str:
+    """How the user wrote a setting down; ``inside`` leads to a part of it, as "[0].wbits"."""
+    if origin == "file":
+        return f"'{key}{inside}' in {file or 'the settings file'}"
+    if key in _ARGUMENTS:
+        return key.upper()
+    return "--" + key.replace("_", "-")
+
+
+_ARGUMENTS = frozenset({"model", "target", "run"})
+
+_TYPE_NAMES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "[[layers]] tables",
+    "model_type": "a table with pattern, wbits, abits",
+    "missing": "a value, it is required",
+}
+
+
+def _allowed(problem: Mapping[str, Any]) -> str:
+    """What would have been right, from one entry of ``ValidationError.errors()``."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    return _TYPE_NAMES.get(kind, str(problem["msg"]))

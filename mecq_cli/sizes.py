@@ -1,0 +1,91 @@
+"""The site table, and how many bytes the bits really take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mecq_cli.integer.ir import Grid, IntegerModel, Node, weight_multiplier
+
+_LISTED = ("quantize", "requantize", "add", "global_avg_pool", "avg_pool2d")
+
+
+def fp32_bytes(model: nn.Module) -> int:
+    """Parameters and statistics of the FP model at four bytes each."""
+    tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
+    return sum(4 * t.numel() for t in tensors)
+
+
+def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
+    """One row for each layer that computes something, in the order of execution."""
+    grids: dict[str, Grid | None] = {"input": None}
+    rows = []
+    for node in model.nodes:
+        source = grids[node.inputs[0]]
+        grids[node.name] = node.grid
+        if node.op in ("conv2d", "linear"):
+            rows.append(_product_row(node, source))
+        elif node.op in _LISTED and (node.grid is not None or "pool" in node.op):
+            rows.append(_row(node, node.grid))
+    return rows
+
+
+def totals(model: IntegerModel, fp32: int, packed: int) -> dict[str, Any]:
+    """fp32, packed (the artifact's) and ideal bytes, and fp32 / packed."""
+    ideal = sum(ideal_bytes(node) for node in model.nodes)
+    return {
+        "fp32_bytes": fp32,
+        "packed_bytes": packed,
+        "ideal_bytes": ideal,
+        "ratio": fp32 / packed if packed else None,
+    }
+
+
+def ideal_bytes(node: Node) -> int:
+    """Weights at exactly their bits, and a float32 scale and an int32 bias per channel."""
+    if node.weight_bits is None:
+        return 0
+    shape = node.tensors["weight"].shape
+    return math.ceil(math.prod(shape) * node.weight_bits / 8) + 8 * int(shape[0])
+
+
+def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:
+    scale = np.abs(node.tensors["weight_scale"])
+    integer = node.weight_bits != 32
+    if source is not None and node.weight_bits is not None:
+        scale = scale * weight_multiplier(node.weight_bits)  # of the weights as they are stored
+    note = ""
+    if not integer:
+        note = "weight left in float"
+    elif source is None:
+        note = "input left in float"
+    return {
+        "layer": node.name,
+        "type": node.op,
+        "shape": list(node.tensors["weight"].shape),
+        "wbits": node.weight_bits,
+        "abits": 32 if source is None else source.bits,
+        "weight_scale_min": float(scale.min()) if integer else None,
+        "weight_scale_max": float(scale.max()) if integer else None,
+        "activation_scale": None if source is None else source.scale,
+        "packed_bytes": ideal_bytes(node),
+        "note": note,
+    }
+
+
+def _row(node: Node, grid: Grid | None) -> dict[str, Any]:
+    return {
+        "layer": node.name,
+        "type": node.op,
+        "shape": [],
+        "wbits": None,
+        "abits": None if grid is None else grid.bits,
+        "weight_scale_min": None,
+        "weight_scale_max": None,
+        "activation_scale": None if grid is None else grid.scale,
+        "packed_bytes": 0,
+        "note": "" if grid is not None else "float output",
+    }

@@ -1,0 +1,172 @@
+"""How a network is trained: every choice the settings leave open, made here and in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.quantizers import Quantizer
+
+WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
+"""By weight bits; 1e-4 from 4 bits on. The fewer bits, the less the weights should shrink."""
+
+BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
+"""At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
+
+COMPILE_FROM = 600
+"""Steps from which compiling (about a minute) pays for itself on a CPU."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the training loop needs to know.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images a step.
+        steps_per_epoch, total_steps: after ``max_steps``.
+        optimizer, lr, weight_decay: of the weights.
+        scale_lr: learning rate of the quantizer steps, as a multiple of ``lr``.
+        warmup_steps: linear warm-up of the learning rate.
+        distill_weight: share of the distillation in the task loss; 0 without a teacher.
+        distill_temperature: of both softmaxes.
+        mec_weight, mec_distortion, mec_warmup: of the entropy regularizer.
+        mec_on: what it codes (penultimate, stages, layers, weights).
+        mec_views: 1, or 2 for the quantized and the FP features jointly.
+        mec_estimator: by name.
+        bf16: autocast of the training step.
+        compile: torch.compile of the network.
+    """
+
+    epochs: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    scale_lr: float
+    warmup_steps: int
+    distill_weight: float
+    distill_temperature: float
+    mec_weight: float
+    mec_distortion: float
+    mec_warmup: float
+    mec_on: tuple[str, ...]
+    mec_views: int
+    mec_estimator: str
+    bf16: bool
+    compile: bool
+
+
+def default_batch_size(images: int, input_size: int) -> int:
+    """128 for small images, 32 for large ones, and never so many that an epoch has no steps."""
+    wanted = 128 if input_size <= 64 else 32
+    while wanted > 8 and images < 8 * wanted:
+        wanted //= 2
+    return wanted
+
+
+def default_epochs(steps_per_epoch: int) -> int:
+    """About 4,000 steps, within 5 to 60 epochs."""
+    return min(max(math.ceil(4000 / max(steps_per_epoch, 1)), 5), 60)
+
+
+def choose(
+    config: QuantizeConfig, steps_per_epoch: int, batch_size: int, device: torch.device
+) -> Recipe:
+    """Fill in what the settings leave open."""
+    epochs = config.epochs if config.epochs is not None else default_epochs(steps_per_epoch)
+    total = epochs * steps_per_epoch
+    if config.max_steps is not None:
+        total = min(total, config.max_steps)
+    lr = config.lr
+    if lr is None:
+        ratio = batch_size / 128
+        lr = BASE_LR[config.optimizer] * (ratio if config.optimizer == "sgd" else ratio**0.5)
+    decay = config.weight_decay
+    if decay is None:
+        decay = WEIGHT_DECAY.get(config.wbits, 1e-4)
+    warmup_epochs = config.warmup_epochs
+    warmup = total // 20 if warmup_epochs is None else int(warmup_epochs * steps_per_epoch)
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        optimizer=config.optimizer,
+        lr=lr,
+        weight_decay=decay,
+        scale_lr=config.scale_lr,
+        warmup_steps=min(warmup, total),
+        distill_weight=config.distill_weight if config.distill else 0.0,
+        distill_temperature=config.distill_temperature,
+        mec_weight=config.mec_weight,
+        mec_distortion=config.mec_distortion,
+        mec_warmup=config.mec_warmup,
+        mec_on=tuple(config.mec_on.split("+")),
+        mec_views=2 if config.mec_views == "fp+quantized" else 1,
+        mec_estimator=config.mec_estimator,
+        bf16=use_bf16(config.amp, device),
+        compile=config.compile == "model" or (config.compile == "auto" and total >= COMPILE_FROM),
+    )
+
+
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Whether the training step runs under bf16 autocast; "auto": where the hardware has it."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and _cpu_multiplies_bf16()
+
+
+def _cpu_multiplies_bf16() -> bool:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        probe = getattr(torch.cpu, name, None)
+        if probe is not None and probe():
+            return True
+    return False
+
+
+def make_optimizer(
+    model: QuantizedModel, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """Three groups: weights with decay; norms and biases without; steps with their own rate."""
+    scales = [m.scale for m in model.modules() if isinstance(m, Quantizer)]
+    known = {id(p) for p in scales}
+    weights = [p for p in _unique(model) if id(p) not in known and p.dim() > 1]
+    others = [p for p in _unique(model) if id(p) not in known and p.dim() <= 1]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": recipe.lr * recipe.scale_lr},
+    ]
+    optimizer = create_optimizer_v2(
+        [g for g in groups if g["params"]],
+        opt=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=0.0,
+        momentum=0.9,
+    )
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(recipe.total_steps, 1),
+        warmup_t=recipe.warmup_steps,
+        warmup_lr_init=recipe.lr / 100 if recipe.warmup_steps else 0.0,
+        t_in_epochs=False,
+        warmup_prefix=False,
+    )
+    return optimizer, schedule
+
+
+def _unique(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM: within a step they wait for its end, elsewhere they act at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from mecq_cli.errors import Interrupted
+
+WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Stop(KeyboardInterrupt):
+    """No Exception, so that no library takes it for an error of its own."""
+
+
+@contextmanager
+def stopping(message: str) -> Iterator[None]:
+    """Within the ``with`` block a signal raises `Interrupted` with ``message``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stop(number)
+
+    old = _install(stop)
+    try:
+        yield
+    except _Stop as stopped:
+        raise Interrupted(message, int(stopped.args[0])) from stopped
+    finally:
+        _restore(old)
+
+
+class SignalWatch:
+    """Within the ``with`` block a signal is only remembered; a second one acts at once.
+
+    Attributes:
+        received: number of the signal, 0 while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalWatch:
+        self._old = _install(self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        _restore(self._old)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._old[number])
+
+
+def _install(handler: Any) -> dict[int, Any]:
+    """Handle both signals by ``handler``; returns the old handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in WATCHED}
+
+
+def _restore(old: dict[int, Any]) -> None:
+    for number, handler in old.items():
+        signal.signal(number, handler)

@@ -1,0 +1,150 @@
+"""One training step: task loss, distillation, entropy; backward; update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mecq_cli.entropy import EntropyRegularizer
+from mecq_cli.errors import NumericError
+from mecq_cli.events import Listener
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.sites import ProductSite
+from mecq_cli.training.compiling import compiled
+from mecq_cli.training.recipe import Recipe
+from mecq_cli.training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss parts of one step, as plain numbers.
+
+    ``total = task + mec_weight * mec``; ``correct`` of the batch's images were classified right;
+    ``coding_lengths`` are nats by site.
+    """
+
+    total: float
+    task: float
+    mec: float
+    correct: int
+    coding_lengths: dict[str, float]
+
+
+class TrainingStep:
+    """Computes the loss and updates the network.
+
+    Args:
+        model: in training mode.
+        teacher: the FP network whose logits are distilled and whose features are the other view;
+            None where neither is wanted.
+        recipe: weights of the loss parts.
+        optimizer: of the model's parameters.
+        listener: hears of a compiler that is missing.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        teacher: Teacher | None,
+        recipe: Recipe,
+        optimizer: torch.optim.Optimizer,
+        listener: Listener,
+    ) -> None:
+        self.model, self.recipe, self.optimizer = model, recipe, optimizer
+        self.two_views = recipe.mec_weight > 0 and recipe.mec_views == 2
+        needed = recipe.distill_weight > 0 or self.two_views
+        self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
+        self.regularizer = EntropyRegularizer(
+            recipe.mec_distortion, recipe.mec_warmup, recipe.mec_estimator
+        )
+        self.weights = [
+            (site.name, site.weight, site.weight_quantizer)
+            for site in model.sites()
+            if isinstance(site, ProductSite) and "weights" in recipe.mec_on
+        ]
+        self.run: Callable[[Tensor], tuple[Tensor, ...]] = model.graph
+        if recipe.compile:
+            self.run = compiled(model.graph, listener)
+            if self.teacher is not None:
+                self.teacher = compiled(self.teacher, listener)
+
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> Losses:
+        """Train on one batch.
+
+        Args:
+            images: normalised, float32 [N, C, H, W].
+            labels: int64 [N].
+            step: number of the step, from 0.
+
+        Raises:
+            NumericError: the loss or a gradient is not finite; nothing was updated.
+        """
+        device = images.device.type
+        target, other = None, None
+        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    target, *other = self.teacher(images)
+            logits, *features = self.run(images)
+        logits = logits.float()
+        task = self._task(logits, target, labels)
+        mec, lengths = self._entropy(features, other, step)
+        total = task + self.recipe.mec_weight * mec
+        values = (float(total.detach()), float(task.detach()), float(mec.detach()))
+        if not all(math.isfinite(v) for v in values):
+            raise NumericError(
+                f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
+                f"entropy {values[2]}); nothing was updated; try a smaller --lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._check_gradients(step)
+        self.optimizer.step()
+        self.model.project()
+        return Losses(*values, int((logits.argmax(1) == labels).sum()), lengths)
+
+    def _entropy(
+        self, features: Sequence[Tensor], other: Sequence[Tensor] | None, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The entropy term, and the coding length of each site in nats."""
+        if self.recipe.mec_weight == 0:
+            return torch.zeros(()), {}
+        names = self.model.taps
+        sites = dict(zip(names, features, strict=True))
+        for name, weight, quantizer in self.weights:
+            sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(
+                1
+            )
+        reference = None
+        if self.two_views and other is not None:
+            reference = dict(zip(names, other, strict=True))
+        term = self.regularizer(sites, reference, step / max(self.recipe.total_steps, 1))
+        return term.loss, {name: float(value) for name, value in term.coding_lengths.items()}
+
+    def _task(self, logits: Tensor, target: Tensor | None, labels: Tensor) -> Tensor:
+        cross_entropy = F.cross_entropy(logits, labels)
+        if target is None or self.recipe.distill_weight == 0:
+            return cross_entropy
+        t, share = self.recipe.distill_temperature, self.recipe.distill_weight
+        student = F.log_softmax(logits / t, 1)
+        teacher = F.log_softmax(target.float() / t, 1)
+        distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
+        return (1 - share) * cross_entropy + share * distance
+
+    def _check_gradients(self, step: int) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        if bool(torch.isfinite(torch.stack(list(norms)).sum())):
+            return
+        for name, p in self.model.named_parameters():
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                layer = name.removeprefix("graph.").replace(".site", "")
+                raise NumericError(
+                    f"step {step}: the gradient of {layer} is not finite; nothing was updated; "
+                    "try a smaller --lr"
+                )

@@ -1,0 +1,1 @@
+"""One library call for each command of the command line."""

@@ -1,0 +1,108 @@
+"""What several commands need: a device, the data of a model, the metadata of an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.data import ImageDataset, Split
+from mecq_cli.errors import EnvironmentFailure, UsageError
+from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
+from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models.loading import LoadedModel, load_model
+from mecq_cli.models.preprocessing import Preprocessing
+
+
+def pick_device(name: str) -> torch.device:
+    """The device ``name``; "auto" is a GPU where there is one.
+
+    Raises:
+        UsageError: no such kind of device.
+        EnvironmentFailure: it is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("a meta tensor holds no values")
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: not a device; try auto, cpu, cuda or cuda:1") from error
+    try:
+        torch.zeros(1, device=device)
+    except Exception as error:
+        raise EnvironmentFailure(f"--device {name}: not usable here; try --device cpu") from error
+    return device
+
+
+def load_for_data(
+    name: str,
+    folders: tuple[str, ...],
+    *,
+    checkpoint: Path | None,
+    pretrained: bool,
+    reset_classifier: bool = False,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+) -> tuple[LoadedModel, ClassMap]:
+    """The FP model, and which output belongs to which class folder.
+
+    A new classifier, or a model with random weights, gets as many outputs as there are folders.
+    """
+    wanted = len(folders) if reset_classifier or (checkpoint is None and not pretrained) else None
+    loaded = load_model(
+        name,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        num_classes=wanted,
+        reset_classifier=reset_classifier,
+        img_size=img_size,
+        crop_pct=crop_pct,
+    )
+    return loaded, match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
+
+
+def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMap) -> ImageDataset:
+    """A split as the model sees it, without augmentation."""
+    return ImageDataset(split, preprocessing, classes.indices)
+
+
+def taps_of(config: QuantizeConfig) -> tuple[Tap, ...]:
+    """The values the network returns beside its logits, for the regularizer."""
+    wanted = config.mec_on.split("+") if config.mec_weight > 0 else []
+    return tuple(kind for kind in get_args(Tap) if kind in wanted)
+
+
+def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedModel:
+    """The quantized network of a run; shares the parameters of ``loaded.module``."""
+    plan = BitPlan(
+        wbits=config.wbits,
+        abits=config.abits,
+        first_last_bits=config.first_last_bits,
+        residual_bits=config.residual_bits,
+        overrides=[(o.pattern, o.wbits, o.abits) for o in config.layers],
+    )
+    return insert(loaded.module, loaded.preprocessing.input_size, plan, taps_of(config))
+
+
+def artifact_metadata(
+    loaded: LoadedModel, classes: ClassMap, config: QuantizeConfig
+) -> dict[str, Any]:
+    """What an artifact says about itself; no path and no time, so that its bytes repeat."""
+    return {
+        "model": loaded.name,
+        "wbits": config.wbits,
+        "abits": config.abits,
+        "classes": list(classes.names),
+        "imagenet": loaded.imagenet,
+        "preprocessing": loaded.preprocessing.to_json(),
+    }
+
+
+def eval_batch_size(preprocessing: Preprocessing) -> int:
+    """Images at a time in evaluation: about 6 million input values."""
+    channels, height, width = preprocessing.input_size
+    return max(min(256, 6_000_000 // (channels * height * width)), 1)

@@ -1,0 +1,361 @@
+"""`mecq quantize`: from an FP model and a folder of images to an integer artifact."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mecq_cli.calibration import calibrate, reestimate_batch_norm
+from mecq_cli.config import QuantizeConfig, to_toml
+from mecq_cli.data import (
+    SMALL,
+    ImageDataset,
+    Split,
+    batches_per_epoch,
+    normalize,
+    open_training,
+    train_batches,
+)
+from mecq_cli.errors import UsageError
+from mecq_cli.evaluation import evaluate
+from mecq_cli.events import Listener
+from mecq_cli.export import safetensors
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integerize import IntegerModule, integerize
+from mecq_cli.models.classes import ClassMap
+from mecq_cli.models.loading import LoadedModel
+from mecq_cli.runs import RunFolder, create_run
+from mecq_cli.sizes import fp32_bytes, site_rows, totals
+from mecq_cli.storage import atomic_write
+from mecq_cli.training.loop import Trainer
+from mecq_cli.training.recipe import Recipe, choose, default_batch_size
+from mecq_cli.training.signals import stopping
+from mecq_cli.training.teacher import Teacher
+from mecq_cli.workflow.common import (
+    artifact_metadata,
+    eval_batch_size,
+    evaluation_data,
+    insert_quantizers,
+    load_for_data,
+    pick_device,
+    taps_of,
+)
+
+COMPARED_IMAGES = 128
+CALIBRATION_EPOCH = 2**20
+BN_EPOCH = 2**20 + 1
+"""Epoch numbers that training never reaches: their order and augmentation are their own."""
+
+
+@dataclass
+class Job:
+    """Everything that is open while a run works."""
+
+    config: QuantizeConfig
+    device: torch.device
+    loaded: LoadedModel
+    classes: ClassMap
+    train: ImageDataset
+    val: ImageDataset
+    recipe: Recipe
+    listener: Listener
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches on the device."""
+        return self._batches(self.train, epoch, first)
+
+    def _batches(
+        self, dataset: ImageDataset, epoch: int, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in train_batches(
+            dataset,
+            batch_size=self.recipe.batch_size,
+            epoch=epoch,
+            start_batch=first,
+            workers=self.config.workers,
+        ):
+            images = normalize(batch.images, self.train.preprocessing, self.device)
+            yield images, batch.labels.to(self.device)
+
+    def some_images(self, epoch: int, images: int) -> tuple[Iterator[Tensor], int]:
+        """About so many training images for statistics, and how many batches they come in.
+
+        Large images without augmentation: statistics of random crops are not those of whole
+        images. Small ones with it: padding and shifting is part of what their networks know
+        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without).
+        """
+        available = batches_per_epoch(len(self.train), self.recipe.batch_size)
+        count = min(max(-(-images // self.recipe.batch_size), 1), available)
+        dataset = self.train
+        if dataset.preprocessing.input_size[1] > SMALL:
+            dataset = ImageDataset(
+                dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
+            )
+        return (x for x, _ in islice(self._batches(dataset, epoch), count)), count
+
+    def top1(self, model: nn.Module) -> tuple[float, int]:
+        """Top-1 in percent and the number of images, in float32."""
+        accuracy = evaluate(
+            model,
+            self.val,
+            batch_size=eval_batch_size(self.loaded.preprocessing),
+            device=self.device,
+            workers=self.config.workers,
+            listener=self.listener,
+        )
+        return accuracy.top1, accuracy.images
+
+
+def quantize(
+    config: QuantizeConfig,
+    origins: Mapping[str, str],
+    listener: Listener,
+    splits: tuple[Split, Split] | None = None,
+) -> dict[str, Any]:
+    """Quantize a model; returns the content of summary.json (or the site table, if a dry run).
+
+    Args:
+        config: the settings.
+        origins: where each came from.
+        listener: hears of the progress.
+        splits: (train, val) to use instead of those of ``config.data``.
+
+    Raises:
+        MecqError: see mecq_cli.errors; each message is one line.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    job = _open(config, origins, listener, splits)
+    if config.dry_run:
+        return _dry_run(job)
+    config = _resolved(job.config, job.recipe)
+    job.config = config
+    with create_run(config) as run:
+        if config.resume and run.summary.exists():
+            listener.note(f"{run.path}: this run is finished; nothing to do")
+            finished: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+            return finished
+        command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
+        with stopping(f"stopped between two steps; continue with: {command}"):
+            atomic_write(run.config, to_toml(config).encode(), force=True)
+            return _work(job, run, command, started)
+
+
+def _open(
+    config: QuantizeConfig,
+    origins: Mapping[str, str],
+    listener: Listener,
+    splits: tuple[Split, Split] | None,
+) -> Job:
+    device = pick_device(config.device)
+    train_split, val_split = splits or open_training(config.data, config.val_split, config.seed)
+    loaded, classes = load_for_data(
+        config.model,
+        train_split.classes,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        reset_classifier=config.reset_classifier,
+        img_size=config.img_size,
+        crop_pct=config.crop_pct,
+    )
+    untrained = loaded.weights == "random" or config.reset_classifier
+    if untrained and config.distill and origins.get("distill", "default") == "default":
+        listener.note("the float classifier is random: nothing to distil from it")
+        config = config.model_copy(update={"distill": False})
+    preprocessing = loaded.preprocessing
+    batch_size = config.batch_size or default_batch_size(
+        len(train_split), preprocessing.input_size[1]
+    )
+    train = ImageDataset(train_split, preprocessing, classes.indices, train=True, seed=config.seed)
+    val = evaluation_data(val_split, preprocessing, classes)
+    # A last batch of one image has no variance: batch norm cannot train on it.
+    batch_size = min(batch_size, len(train_split))
+    if batch_size < 2 and config.epochs != 0:
+        raise UsageError(
+            f"training needs batches of at least 2 images, got --batch-size {batch_size} with "
+            f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
+        )
+    steps = batches_per_epoch(len(train_split), batch_size)
+    recipe = choose(config, steps, batch_size, device)
+    return Job(config, device, loaded, classes, train, val, recipe, listener)
+
+
+def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
+    """The settings with every "chosen by the program" filled in."""
+    return config.model_copy(
+        update={
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "lr": recipe.lr,
+            "weight_decay": recipe.weight_decay,
+            "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
+            if config.warmup_epochs is None
+            else config.warmup_epochs,
+            "amp": "bf16" if recipe.bf16 else "off",
+            "compile": "model" if recipe.compile else "off",
+        }
+    )
+
+
+def _dry_run(job: Job) -> dict[str, Any]:
+    model = insert_quantizers(job.loaded, job.config)
+    integer = integerize(model, job.loaded.preprocessing.input_size, {})
+    packed = len(safetensors.to_bytes(integer))
+    return {
+        "sites": site_rows(integer),
+        "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
+        "steps": job.recipe.total_steps,
+        "epochs": job.recipe.epochs,
+    }
+
+
+def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
+    config, listener, recipe = job.config, job.listener, job.recipe
+    plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
+    plain.to(memory_format=torch.channels_last)
+    teacher = None
+    if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
+        teacher = Teacher(plain, job.loaded.preprocessing.input_size, taps_of(config))
+    model = insert_quantizers(job.loaded, config).to(job.device)
+    model.to(memory_format=torch.channels_last)
+    _describe(job, model)
+    trainer = Trainer(
+        model,
+        teacher,
+        recipe,
+        job.batches,
+        checkpoints=run.checkpoints,
+        metrics=run.metrics,
+        checkpoint_every=config.checkpoint_every,
+        listener=listener,
+    )
+    resumed_at = _begin(job, run, trainer, plain)
+    trainer.train(command)
+    if config.bn_images > 0:
+        _renew_statistics(job, model, plain)
+    model.eval()
+    return _finish(job, run, trainer, model, resumed_at, started)
+
+
+def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:
+    """Resume, or evaluate FP and calibrate; returns the step resumed at."""
+    listener = job.listener
+    if job.config.resume and trainer.resume():
+        listener.note(f"resumed at step {trainer.progress.step}")
+        return trainer.progress.step
+    if job.recipe.total_steps:
+        job.train.preload(job.config.workers, listener)
+    listener.note("the float model is evaluated first")
+    top1, images = job.top1(plain)
+    listener.note(f"float top-1 {top1:.2f} % on {images} images")
+    trainer.progress.facts = {"fp_top1": top1}
+    listener.note("calibration: first activation scales")
+    batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
+    calibrate(trainer.model, batches, count)
+    run.metrics.write_text("", encoding="utf-8")
+    trainer.save()
+    return None
+
+
+def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None:
+    """Measure batch norm statistics anew; without training only where that helps.
+
+    A trained network has learned with the statistics of its batches, so they fit it. One that
+    was only calibrated may be better off with those of its FP training (8 bits) or not (2 bits):
+    what decides is which one agrees better with the FP logits.
+    """
+    before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
+    distance = None if job.recipe.total_steps else _distance(job, model, plain)
+    images, _ = job.some_images(BN_EPOCH, job.config.bn_images)
+    reestimate_batch_norm(model, images)
+    if distance is None or _distance(job, model, plain) < distance:
+        job.listener.note("batch norm statistics were measured anew")
+    else:
+        model.load_state_dict(before, strict=False)
+
+
+@torch.no_grad()
+def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
+    """Mean Kullback-Leibler divergence of the quantized from the FP outputs."""
+    model.eval()
+    images, count = job.some_images(CALIBRATION_EPOCH, COMPARED_IMAGES)
+    total = 0.0
+    for x in images:
+        quantized, full = torch.log_softmax(model(x), 1), torch.log_softmax(plain(x), 1)
+        total += float(F.kl_div(quantized, full, reduction="batchmean", log_target=True))
+    return total / count
+
+
+def _describe(job: Job, model: QuantizedModel) -> None:
+    recipe, config = job.recipe, job.config
+    bits = f"W{config.wbits} A{config.abits}"
+    how = (
+        f"{recipe.epochs} epochs, {recipe.total_steps} steps of {recipe.batch_size} images, "
+        f"{recipe.optimizer} at lr {recipe.lr:g}"
+        if recipe.total_steps
+        else "post-training quantization, no training"
+    )
+    extras = [
+        "distillation" if recipe.distill_weight else "",
+        f"entropy weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
+        "bf16" if recipe.bf16 else "",
+        "compiled" if recipe.compile else "",
+    ]
+    parts = ", ".join(e for e in extras if e and recipe.total_steps)
+    job.listener.note(
+        f"{config.model} {bits} on {job.device}: {how}{'; ' + parts if parts else ''}"
+    )
+
+
+def _finish(
+    job: Job,
+    run: RunFolder,
+    trainer: Trainer,
+    model: QuantizedModel,
+    resumed_at: int | None,
+    started: float,
+) -> dict[str, Any]:
+    metadata = artifact_metadata(job.loaded, job.classes, job.config)
+    fp32 = fp32_bytes(job.loaded.module)
+    metadata["fp32_bytes"] = fp32
+    integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
+    safetensors.save(integer, run.artifact, force=True)
+    trainer.progress.finished = True
+    trainer.save()
+    simulator_top1, images = job.top1(model)
+    top1 = _artifact_top1(job, run.artifact)
+    summary = {
+        "run": str(run.path),
+        "model": job.config.model,
+        "wbits": job.config.wbits,
+        "abits": job.config.abits,
+        "fp_top1": trainer.progress.facts["fp_top1"],
+        "simulator_top1": simulator_top1,
+        "top1": top1,
+        "images": images,
+        "sizes": totals(integer, fp32, run.artifact.stat().st_size),
+        "steps": trainer.progress.step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "resumed_at": resumed_at,
+        "finished": True,
+    }
+    atomic_write(run.summary, (json.dumps(summary, indent=2) + "\n").encode(), force=True)
+    return summary
+
+
+def _artifact_top1(job: Job, path: Path) -> float:
+    """Accuracy of what was written, read back."""
+    stored: IntegerModel = safetensors.load(path)
+    return job.top1(IntegerModule(stored))[0]

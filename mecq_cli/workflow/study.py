@@ -1,0 +1,154 @@
+"""`mecq bench mec`: does the entropy regularizer help? The same recipe with and without it.
+
+Every arm is an ordinary quantization run in a folder of its own, so that the study goes on where
+it was stopped. Arms differ in the settings named, in nothing else; seeds are paired. Tuning
+happens on a part held out of train, never on val.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
+from mecq_cli.errors import UsageError
+from mecq_cli.events import Listener
+from mecq_cli.storage import atomic_write
+from mecq_cli.workflow.quantize import quantize
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "none": {"mec_weight": 0.0},
+    "none, no distillation": {"mec_weight": 0.0, "distill": False},
+    "penultimate 0.1": {"mec_weight": 0.1, "mec_on": "penultimate"},
+    "penultimate 1": {"mec_weight": 1.0, "mec_on": "penultimate"},
+    "penultimate 0.1, exact": {"mec_weight": 0.1, "mec_estimator": "exact"},
+    "penultimate 0.1, taylor": {"mec_weight": 0.1, "mec_estimator": "taylor"},
+    "penultimate 0.1, no distillation": {"mec_weight": 0.1, "distill": False},
+    "stages 0.1": {"mec_weight": 0.1, "mec_on": "stages"},
+    "stages 1": {"mec_weight": 1.0, "mec_on": "stages"},
+    "layers 0.1": {"mec_weight": 0.1, "mec_on": "layers"},
+    "weights 0.1": {"mec_weight": 0.1, "mec_on": "weights"},
+    "two views, penultimate 1": {
+        "mec_weight": 1.0,
+        "mec_on": "penultimate",
+        "mec_views": "fp+quantized",
+    },
+    "two views, stages 0.3": {
+        "mec_weight": 0.3,
+        "mec_on": "stages",
+        "mec_views": "fp+quantized",
+    },
+    "two views, stages 1": {"mec_weight": 1.0, "mec_on": "stages", "mec_views": "fp+quantized"},
+    "two views, layers 1": {"mec_weight": 1.0, "mec_on": "layers", "mec_views": "fp+quantized"},
+}
+"""Settings of each arm; all else is the default recipe."""
+
+TUNING_PART = 0.1
+"""Share of train held out to tune on."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        base: settings all arms share; its output is the folder of the study.
+        arms: names of `ARMS`.
+        seeds: one run each.
+        per_class: training images of each class; None: all.
+        tune: evaluate on a part held out of train instead of val.
+    """
+
+    base: QuantizeConfig
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    per_class: int | None = None
+    tune: bool = False
+
+
+def run_study(study: Study, listener: Listener) -> dict[str, Any]:
+    """Run what is missing and tabulate what is there.
+
+    Raises:
+        UsageError: an unknown arm, or no folder.
+    """
+    unknown = [name for name in study.arms if name not in ARMS]
+    if unknown:
+        raise UsageError(f"unknown arm {unknown[0]!r}; there are {', '.join(map(repr, ARMS))}")
+    folder = study.base.output
+    if folder is None:
+        raise UsageError("a study needs a folder to keep its runs in: --output DIR")
+    splits = _splits(study)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.arms}
+    for seed in study.seeds:  # all arms of one seed first: an unfinished study is still paired
+        for name in study.arms:
+            listener.note(f"arm {name!r}, seed {seed}")
+            results[name].append(_one(study, name, seed, folder, splits, listener))
+            document = _document(study, results, splits)
+            atomic_write(
+                folder / "study.json", (json.dumps(document, indent=2) + "\n").encode(), force=True
+            )
+    return document
+
+
+def _splits(study: Study) -> tuple[Split, Split]:
+    train = open_split(study.base.data, "train")
+    if study.tune:
+        train, held_out = hold_out(train, TUNING_PART, seed=0)
+    else:
+        held_out = open_evaluation(study.base.data)
+    if study.per_class is not None:
+        train = limit_per_class(train, study.per_class)
+    return train, held_out
+
+
+def _one(
+    study: Study,
+    name: str,
+    seed: int,
+    folder: Path,
+    splits: tuple[Split, Split],
+    listener: Listener,
+) -> dict[str, Any]:
+    run = folder / f"{name.replace(', ', '-').replace(' ', '_')}-seed{seed}"
+    config = study.base.model_copy(
+        update={**ARMS[name], "seed": seed, "output": run, "resume": run.exists()}
+    )
+    return quantize(config, {}, listener, splits=splits)
+
+
+def _document(
+    study: Study, results: Mapping[str, list[dict[str, Any]]], splits: tuple[Split, Split]
+) -> dict[str, Any]:
+    rows = []
+    for name, runs in results.items():
+        if not runs:
+            continue
+        top1 = [float(run["top1"]) for run in runs]
+        rows.append(
+            {
+                "arm": name,
+                "top1": top1,
+                "mean": statistics.fmean(top1),
+                "spread": statistics.stdev(top1) if len(top1) > 1 else None,
+                "seconds": statistics.fmean(float(run["seconds"]) for run in runs),
+                "fp_top1": float(runs[0]["fp_top1"]),
+            }
+        )
+    base = study.base
+    return {
+        "model": base.model,
+        "wbits": base.wbits,
+        "abits": base.abits,
+        "epochs": base.epochs,
+        "train_images": len(splits[0]),
+        "evaluated_on": splits[1].name,
+        "images": len(splits[1]),
+        "seeds": list(study.seeds),
+        "rows": rows,
+    }

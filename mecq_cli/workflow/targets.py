@@ -1,0 +1,137 @@
+"""A target on the command line, opened: something that turns images into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mecq_cli.config import QuantizeConfig, from_toml
+from mecq_cli.data import Split, open_evaluation, open_training
+from mecq_cli.errors import ArtifactError, UsageError
+from mecq_cli.export import safetensors
+from mecq_cli.export.ort import OrtRunner
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integerize import IntegerModule
+from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.runs import RunFolder
+from mecq_cli.training import state
+from mecq_cli.workflow.common import insert_quantizers, load_for_data
+
+
+@dataclass
+class Opened:
+    """A model ready to run.
+
+    Attributes:
+        kind: artifact, simulator, onnx or model.
+        predict: normalised images [N, C, H, W] -> logits [N, classes].
+        preprocessing: of its images.
+        classes: a name for each output.
+        imagenet: whether the outputs are ImageNet-1k's.
+    """
+
+    kind: str
+    predict: Callable[[Tensor], Tensor]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    imagenet: bool
+
+
+def open_artifact(path: Path) -> Opened:
+    """An integer .safetensors file."""
+    model = safetensors.load(path)
+    return _described("artifact", IntegerModule(model), model.metadata, path)
+
+
+def open_onnx(path: Path) -> Opened:
+    """An .onnx file of ours, in onnxruntime."""
+    runner = OrtRunner(path)
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.from_numpy(runner.run(np.ascontiguousarray(images.cpu().numpy())))
+
+    return _described("onnx", predict, runner.metadata, path)
+
+
+def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:
+    """The network of a run's last checkpoint, in evaluation mode."""
+    config = run_config(run)
+    loaded, classes = load_for_data(
+        config.model,
+        folders,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        reset_classifier=config.reset_classifier,
+        img_size=config.img_size,
+        crop_pct=config.crop_pct,
+    )
+    model: QuantizedModel = insert_quantizers(loaded, config)
+    state.load_model(run.checkpoints, model)
+    model.to(device).eval()
+    return Opened("simulator", model, loaded.preprocessing, classes.names, loaded.imagenet)
+
+
+def run_config(run: RunFolder) -> QuantizeConfig:
+    """The settings a run was started with."""
+    if not run.config.exists():
+        raise UsageError(f"{run.path}: is no run folder, it has no config.toml")
+    return from_toml(run.config)
+
+
+def settings_of(run: RunFolder | None) -> QuantizeConfig | None:
+    """The settings of a run; None for other targets, and a folder that only holds an artifact."""
+    return run_config(run) if run is not None and run.config.exists() else None
+
+
+def require_artifact(run: RunFolder) -> Path:
+    """The integer artifact of a run."""
+    if not run.artifact.exists():
+        raise ArtifactError(
+            f"{run.path}: has no {run.artifact.name} yet; finish it with "
+            f"mecq quantize --resume --output {run.path}"
+        )
+    return run.artifact
+
+
+def preprocessing_of(metadata: Any, path: Path) -> Preprocessing:
+    """The preprocessing an artifact or ONNX file carries."""
+    try:
+        return Preprocessing.from_json(dict(metadata["preprocessing"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: says nothing of its preprocessing; export it again"
+        ) from error
+
+
+def data_of(config: QuantizeConfig | None, data: Path | None) -> Path:
+    """The folder of images: the one named, or that of the run."""
+    if data is not None:
+        return data
+    if config is not None:
+        return config.data
+    raise UsageError("which images? give --data DIR")
+
+
+def evaluation_split(
+    config: QuantizeConfig | None, data: Path | None, split: str | None = None
+) -> Split:
+    """The images to evaluate on, of ``data`` or of the run with the settings ``config``.
+
+    Where the run had no folder of its own for that, those it held out of its training.
+    """
+    root = data_of(config, data)
+    if config is not None and root == config.data and config.val_split is not None and not split:
+        return open_training(root, config.val_split, config.seed)[1]
+    return open_evaluation(root, split)
+
+
+def _described(kind: str, predict: Callable[[Tensor], Tensor], metadata: Any, path: Path) -> Opened:
+    preprocessing = preprocessing_of(metadata, path)
+    classes = tuple(str(name) for name in metadata.get("classes", ()))
+    return Opened(kind, predict, preprocessing, classes, bool(metadata.get("imagenet", False)))

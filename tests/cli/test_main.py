@@ -1,0 +1,378 @@
+"""The command line as a user meets it: help, flags, one-line errors, exit codes, clean stdout.
+
+The library calls behind the commands are replaced here by ones that note what they were asked:
+these tests are about what lies before and after a call. End to end they are tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import mecq_cli
+from mecq_cli.cli.app import app
+from mecq_cli.cli.main import run
+from mecq_cli.config import DemoConfig, EvalConfig, ExportConfig, QuantizeConfig
+from mecq_cli.errors import (
+    ArtifactError,
+    DataError,
+    EnvironmentFailure,
+    Interrupted,
+    MecqError,
+    NumericError,
+    UsageError,
+    VerificationError,
+)
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "demo"]
+
+SIZES = {"fp32_bytes": 1_081_000, "packed_bytes": 81_000, "ideal_bytes": 80_000, "ratio": 13.35}
+SUMMARY = {
+    "run": "runs/x",
+    "model": "resnet20_cifar",
+    "wbits": 2,
+    "abits": 2,
+    "fp_top1": 92.46,
+    "top1": 88.1,
+    "simulator_top1": 88.1,
+    "sizes": SIZES,
+    "images": 5000,
+    "seconds": 312.3,
+    "resumed_at": None,
+    "finished": True,
+}
+EVALUATION = {
+    "target": "runs/x",
+    "kind": "artifact",
+    "images": 5000,
+    "top1": 88.1,
+    "top5": float("nan"),
+    "split": "val",
+    "seconds": 3.2,
+}
+QUANTIZE = ["quantize", "resnet18", "--wbits", "2", "--abits", "4", "--data", "images"]
+
+Call = Callable[..., dict[str, Any]]
+Replace = Callable[[str, Call], list[Any]]
+
+
+def mecq(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mecq_cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "80", **environment},
+        check=False,
+    )
+
+
+@pytest.fixture
+def replace(monkeypatch: pytest.MonkeyPatch) -> Replace:
+    """``replace(name, call)`` puts ``call`` in place of a workflow; returns its arguments."""
+
+    def install(name: str, call: Call) -> list[Any]:
+        calls: list[Any] = []
+
+        def noted(*arguments: Any) -> dict[str, Any]:
+            calls.append(arguments)
+            return call(*arguments)
+
+        module = ModuleType(f"mecq_cli.workflow.{name}")
+        setattr(module, name, noted)
+        package = ModuleType("mecq_cli.workflow")
+        package.__path__ = []
+        monkeypatch.setitem(sys.modules, "mecq_cli.workflow", package)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return calls
+
+    return install
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_rich() -> None:
+    script = (
+        "import sys; from mecq_cli.cli.main import run; run(['--help']);"
+        "print(sorted({'torch', 'timm', 'numpy', 'pydantic', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    times = []
+    for _ in range(5):
+        before = processor_seconds()
+        assert mecq("--help").returncode == 0
+        times.append(processor_seconds() - before)
+    # Processor time, the best of some: what other programs do meanwhile is not ours to measure.
+    assert min(times) < 0.3
+
+
+def processor_seconds() -> float:
+    """Used so far by the processes this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_importing_the_package_loads_no_torch_and_offers_every_public_name() -> None:
+    script = "import sys, mecq_cli; mecq_cli.QuantizeConfig; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+    assert dir(mecq_cli) == sorted(mecq_cli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        mecq_cli.quantise  # noqa: B018
+
+
+def test_version() -> None:
+    done = mecq("--version")
+    assert (done.returncode, done.stdout) == (0, f"mecq {mecq_cli.__version__}\n")
+
+
+def test_a_bare_mecq_shows_the_three_steps_and_the_demo() -> None:
+    done = mecq()
+    assert done.returncode == 0
+    places = [done.stdout.index(f"mecq {name}") for name in ("quantize", "eval", "export", "demo")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_every_help_opens_with_an_example_that_parses(command: str | None) -> None:
+    result = CliRunner().invoke(app, [command, "--help"] if command else ["--help"])
+    assert result.exit_code == 0
+    usage, example, *_ = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    assert usage.startswith("Usage: ")
+    assert example.startswith("Example: mecq ")
+    words = example.removeprefix("Example: mecq ").split()
+    group: Any = get_command(app)
+    group.commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_the_defaults_in_the_help_are_those_of_the_settings() -> None:
+    group: Any = get_command(app)
+    kinds: dict[str, Any] = {"quantize": QuantizeConfig, "eval": EvalConfig, "export": ExportConfig}
+    checked = 0
+    for command, kind in kinds.items():
+        for parameter in group.commands[command].params:
+            said = re.search(r"\(default (\w+)\)", getattr(parameter, "help", None) or "")
+            if said:
+                assert said[1] == str(kind.model_fields[parameter.name].default), parameter.name
+                checked += 1
+    assert checked >= 10
+
+
+def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
+    calls = replace("quantize", lambda *_: SUMMARY)
+    numbers = {
+        "first-last-bits": 4, "residual-bits": 32, "val-split": 0.2, "img-size": 64,
+        "crop-pct": 1.0, "calibration-images": 10, "workers": 1, "epochs": 3, "max-steps": 7,
+        "batch-size": 16, "lr": 0.1, "mec-weight": 0.5, "mec-distortion": 0.03, "seed": 9,
+        "checkpoint-every": 5, "mec-warmup": 0.2,
+    }  # fmt: skip
+    words = {
+        "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
+        "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
+    }  # fmt: skip
+    valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
+    switches = ["--no-pretrained", "--reset-classifier", "--no-distill", "--resume"]
+    assert run([*QUANTIZE, *valued, *switches, "--quiet", "--json"]) == 0
+    ((config, origins, _),) = calls
+    given = {**numbers, **words, "model": "resnet18", "wbits": 2, "abits": 4, "data": "images"}
+    for key, value in given.items():
+        got = getattr(config, key.replace("-", "_"))
+        assert got == (Path(str(value)) if isinstance(got, Path) else value), key
+    assert (config.pretrained, config.reset_classifier) == (False, True)
+    assert (config.distill, config.resume, config.force, config.dry_run) == (
+        False,
+        True,
+        False,
+        False,
+    )
+    flagged = {key for key, origin in origins.items() if origin == "flag"}
+    assert len(flagged) == len(given) + 4
+    offered = {p.name for p in get_command(app).commands["quantize"].params}  # type: ignore[attr-defined]
+    assert flagged | {"force", "dry_run"} == offered & set(QuantizeConfig.model_fields)
+
+
+def test_the_other_commands_hand_their_flags_over(replace: Replace, tmp_path: Path) -> None:
+    calls = replace("evaluate", lambda *_: EVALUATION)
+    arguments = ["r", "--simulator", "--split", "test", "--no-pretrained", "--batch-size", "8"]
+    assert run(["eval", *arguments, "--quiet"]) == 0
+    assert calls[0][0] == EvalConfig(
+        target="r", simulator=True, split="test", pretrained=False, batch_size=8
+    )
+    exported = {"path": "m.onnx", "format": "onnx", "bytes": 9, "verified": True, "images": 3}
+    calls = replace("export", lambda *_: exported)
+    assert run(["export", "r", "-f", "safetensors", "--images", "3", "--force", "--quiet"]) == 0
+    assert calls[0][0] == ExportConfig(run="r", format="safetensors", images=3, force=True)
+    calls = replace("predict", lambda *_: {"target": "r", "predictions": []})
+    assert run(["predict", "r", "a.png", "b.png", "--quiet"]) == 0
+    assert calls[0][0].images == (Path("a.png"), Path("b.png"))
+    calls = replace("inspect", lambda *_: {"target": "r", "sites": [], "totals": SIZES})
+    assert run(["inspect", "--quiet"]) == 0
+    assert calls[0][0].target is None
+    calls = replace("demo", lambda *_: SUMMARY)
+    assert run(["demo", "-o", str(tmp_path), "--quiet"]) == 0
+    assert calls[0][0] == DemoConfig(output=tmp_path)
+
+
+def test_json_is_one_document_whatever_the_library_prints(
+    replace: Replace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(config: EvalConfig, listener: Any) -> dict[str, Any]:
+        print("library noise")  # noqa: T201
+        listener.note("a note")
+        listener.warn("a warning")
+        return EVALUATION
+
+    replace("evaluate", chatty)
+    assert run(["eval", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {**EVALUATION, "top5": None}
+    assert "NaN" not in output.out
+    for text in ("library noise", "a note", "warning: a warning"):
+        assert text in output.err
+
+    assert run(["eval", "--json", "--quiet"]) == 0
+    assert "a note" not in capsys.readouterr().err
+
+
+def test_a_result_is_a_table_and_the_next_command(
+    replace: Replace,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    replace("quantize", lambda *_: SUMMARY)
+    assert run(QUANTIZE) == 0
+    output = capsys.readouterr()
+    for text in (
+        "92.46 %",
+        "88.10 %  (-4.36)",
+        "1.08 MB -> 81.0 kB, 13.3 times",
+        "(+1.2 %)",
+        "5:12",
+    ):
+        assert text in output.out
+    assert output.err == "next: mecq export runs/x\n"
+
+    replace("quantize", lambda *_: {**SUMMARY, "finished": False, "top1": None})
+    assert run(QUANTIZE) == 0
+    assert capsys.readouterr().err == "next: mecq quantize --resume --output runs/x\n"
+
+    assert run([*QUANTIZE, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quantise"], "No such command 'quantise'. Did you mean 'quantize'?"),
+        (
+            ["eval", "--spilt", "val"],
+            "No such option: --spilt (Possible options: --simulator, --split)",
+        ),
+        (["quantize", "m", "--wbits", "two"], "--wbits: got 'two'; allowed: a whole number"),
+        ([*QUANTIZE, "--lr", "fast"], "--lr: got 'fast'; allowed: a number"),
+        ([*QUANTIZE, "--wbits", "9"], "--wbits: got 9; allowed: 1 to 8, or 32"),
+        ([*QUANTIZE, "--config", "no.toml"], "settings file no.toml: No such file"),
+        (["quantize"], "missing: MODEL, --wbits, --abits, --data"),
+        (["predict", "runs/x"], "Missing argument 'IMAGE'"),
+        (["export", "--images", "0"], "--images: got 0; allowed: 1 or more"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    done = mecq(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def disk_full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("what"), 2, "error: what"),
+        (DataError("a\nb"), 3, "error: a; b"),
+        (ArtifactError("x\x1b[2J.onnx"), 3, r"error: x\x1b[2J.onnx"),
+        (NumericError("loss is nan"), 4, "error: loss is nan"),
+        (VerificationError("3 of 256"), 5, "error: 3 of 256"),
+        (EnvironmentFailure("no network"), 6, "error: no network"),
+        (disk_full(), 6, "error: runs/x/metrics.jsonl: no space is left on the disk"),
+        (
+            Interrupted("saved; continue: mecq ...", 15),
+            143,
+            "interrupted: saved; continue: mecq ...",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("a bug"), 1, "error: internal: ZeroDivisionError: a bug; run again"),
+    ],
+)
+def test_every_error_is_one_line_and_its_exit_code(
+    replace: Replace,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(*_: Any) -> dict[str, Any]:
+        raise error
+
+    replace("evaluate", fail)
+    assert run(["eval", "--json"]) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(line)
+    assert output.err.count("\n") == 1
+
+    if isinstance(error, (MecqError, ZeroDivisionError)):
+        assert run(["eval", "--debug"]) == code
+        output = capsys.readouterr()
+        assert "Traceback (most recent call last)" in output.err
+        assert output.err.splitlines()[-1].startswith(line)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from types import ModuleType\n"
+        "package, module = ModuleType('p'), ModuleType('m')\n"
+        "package.__path__ = []\n"
+        "module.predict = lambda *_: {'predictions': [\n"
+        "    {'image': 'x' * 99, 'top5': []}] * 9999}\n"
+        "sys.modules['mecq_cli.workflow'] = package\n"
+        "sys.modules['mecq_cli.workflow.predict'] = module\n"
+        "from mecq_cli.cli.main import main\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), "predict", "t", "i", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(10)
+    process.stdout.close()
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (141, b"")

@@ -1,0 +1,282 @@
+"""Whatever is wrong is said in one line, without a traceback, with the exit code of its kind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mecq_cli.models.hub import PublishedWeights
+from tests.e2e.command import Done, mecq, write_patterns
+
+BITS = ["--wbits", "4", "--abits", "4"]
+RANDOM = ["quantize", "resnet20_cifar", *BITS, "--no-pretrained", "--device", "cpu"]
+QUICK = ["--epochs", "0", "--calibration-images", "8", "--batch-size", "8"]
+
+
+def refused(done: Done, code: int, *parts: str) -> None:
+    """One line on stderr (after progress and notes), nothing on stdout."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert done.err.count("error: ") == 1
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patterns(tmp_path_factory.mktemp("bad") / "data", {"train": 8, "val": 4})
+
+
+@pytest.fixture
+def own(pictures: Path, tmp_path: Path) -> Path:
+    """A copy of the pictures that a test may spoil."""
+    return Path(shutil.copytree(pictures, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def run_folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("bad-run")
+    done = mecq(*RANDOM, *QUICK, "--data", pictures, "--output", "run", "--quiet", cwd=folder)
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def test_an_unknown_model_names_its_neighbours(pictures: Path, tmp_path: Path) -> None:
+    done = mecq("quantize", "resnet20_cifr", *BITS, "--data", pictures, cwd=tmp_path)
+    refused(done, 2, "resnet20_cifr", "resnet20_cifar")
+    done = mecq("eval", "torchvision/resnet81", "--data", pictures, cwd=tmp_path)
+    refused(done, 2, "torchvision/resnet81", "torchvision/resnet18")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_missing_weights_without_a_network_name_checkpoint(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The address of a network that is reserved for documentation: nobody ever answers there.
+    monkeypatch.setattr(PublishedWeights, "url", property(lambda self: "https://192.0.2.1/x"))
+    monkeypatch.setattr(PublishedWeights, "cached", lambda self: None)
+    for name in ("resnet18", "torchvision/squeezenet1_0"):
+        before = time.perf_counter()
+        done = mecq("quantize", name, *BITS, "--data", pictures, cwd=tmp_path)
+        assert time.perf_counter() - before < 5
+        refused(done, 6, "--checkpoint", name.rpartition("/")[2])
+
+
+def test_weights_for_other_classes(pictures: Path, tmp_path: Path) -> None:
+    """Two folders, ten outputs."""
+    model = mecq("quantize", "resnet20_cifar", *BITS, "--data", pictures, cwd=tmp_path)
+    refused(model, 2, "no published weights", "--checkpoint")
+    state = {"linear.weight": torch.zeros(10, 64), "linear.bias": torch.zeros(10)}
+    torch.save(state, tmp_path / "odd.pth")
+    arguments = ["--checkpoint", tmp_path / "odd.pth", "--data", pictures]
+    refused(mecq("quantize", "resnet20_cifar", *BITS, *arguments, cwd=tmp_path), 3, "odd.pth")
+    import timm
+
+    import mecq_cli.models  # noqa: F401  # registers the CIFAR networks
+
+    whole = timm.create_model("resnet20_cifar", num_classes=10)
+    torch.save(whole.state_dict(), tmp_path / "ten.pth")
+    arguments = ["--checkpoint", tmp_path / "ten.pth", "--data", pictures]
+    done = mecq("quantize", "resnet20_cifar", *BITS, *arguments, cwd=tmp_path)
+    refused(done, 2, "10", "2 class folders", "--reset-classifier")
+    done = mecq(
+        "quantize", "resnet20_cifar", *BITS, *QUICK, *arguments, "--reset-classifier", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.document["images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--wbits", "9"], ["--wbits", "9", "1 to 8"]),
+        (["--abits", "0"], ["--abits", "0", "1 to 8"]),
+        (["--first-last-bits", "16"], ["--first-last-bits", "16"]),
+        (["--residual-bits", "4"], ["--residual-bits", "4", "8, or 32"]),
+        (["--device", "tpu"], ["--device tpu", "cpu"]),
+        (["--device", "meta"], ["--device meta", "cpu"]),
+        (["--lr", "-1"], ["--lr", "-1"]),
+        (["--val-split", "0.2"], ["--val-split", "val"]),
+        (["--batch-size", "1", "--epochs", "1"], ["--batch-size 1", "at least 2"]),
+    ],
+)
+def test_settings_out_of_range(
+    pictures: Path, tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    done = mecq(*RANDOM, "--data", pictures, *arguments, cwd=tmp_path)
+    refused(done, 2, *parts)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_here(pictures: Path, tmp_path: Path) -> None:
+    done = mecq(*RANDOM, "--data", pictures, "--device", "cuda", cwd=tmp_path)
+    refused(done, 6, "--device cuda", "--device cpu")
+
+
+def test_a_pattern_that_matches_no_layer(pictures: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "my.toml"
+    settings.write_text('[[layers]]\npattern = "layer9.*"\nwbits = 4\n')
+    done = mecq(*RANDOM, "--data", pictures, "--config", settings, "--dry-run", cwd=tmp_path)
+    refused(done, 2, "layer9.*", "layer1.0.conv1")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("vit_tiny_patch16_224", "patch_embed"),
+        ("densenet121", "norm"),
+        ("mobilenetv3_small_050", "bn1"),
+    ],
+)
+def test_a_model_that_cannot_be_quantized_names_the_module(
+    tmp_path: Path, pictures: Path, name: str, module: str
+) -> None:
+    arguments = [*BITS, "--no-pretrained", "--data", pictures, "--dry-run"]
+    refused(mecq("quantize", name, *arguments, cwd=tmp_path), 2, "layer ", module)
+    assert not [*tmp_path.iterdir()]
+
+
+def remove_val(data: Path) -> None:
+    shutil.rmtree(data / "val")
+
+
+def empty_class(data: Path) -> None:
+    for file in (data / "train" / "class0").iterdir():
+        file.unlink()
+
+
+def missing_class(data: Path) -> None:
+    shutil.rmtree(data / "val" / "class1")
+
+
+def loose_image(data: Path) -> None:
+    shutil.copy(data / "train" / "class0" / "000.png", data / "train" / "loose.png")
+
+
+def spoil(content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def change(data: Path) -> None:
+        file = data / "val" / "class1" / "002.png"
+        file.write_bytes(content(file.read_bytes()))
+
+    return change
+
+
+def animate(data: Path) -> None:
+    frames = [Image.fromarray(np.full((8, 8, 3), n * 40, np.uint8)) for n in range(3)]
+    frames[0].save(data / "val" / "class1" / "a.gif", save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (remove_val, ["no val/", "--val-split 0.1"]),
+        (empty_class, ["class folder 'train/class0'", "no image"]),
+        (missing_class, ["differ", "only in train: 'class1'"]),
+        (loose_image, ["outside of any class folder", "train/loose.png"]),
+        (spoil(lambda b: b[: len(b) // 2]), ["val/class1/002.png", "truncated"]),
+        (spoil(lambda b: b""), ["val/class1/002.png", "empty (0 bytes)"]),
+        (spoil(lambda b: b"no image" * 40), ["val/class1/002.png", "not an image"]),
+        (animate, ["val/class1/a.gif", "animated"]),
+        (shutil.rmtree, ["no data folder", "train/ and val/"]),
+    ],
+)
+def test_data_that_cannot_be_used(
+    own: Path, tmp_path: Path, change: Callable[[Path], None], parts: list[str]
+) -> None:
+    change(own)
+    done = mecq(*RANDOM, *QUICK, "--data", own, "--output", "run", cwd=tmp_path)
+    refused(done, 3, *parts)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    # Nothing may be left that stands in the way of a second try.
+    again = mecq(*RANDOM, *QUICK, "--data", own, "--output", "run", "--resume", cwd=tmp_path)
+    assert again.code == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_data_without_permission(own: Path, tmp_path: Path) -> None:
+    (own / "val" / "class1" / "002.png").chmod(0)
+    done = mecq(*RANDOM, *QUICK, "--data", own, cwd=tmp_path)
+    refused(done, 3, "no permission", "val/class1/002.png")
+
+
+def test_wrong_targets(pictures: Path, run_folder: Path, tmp_path: Path) -> None:
+    refused(mecq("eval", cwd=tmp_path), 2, "no latest run", "mecq quantize")
+    refused(mecq("export", cwd=tmp_path), 2, "no latest run")
+    refused(mecq("inspect", "runs/no", cwd=tmp_path), 2, "runs/no", "no such file")
+    refused(mecq("eval", "a.onnx", "--data", pictures, cwd=tmp_path), 2, "a.onnx", "no such file")
+    refused(mecq("eval", run_folder / "model.safetensors", cwd=tmp_path), 2, "--data DIR")
+    refused(mecq("predict", "resnet18", "a.png", cwd=tmp_path), 2, "resnet18", "run folder")
+    done = mecq("predict", run_folder, tmp_path / "a.png", cwd=tmp_path)
+    refused(done, 3, "a.png", "no such file")
+    refused(mecq("eval", run_folder, "--split", "vall", cwd=tmp_path), 3, "vall", "it has train")
+    refused(mecq("eval", run_folder, "--img-size", "64", cwd=tmp_path), 2, "--img-size")
+    artifact = run_folder / "model.safetensors"
+    done = mecq("eval", artifact, "--simulator", "--data", pictures, cwd=tmp_path)
+    refused(done, 2, "--simulator")
+    other = write_patterns(tmp_path / "three", {"val": 1}, classes=3)
+    refused(mecq("eval", run_folder, "--data", other, cwd=tmp_path), 2, "2 outputs", "3 class")
+
+
+def test_nothing_is_overwritten_unasked(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    before = (run_folder / "model.safetensors").read_bytes()
+    done = mecq(*RANDOM, *QUICK, "--data", pictures, "--output", run_folder, cwd=tmp_path)
+    refused(done, 2, str(run_folder), "--force", "--resume")
+    target = tmp_path / "m.onnx"
+    target.write_bytes(b"mine")
+    arguments = ["export", run_folder, "--output", target, "--images", "2"]
+    refused(mecq(*arguments, cwd=tmp_path), 2, "m.onnx exists", "--force")
+    assert target.read_bytes() == b"mine"
+    assert mecq(*arguments, "--force", "--json", cwd=tmp_path).document["verified"] is True
+    itself = run_folder / "model.safetensors"
+    done = mecq("export", run_folder, "-f", "safetensors", "-o", itself, "--force", cwd=tmp_path)
+    refused(done, 2, "the artifact itself")
+    assert itself.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_damaged_artifacts(run_folder: Path, pictures: Path, tmp_path: Path, suffix: str) -> None:
+    whole = tmp_path / f"whole.{suffix}"
+    arguments = ["--format", suffix, "--output", whole, "--images", "2", "--quiet"]
+    assert mecq("export", run_folder, *arguments, cwd=tmp_path).code == 0
+    data = whole.read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 4
+    for content in (bytes(flipped), data[:-100], b"", b"x" * 1000):
+        bad = tmp_path / f"bad.{suffix}"
+        bad.write_bytes(content)
+        refused(mecq("eval", bad, "--data", pictures, cwd=tmp_path), 3, f"bad.{suffix}")
+
+
+def test_an_artifact_of_another_version(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    import safetensors
+    from safetensors.numpy import save_file
+
+    with safetensors.safe_open(run_folder / "model.safetensors", "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata())
+    assert metadata["version"] == "1"
+    newer = tmp_path / "newer.safetensors"
+    save_file(tensors, newer, {**metadata, "version": "99"})
+    refused(mecq("eval", newer, "--data", pictures, cwd=tmp_path), 3, "newer.safetensors", "99")
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": np.zeros(3, np.float32)}, foreign)
+    refused(mecq("eval", foreign, "--data", pictures, cwd=tmp_path), 3, "foreign.safetensors")
+
+
+def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
+    done = mecq(*RANDOM, "--data", pictures, "--dry-run", "--json", cwd=tmp_path)
+    assert len([s for s in done.document["sites"] if s["wbits"] == 4]) == 18
+    assert not [*tmp_path.iterdir()]

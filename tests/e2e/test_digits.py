@@ -1,0 +1,124 @@
+"""The whole path with nothing but what the package brings: the demo, cut short."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mecq_cli.workflow.demo as demo
+from tests.e2e.command import mecq
+
+FLOAT, W2A2 = 75.0, 60.0
+"""Top-1 in percent that a few epochs reach at least."""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which a short `mecq demo` ran; its run is the latest."""
+    place = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FP_EPOCHS", 4)
+        patch.setattr(demo, "QAT_EPOCHS", 3)
+        done = mecq("demo", "--json", cwd=place)
+    (place / "demo.json").write_text(json.dumps(done.document))
+    return place
+
+
+def test_demo(digits: Path) -> None:
+    document = json.loads((digits / "demo.json").read_text())
+    assert document["fp_top1"] >= FLOAT
+    assert document["top1"] == document["simulator_top1"] >= W2A2
+    assert document["images"] == 360
+    assert [e["format"] for e in document["exports"]] == ["onnx", "safetensors"]
+    for entry in document["exports"]:
+        assert entry["verified"] is True
+        assert (digits / entry["path"]).stat().st_size == entry["bytes"]
+    again = mecq("demo", cwd=digits)
+    assert again.code == 2
+    assert "--force" in again.err
+
+
+@pytest.mark.parametrize("target", ["", "run", "run/model.onnx", "run/model.safetensors"])
+def test_eval(digits: Path, target: str) -> None:
+    folder = digits / "runs" / "demo"
+    arguments = [folder / target, "--data", folder / "digits"] if target else []
+    document = mecq("eval", *arguments, "--json", cwd=digits).document
+    wanted = json.loads((folder / "run" / "summary.json").read_text())["top1"]
+    assert document["top1"] == wanted >= W2A2
+
+
+def test_eval_of_the_float_network(digits: Path) -> None:
+    folder = digits / "runs" / "demo"
+    document = mecq(
+        "eval", "resnet20_cifar", "--checkpoint", folder / "float.safetensors", "--img-size", "16",
+        "--data", folder / "digits", "--json", cwd=digits,
+    ).document  # fmt: skip
+    assert document["top1"] >= FLOAT
+    assert document["top1"] == json.loads((digits / "demo.json").read_text())["fp_top1"]
+
+
+def test_export_predict_and_inspect(digits: Path, tmp_path: Path) -> None:
+    """Without settings, data or float weights: an artifact in a folder of its own."""
+    folder = digits / "runs" / "demo"
+    (tmp_path / "alone").mkdir()
+    shutil.copy(folder / "run" / "model.safetensors", tmp_path / "alone")
+    arguments = ["--data", folder / "digits", "--json"]
+    done = mecq("export", "alone", *arguments, "--images", "50", cwd=tmp_path)
+    assert (done.document["verified"], done.document["images"]) == (True, 50)
+    assert mecq("eval", "alone", *arguments, cwd=tmp_path).document["top1"] >= W2A2
+    files = [sorted((folder / f"digits/val/{n}").iterdir())[0] for n in range(10)]
+    document = mecq("predict", "alone", *files, "--json", cwd=tmp_path).document
+    right = [p["top5"][0]["class"] == str(n) for n, p in enumerate(document["predictions"])]
+    assert sum(right) >= 5
+    totals = mecq("inspect", "alone", "--json", cwd=tmp_path).document["totals"]
+    assert totals["packed_bytes"] == (tmp_path / "alone" / "model.safetensors").stat().st_size
+
+
+def test_a_dry_run_foretells_the_size(digits: Path) -> None:
+    run = digits / "runs" / "demo" / "run"
+    settings = run / "config.toml"
+    done = mecq("quantize", "--config", settings, "--dry-run", "--json", cwd=digits)
+    foretold = done.document["sizes"]
+    sizes = json.loads((run / "summary.json").read_text())["sizes"]
+    assert foretold["fp32_bytes"] == sizes["fp32_bytes"]
+    assert foretold["ideal_bytes"] == sizes["ideal_bytes"]
+    assert foretold["packed_bytes"] == pytest.approx(sizes["packed_bytes"], rel=0.02)
+
+
+def test_images_held_out_of_training(digits: Path, tmp_path: Path) -> None:
+    """Without a second folder; `mecq eval` uses the very images that were held out."""
+    folder = digits / "runs" / "demo"
+    shutil.copytree(folder / "digits" / "val", tmp_path / "data" / "train")
+    arguments = [
+        "quantize", "resnet20_cifar", "--wbits", "4", "--abits", "4", "--data", "data",
+        "--checkpoint", folder / "float.safetensors", "--img-size", "16", "--val-split", "0.3",
+        "--epochs", "0", "--output", "held", "--json",
+    ]  # fmt: skip
+    summary = mecq(*arguments, cwd=tmp_path).document
+    assert 100 <= summary["images"] <= 115
+    evaluated = mecq("eval", "--json", cwd=tmp_path).document
+    assert evaluated["images"] == summary["images"]
+    assert evaluated["top1"] == summary["top1"] >= W2A2
+
+
+def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
+    arms = "none;two views, stages 1;weights 0.1"
+    command = [
+        "bench", "mec", "resnet20_cifar", "--wbits", 2, "--abits", 2, "--img-size", 16,
+        "--data", "runs/demo/digits", "--checkpoint", "runs/demo/float.safetensors",
+        "--output", "study", "--epochs", 1, "--max-steps", 2, "--seeds", 1, "--per-class", 20,
+        "--tune", "--compile", "off", "--arms", arms, "--json",
+    ]  # fmt: skip
+    first = mecq(*command, cwd=digits).document
+    assert [row["arm"] for row in first["rows"]] == arms.split(";")
+    assert first["train_images"] == 200
+    assert first["images"] == 143  # a tenth of each of the ten classes of train, rounded
+    lengths = json.loads(
+        (digits / "study/two_views-stages_1-seed0/metrics.jsonl").read_text().splitlines()[-1]
+    )["coding_length"]
+    assert len(lengths) == 3
+    assert min(lengths.values()) > 0
+    assert mecq(*command, cwd=digits).document["rows"] == first["rows"]

@@ -1,0 +1,72 @@
+"""First steps fit what flows through a network, and batch norms are measured anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mecq_cli.calibration import calibrate, reestimate_batch_norm
+from mecq_cli.errors import NumericError
+from mecq_cli.insertion import BitPlan, insert
+from mecq_cli.quantizers import ActivationQuantizer
+from tests.exactness import float_network, random_images
+
+SHAPE = (3, 32, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.05), (4, 0.4)])
+def test_a_calibrated_network_follows_the_float_one(bits: int, error: float) -> None:
+    model = float_network("resnet20_cifar", 32).eval()
+    images = random_images(16, 32)
+    network = insert(model, SHAPE, BitPlan(8, bits))
+    before = {name: p.clone() for name, p in network.named_parameters() if "scale" not in name}
+    calibrate(network, images.split(4), 4)
+    wanted, got = model(images), network.eval()(images)
+    assert float((got - wanted).norm() / wanted.norm()) < error
+    for name, p in network.named_parameters():
+        if name in before:
+            assert torch.equal(p, before[name]), name
+    for module in network.modules():
+        if isinstance(module, ActivationQuantizer):
+            assert module.active
+            grid = module.grid()
+            assert 0 <= grid.zero_point <= grid.qmax == 2**module.bits - 1
+
+
+def test_values_that_are_not_finite_name_the_layer() -> None:
+    model = float_network("resnet20_cifar", 32)
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")  # type: ignore[union-attr, index]
+    network = insert(model, SHAPE, BitPlan(32, 4))
+    with pytest.raises(NumericError, match=r"layer layer2\.0\.conv1\S* .*NaN or Inf"):
+        calibrate(network, [random_images(2, 32)], 1)
+
+
+@torch.no_grad()
+def test_statistics_are_the_average_over_the_batches() -> None:
+    network = insert(float_network("resnet20_cifar", 32), SHAPE, BitPlan(4, 4))
+    batches = random_images(12, 32).split(4)
+    calibrate(network, batches, 3)
+    norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    means, variances = [], []
+
+    def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        means.append(inputs[0].mean((0, 2, 3)))
+        variances.append(inputs[0].var((0, 2, 3)))
+
+    handle = norm.register_forward_pre_hook(keep)
+    network.eval()
+    assert reestimate_batch_norm(network, batches) == 3
+    handle.remove()
+    assert not network.training
+    assert norm.momentum == 0.1
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+
+    statistics = norm.running_mean.clone()
+    assert reestimate_batch_norm(network, []) == 0
+    assert torch.equal(norm.running_mean, statistics)

@@ -1,0 +1,184 @@
+"""Settings: precedence and origin, the file format, and one line for each thing that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mecq_cli.config import (
+    FLAG_ONLY,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    LayerOverride,
+    QuantizeConfig,
+    from_flags,
+    from_toml,
+    resolve,
+    to_toml,
+)
+from mecq_cli.errors import UsageError
+
+FLAGS: dict[str, Any] = {"model": "resnet18", "wbits": 2, "abits": 4, "data": Path("images")}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_the_file_and_each_value_knows_its_origin(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "run.toml",
+        'wbits = 3\nlr = 1\noptimizer = "adamw"\n[[layers]]\npattern = "layer4.*"\nwbits = 4\n',
+    )
+    config, origins = resolve(file, {**FLAGS, "distill": False, "epochs": None})
+    assert (config.wbits, config.lr, config.optimizer, config.distill) == (2, 1.0, "adamw", False)
+    assert config.layers == (LayerOverride(pattern="layer4.*", wbits=4),)
+    assert config.epochs is None
+    assert origins.keys() == QuantizeConfig.model_fields.keys()
+    picked = {key: origins[key] for key in ("wbits", "distill", "lr", "layers", "epochs", "seed")}
+    assert picked == {
+        "wbits": "flag",
+        "distill": "flag",
+        "lr": "file",
+        "layers": "file",
+        "epochs": "default",
+        "seed": "default",
+    }
+
+
+def test_to_toml_reproduces_every_setting_of_the_run(tmp_path: Path) -> None:
+    overrides = (LayerOverride(pattern="a", abits=8), LayerOverride(pattern="b", wbits=1))
+    changed: dict[str, Any] = {
+        **FLAGS,
+        "data": Path.cwd() / "images",
+        "checkpoint": Path('/weights/näme "x".pth'),
+        "val_split": 0.1,
+        "lr": 0.02,
+        "epochs": 0,
+        "mec_weight": 0.0,
+        "pretrained": False,
+        "output": Path("elsewhere"),
+        "force": True,
+        "layers": overrides,
+    }
+    config, _ = resolve(None, changed)
+    again = from_toml(write(tmp_path / "config.toml", to_toml(config)))
+    assert again == config.model_copy(update={"output": None, "force": False})
+
+
+def test_every_setting_that_may_be_none_is_none_by_default() -> None:
+    # TOML has no null: what is left out of a file must come back as None.
+    for kind in (QuantizeConfig, LayerOverride):
+        for name, field in kind.model_fields.items():
+            if "None" in str(field.annotation):
+                assert field.default is None, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"wbits": 9}, "--wbits: got 9; allowed: 1 to 8, or 32 to leave it in float"),
+        ({"abits": 0}, "--abits: got 0; allowed: 1 to 8, or 32 to leave it in float"),
+        ({"residual_bits": 4}, "--residual-bits: got 4; allowed: 8, or 32 to leave it in float"),
+        ({"val_split": 1.0}, "--val-split: got 1.0; allowed: between 0 and 1"),
+        ({"crop_pct": 0.0}, "--crop-pct: got 0.0; allowed: more than 0, at most 1"),
+        ({"lr": float("nan")}, "--lr: got nan; allowed: a finite number"),
+        ({"epochs": -1}, "--epochs: got -1; allowed: 0 or more"),
+        ({"amp": "fp16"}, "--amp: got 'fp16'; allowed: auto, bf16 or off"),
+        ({"model": " "}, "MODEL: got ' '; allowed: a name, not an empty one"),
+        (
+            {"resume": True},
+            "--resume: which run? give --output RUN; runs/latest names the latest",
+        ),
+        (
+            {"resume": True, "force": True},
+            "--resume and --force: one continues a run, the other starts it over",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_is_allowed(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(None, {**FLAGS, **flags})
+    assert str(caught.value) == message
+
+
+def test_all_missing_settings_are_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"^missing: MODEL, --wbits, --abits, --data;"):
+        resolve(None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wbit = 2", "unknown key 'wbit'; did you mean 'wbits'?"),
+        ("val-split = 0.1", "unknown key 'val-split'; did you mean 'val_split'?"),
+        ("force = true", "'force' is a flag only: --force"),
+        ("lr = true", "'lr' in {file}: got True; allowed: a number"),
+        ('epochs = "5"', "'epochs' in {file}: got '5'; allowed: a whole number"),
+        ("epochs = 2.5", "'epochs' in {file}: got 2.5; allowed: a whole number"),
+        ('layers = "conv1"', "'layers' in {file}: got 'conv1'; allowed: [[layers]] tables"),
+        ('[[layers]]\npatern = "a"', "[[layers]]: unknown key 'patern'; did you mean 'pattern'?"),
+        (
+            '[[layers]]\npattern = "a"\nwbits = 9',
+            "'layers[0].wbits' in {file}: got 9; allowed: 1 to 8, or 32 to leave it in float",
+        ),
+        ('[[layers]]\npattern = "a"', "allowed: wbits, abits or both"),
+        ("a b", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path / "run.toml", text)
+    with pytest.raises(UsageError) as caught:
+        resolve(file, FLAGS)
+    assert str(file) in str(caught.value)
+    assert message.replace("{file}", str(file)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_settings_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="settings file"):
+        resolve(tmp_path / name, FLAGS)
+
+
+def test_resume_takes_the_settings_of_the_run_and_refuses_to_change_them(tmp_path: Path) -> None:
+    started, _ = resolve(None, {**FLAGS, "epochs": 5, "lr": 0.02, "amp": "bf16"})
+    write(tmp_path / "config.toml", to_toml(started))
+    resuming = {"resume": True, "output": tmp_path}
+
+    config, origins = resolve(None, resuming)
+    assert (config.model, config.epochs, config.lr) == ("resnet18", 5, 0.02)
+    assert (origins["lr"], origins["output"]) == ("checkpoint", "flag")
+    assert resolve(None, {**resuming, "amp": "auto"})[0].amp == "bf16"
+
+    moved, origins = resolve(None, {**FLAGS, **resuming, "data": tmp_path, "workers": 2})
+    assert (moved.data, moved.workers, origins["wbits"]) == (tmp_path, 2, "flag")
+
+    with pytest.raises(UsageError, match=r"--lr: got 0.1, but .* was started with 0.02; leave"):
+        resolve(None, {**resuming, "lr": 0.1})
+
+
+def test_resume_without_a_run_and_without_flags_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run to continue"):
+        resolve(None, {"resume": True, "output": tmp_path / "none"})
+
+
+def test_resume_of_a_folder_without_a_run_starts_with_the_flags(tmp_path: Path) -> None:
+    config, origins = resolve(None, {**FLAGS, "resume": True, "output": tmp_path / "new"})
+    assert (config.wbits, origins["wbits"], origins["lr"]) == (2, "flag", "default")
+
+
+def test_the_small_commands_check_their_flags_too() -> None:
+    config = from_flags(EvalConfig, {"target": None, "img_size": 64, "simulator": True})
+    assert config == EvalConfig(img_size=64, simulator=True)
+    assert from_flags(DemoConfig, {"output": Path("~/x")}).output == Path.home() / "x"
+    with pytest.raises(UsageError, match=r"--format: got 'tflite'; allowed: onnx or safetensors"):
+        from_flags(ExportConfig, {"format": "tflite"})
+
+
+def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:
+    assert all(QuantizeConfig.model_fields[name].default is False for name in FLAG_ONLY)

@@ -1,0 +1,203 @@
+"""Run folders: naming, runs/latest, locks that outlive no process, what a target means."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.errors import DataError, UsageError
+from mecq_cli.runs import RunFolder, create_run, latest_run, resolve_target
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def settings(**changed: Any) -> QuantizeConfig:
+    given: dict[str, Any] = {"model": "resnet18", "wbits": 2, "abits": 4, "data": Path("images")}
+    return QuantizeConfig(**{**given, **changed})
+
+
+def finished_run(**changed: Any) -> RunFolder:
+    with create_run(settings(**changed)) as run:
+        run.config.write_text("model = 'resnet18'\n")
+        run.artifact.write_bytes(b"artifact")
+        run.checkpoints.mkdir()
+        (run.checkpoints / "step-10").write_bytes(b"state")
+    return run
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_default_names_never_collide_and_latest_follows() -> None:
+    first = finished_run(model="torchvision/resnet18")
+    second = finished_run(model="torchvision/resnet18")
+    assert re.fullmatch(r"runs/torchvision-resnet18-w2a4-\d{8}-\d{6}", str(first.path))
+    assert first.path != second.path
+    assert latest_run() == second
+    assert (Path("runs") / "latest").is_file()
+    assert not (Path("runs") / "latest").is_symlink()
+
+
+def test_latest_follows_output_and_a_moved_project(project: Path, tmp_path: Path) -> None:
+    outside = finished_run(output=tmp_path / "outside")
+    assert latest_run().path == outside.path
+    inside = finished_run()
+    os.chdir(tmp_path)
+    project.rename(tmp_path / "moved")
+    os.chdir(tmp_path / "moved")
+    assert latest_run().path == inside.path
+
+
+def test_a_folder_in_use_needs_resume_or_force(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run = finished_run(output=output)
+    (output / "notes.txt").write_text("mine")
+    before = tree(output)
+    with (
+        pytest.raises(UsageError, match=r"not empty; --resume continues .* --force starts"),
+        create_run(settings(output=output)),
+    ):
+        pytest.fail("it was entered")
+    assert tree(output) == before
+
+    with create_run(settings(output=output, resume=True)):
+        assert tree(output) == before
+
+    with create_run(settings(output=output, force=True)):
+        assert tree(output) == [".lock", "notes.txt"]
+    assert not run.is_run
+
+
+def test_a_run_that_fails_before_it_writes_leaves_nothing(project: Path) -> None:
+    def fail() -> None:
+        with create_run(settings(data=Path("nowhere"))):
+            raise DataError("nowhere: no such folder")
+
+    with pytest.raises(DataError):
+        fail()
+    assert tree(project) == []
+    good = finished_run()
+    before = tree(project)
+    with pytest.raises(DataError):
+        fail()
+    assert latest_run() == good
+    assert tree(project) == before
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    with (
+        create_run(settings(output=tmp_path / "run")),
+        pytest.raises(
+            UsageError, match=f"another mecq works in this folder .process {os.getpid()}"
+        ),
+        create_run(settings(output=tmp_path / "run", resume=True)),
+    ):
+        pytest.fail("it was entered")
+
+
+def test_a_killed_process_leaves_no_lock_even_if_its_workers_live_on(tmp_path: Path) -> None:
+    script = """
+        import os, sys, time
+        from pathlib import Path
+        from mecq_cli.config import QuantizeConfig
+        from mecq_cli.runs import create_run
+
+        config = QuantizeConfig(
+            model="resnet18", wbits=2, abits=4, data=Path("d"), output=Path(sys.argv[1])
+        )
+        with create_run(config) as run:
+            run.config.write_text("")
+            if os.fork() == 0:
+                print(os.getpid(), flush=True)
+            time.sleep(60)
+    """
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(output)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    try:
+        with (
+            pytest.raises(UsageError, match="another mecq"),
+            create_run(settings(output=output, resume=True)),
+        ):
+            pytest.fail("it was entered")
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # still there
+        with create_run(settings(output=output, resume=True)):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_an_output_that_is_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match="is a file; give --output DIR"),
+        create_run(settings(output=tmp_path / name)),
+    ):
+        pytest.fail("it was entered")
+
+
+def test_targets(tmp_path: Path) -> None:
+    run = finished_run()
+    assert resolve_target(None).run == run
+    assert resolve_target("runs/latest").run == run
+    assert resolve_target(str(run.path)).kind == "run"
+    assert resolve_target(str(run.artifact)).kind == "artifact"
+    (tmp_path / "net.ONNX").write_bytes(b"")
+    assert resolve_target(str(tmp_path / "net.ONNX")).kind == "onnx"
+    Path("resnet18").mkdir()  # a folder by chance, and no run
+    for name in ("resnet18", "resnet50.a1_in1k", "torchvision/squeezenet1_0", "hf_hub:a/b"):
+        target = resolve_target(name)
+        assert (target.kind, target.name, target.path) == ("model", name, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("missing.onnx", "missing.onnx: no such file or folder"),
+        ("runs/missing", "runs/missing: no such file or folder"),
+        ("./missing", "./missing: no such file or folder"),
+        ("weights.pth", "got a '.pth' file; .* model name .its weights: --checkpoint"),
+        ("./folder", "is no run folder: it has no config.toml"),
+        (None, "no latest run in .* name a target, or make a run: mecq quantize"),
+    ],
+)
+def test_targets_that_are_none(text: str | None, message: str) -> None:
+    Path("weights.pth").write_bytes(b"")
+    Path("folder").mkdir()
+    with pytest.raises(UsageError, match=message):
+        resolve_target(text)
+
+
+def test_latest_that_was_deleted() -> None:
+    run = finished_run()
+    run.config.unlink()
+    run.artifact.unlink()
+    with pytest.raises(UsageError, match=r"runs/latest points to .* which is no run"):
+        latest_run()

@@ -1,0 +1,53 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mecq_cli.errors import ArtifactError, EnvironmentFailure, UsageError
+from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.runs import RunFolder
+from mecq_cli.workflow.common import eval_batch_size, pick_device
+from mecq_cli.workflow.targets import (
+    data_of,
+    preprocessing_of,
+    require_artifact,
+    run_config,
+    settings_of,
+)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("meta", "gpu", "cuda:x", ""):
+        with pytest.raises(UsageError, match=r"--device .*not a device; try auto, cpu, cuda"):
+            pick_device(name)
+    with pytest.raises(EnvironmentFailure, match="--device cuda:99: not usable here"):
+        pick_device("cuda:99")
+
+
+@pytest.mark.parametrize(("size", "batch"), [(32, 256), (224, 39), (4096, 1)])
+def test_large_images_come_in_small_batches(size: int, batch: int) -> None:
+    assert eval_batch_size(Preprocessing((3, size, size), (0.5,) * 3, (0.5,) * 3)) == batch
+
+
+def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert settings_of(None) is settings_of(run) is None
+    with pytest.raises(UsageError, match=r"no config\.toml"):
+        run_config(run)
+    with pytest.raises(ArtifactError, match="--resume --output"):
+        require_artifact(run)
+    with pytest.raises(UsageError, match="--data DIR"):
+        data_of(None, None)
+    assert data_of(None, tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("metadata", [{}, {"preprocessing": 3}, {"preprocessing": {"size": 3}}])
+def test_an_artifact_without_preprocessing(metadata: dict[str, object]) -> None:
+    with pytest.raises(ArtifactError, match=r"a\.onnx: says nothing of its preprocessing"):
+        preprocessing_of(metadata, Path("a.onnx"))
