@@ -92,6 +92,8 @@ class Trainer:
         self.model.train()
         self.listener.start("train", recipe.total_steps)
         with SignalWatch() as watch, self._log() as log:
+            if watch.received:
+                self._interrupted(watch.received, resume_command)
             while progress.step < recipe.total_steps:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 for images, labels in self.batches(epoch, first):

@@ -18,11 +18,23 @@ class _Stop(KeyboardInterrupt):
     """No Exception, so that no library takes it for an error of its own."""
 
 
+class _Received:
+    """The signal that `stopping` met last, 0 for none: signals belong to the whole process."""
+
+    number = 0
+
+
 @contextmanager
 def stopping(message: str) -> Iterator[None]:
-    """Within the ``with`` block a signal raises `Interrupted` with ``message``."""
+    """Within the ``with`` block a signal raises `Interrupted` with ``message``.
+
+    Python drops what is raised within a finalizer or a callback of the garbage collector, and
+    some libraries catch everything. So the signal is remembered too: the next `SignalWatch`
+    within the block begins with it.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _Received.number = number
         raise _Stop(number)
 
     old = _install(stop)
@@ -31,6 +43,7 @@ def stopping(message: str) -> Iterator[None]:
     except _Stop as stopped:
         raise Interrupted(message, int(stopped.args[0])) from stopped
     finally:
+        _Received.number = 0
         _restore(old)
 
 
@@ -42,7 +55,7 @@ class SignalWatch:
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = _Received.number
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> SignalWatch:
