@@ -34,6 +34,7 @@ from mecq_cli.settings import (
     Count,
     CountOrZero,
     CropPct,
+    Experts,
     Fraction,
     Name,
     Origin,
@@ -105,9 +106,14 @@ class QuantizeConfig(Settings):
         mec_weight: weight of the entropy regularizer; 0 switches it off.
         mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
         mec_views: "quantized" features alone, or jointly with those of the float model.
+        mec_align: with two views, weight of their agreement beside the joint coding length.
+        mec_grid: feature maps are averaged within this many cells along each side.
         mec_estimator: of the coding length.
+        mec_experts: those the mixture may use, joined by "+".
+        mec_order: of the series of the estimator taylor.
         mec_distortion: eps_d^2 = eps^2 / d of the coding length (MEC, arXiv 2210.11464).
         mec_warmup: share of the steps over which 1/lambda falls to its final value.
+        mec_term: "entropy", or a control that shows what does the work (see EntropySettings).
         output: the run folder itself.
         checkpoint_every: steps between two checkpoints.
         calibration_images: seen for the first activation scales.
@@ -151,7 +157,12 @@ class QuantizeConfig(Settings):
     mec_warmup: Fraction = 0.1
     mec_on: Sites = "penultimate"
     mec_views: Literal["quantized", "fp+quantized"] = "quantized"
+    mec_align: PositiveOrZero = 1.0
+    mec_grid: Count = 1
     mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
+    mec_experts: Experts = "all"
+    mec_order: Count = 4
+    mec_term: Literal["entropy", "target", "alignment", "centring"] = "entropy"
     output: UserPath | None = None
     checkpoint_every: Count | None = None
     calibration_images: Count = 512
@@ -160,6 +171,12 @@ class QuantizeConfig(Settings):
     dry_run: bool = False
     force: bool = False
     layers: Annotated[tuple[LayerOverride, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _has_both_views(self) -> QuantizeConfig:
+        if self.mec_term in ("target", "alignment") and self.mec_views == "quantized":
+            raise ValueError(f"mec_term {self.mec_term!r} needs mec_views 'fp+quantized'")
+        return self
 
 
 class EvalConfig(Settings):

@@ -39,14 +39,23 @@ Fraction = Annotated[float, _within("0 to 1", lambda v: 0 <= v <= 1)]
 CropPct = Annotated[float, _within("more than 0, at most 1", lambda v: 0 < v <= 1)]
 Share = Annotated[float, _within("between 0 and 1", lambda v: 0 < v < 1)]
 Name = Annotated[str, _within("a name, not an empty one", lambda v: bool(v.strip()))]
+
+
+def _joined(*names: str) -> AfterValidator:
+    """One or more of ``names``, joined by "+", each once."""
+
+    def check(value: str) -> bool:
+        parts = value.split("+")
+        return set(parts) <= set(names) and len(set(parts)) == len(parts)
+
+    return _within(f"one or more of {', '.join(names)}, joined by '+'", check)
+
+
 SITES = ("penultimate", "stages", "layers", "weights")
-Sites = Annotated[
-    str,
-    _within(
-        f"one or more of {', '.join(SITES)}, joined by '+'",
-        lambda v: set(v.split("+")) <= set(SITES) and len(set(v.split("+"))) == v.count("+") + 1,
-    ),
-]
+Sites = Annotated[str, _joined(*SITES)]
+# The names are those of mecq_cli.entropy.EXPERTS, which is not imported: it needs torch.
+EXPERTS = ("linear", "head_order1", "head_order2", "centred", "chebyshev", "exact")
+Experts = Annotated[str, _joined("all", *EXPERTS)]
 UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
 

@@ -10,8 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
+from mecq_cli.entropy.distributed import global_rows
 from mecq_cli.entropy.representation import as_rows, centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
+
+TERMS = ("entropy", "target", "alignment", "centring")
+
+
+@dataclass(frozen=True)
+class EntropySettings:
+    """What the term is.
+
+    Attributes:
+        distortion: eps_d^2.
+        warmup: share of the training over which the distortion falls to it, from 8 times as much.
+        estimator: of the coding length: "moe", "exact" or "taylor" (which, where its series does
+            not converge, is replaced by the exact value).
+        experts: those the mixture may use; empty: all.
+        order: of the series of "taylor".
+        align: weight of the cosine between two views, beside the coding length.
+        grid: cells of a feature map that are rows of their own, along each side.
+        term: "entropy", or one of the others to tell what does the work: "target" pulls the
+            coding length of the quantized features to that of the FP features instead of upwards;
+            "alignment" is the cosine between the views without a coding length; "centring"
+            only removes what all rows have in common.
+    """
+
+    distortion: float = 0.06
+    warmup: float = 0.1
+    estimator: str = "moe"
+    experts: tuple[str, ...] = ()
+    order: int = 4
+    align: float = 1.0
+    grid: int = 1
+    term: str = "entropy"
+
+    def distortion_at(self, progress: float) -> float:
+        """eps_d^2 after ``progress`` (0 to 1) of the training."""
+        if progress >= self.warmup:
+            return self.distortion
+        return self.distortion * (8.0 - 7.0 * progress / self.warmup)
 
 
 @dataclass(frozen=True)
@@ -21,7 +59,7 @@ class EntropyTerm:
     Attributes:
         loss: scalar, to be multiplied by the weight of the term.
         coding_lengths: nats of each site, detached; of quantized features alone or, with two
-            views, of both together.
+            views, of both together. Empty for terms without one.
     """
 
     loss: Tensor
@@ -42,33 +80,13 @@ class EntropyRegularizer(nn.Module):
     representations of a QAT network is MEC-Quant's idea (arXiv 2509.15514); which ones, and how
     they are prepared, is our reconstruction.
 
-    Args:
-        distortion: eps_d^2.
-        warmup: share of the training over which the distortion falls to it.
-        estimator: of the coding length: "moe", "exact" or "taylor" (which, where its series does
-            not converge, is replaced by the exact value).
-        align: weight of the cosine between the two views.
+    In a distributed run the rows are those of all processes (`global_rows`).
     """
 
-    def __init__(
-        self,
-        distortion: float = 0.06,
-        warmup: float = 0.1,
-        estimator: str = "moe",
-        align: float = 1.0,
-    ) -> None:
+    def __init__(self, settings: EntropySettings | None = None) -> None:
         super().__init__()
-        self.distortion = distortion
-        self.warmup = warmup
-        self.estimator = estimator
-        self.align = align
+        self.settings = settings or EntropySettings()
         self.states: dict[str, MoeState] = {}
-
-    def distortion_at(self, progress: float) -> float:
-        """eps_d^2 after ``progress`` (0 to 1) of the training."""
-        if progress >= self.warmup:
-            return self.distortion
-        return self.distortion * (8.0 - 7.0 * progress / self.warmup)
 
     def forward(
         self,
@@ -79,43 +97,59 @@ class EntropyRegularizer(nn.Module):
         """The term for one batch.
 
         Args:
-            sites: quantized features [N, d] or [N, d, H, W], or weights [O, ...], by name.
+            sites: quantized features [N, d], [N, T, d] or [N, d, H, W] by name.
             reference: the FP network's features by the same names: two views. Sites without
                 one (weights) are coded alone.
             progress: share of the training that is over.
         """
-        distortion = self.distortion_at(progress)
+        distortion = self.settings.distortion_at(progress)
         losses: list[Tensor] = []
         lengths: dict[str, Tensor] = {}
         for name, features in sites.items():
             other = None if reference is None else reference.get(name)
             if other is None:
-                z = normalise(centre(as_rows(features)))
-                length = self._length(name, z, distortion)
-                losses.append(-distortion * length)
+                loss, length = self._one_view(name, self._rows(features), distortion)
             else:
-                length, loss = self._two_views(name, features, other, distortion)
-                losses.append(loss)
-            lengths[name] = length.detach()
+                # Both have the same number of rows: gathered and averaged alike.
+                rows, fp_rows = self._rows(features), self._rows(other.detach())
+                loss, length = self._two_views(name, rows, fp_rows, distortion)
+            losses.append(loss)
+            if length is not None:
+                lengths[name] = length.detach()
         return EntropyTerm(torch.stack(losses).mean(), lengths)
 
+    def _rows(self, features: Tensor) -> Tensor:
+        return global_rows(as_rows(features, self.settings.grid))
+
+    def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:
+        if self.settings.term == "centring":
+            return normalise(rows).mean(0).square().sum(), None
+        length = self._length(name, normalise(centre(rows)), distortion)
+        return -distortion * length, length
+
     def _two_views(
-        self, name: str, features: Tensor, other: Tensor, distortion: float
-    ) -> tuple[Tensor, Tensor]:
-        quantized = normalise(standardise(as_rows(features)))
-        full = normalise(standardise(as_rows(other.detach())))
-        joint = torch.cat([quantized, full], 1) * 0.5**0.5
-        length = self._length(name, joint, distortion)
-        cosine = (quantized * full).sum(1).mean()
-        return length, -distortion * length - self.align * cosine
+        self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
+    ) -> tuple[Tensor, Tensor | None]:
+        term = self.settings.term
+        if term == "target":
+            length = self._length(name, normalise(centre(rows)), distortion)
+            goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
+            return distortion * (length - goal).abs(), length
+        quantized, full = normalise(standardise(rows)), normalise(standardise(fp_rows))
+        disagreement = -(quantized * full).sum(1).mean()
+        if term == "alignment":
+            return disagreement, None
+        length = self._length(name, torch.cat([quantized, full], 1) * 0.5**0.5, distortion)
+        return -distortion * length + self.settings.align * disagreement, length
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
-        options: dict[str, Any] = {}
-        if self.estimator == "moe":
+        settings, options = self.settings, dict[str, Any]()
+        if settings.estimator == "moe":
             options["state"] = self.states.setdefault(name, MoeState())
-        elif self.estimator == "taylor":
-            options["on_divergence"] = "exact"
-        return coding_length(z, distortion=distortion, estimator=self.estimator, **options)
+            options["experts"] = settings.experts or None
+        elif settings.estimator == "taylor":
+            options |= {"on_divergence": "exact", "order": settings.order}
+        return coding_length(z, distortion=distortion, estimator=settings.estimator, **options)
 
     def saved_states(self) -> dict[str, Any]:
         """What the mixture remembers of each site, for a checkpoint."""

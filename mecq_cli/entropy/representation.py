@@ -7,11 +7,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def as_rows(features: Tensor) -> Tensor:
-    """Features [N, d, ...] as float32 rows [N, d]; positions are averaged."""
-    if features.dim() > 2:
-        features = features.flatten(2).mean(2)
-    return features.float()
+def as_rows(features: Tensor, grid: int = 1) -> Tensor:
+    """Features as float32 rows: those of an image averaged over its positions.
+
+    Args:
+        features: [N, d], tokens [N, T, d] or maps [N, d, H, W].
+        grid: maps are averaged within grid x grid cells, each a row of its own; no more cells
+            than there are positions.
+
+    Returns:
+        [N, d], or [N * cells, d] with a grid.
+    """
+    if features.dim() == 3:
+        return features.float().mean(1)
+    if features.dim() == 2:
+        return features.float()
+    height, width = features.shape[2:]
+    cells = (min(grid, height), min(grid, width))
+    if cells == (1, 1):
+        return features.float().mean((2, 3))
+    pooled = F.adaptive_avg_pool2d(features.float(), cells)
+    return pooled.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def centre(z: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from mecq_cli.config import QuantizeConfig
+from mecq_cli.entropy import EntropySettings
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.quantizers import Quantizer
 
@@ -38,10 +39,10 @@ class Recipe:
         warmup_steps: linear warm-up of the learning rate.
         distill_weight: share of the distillation in the task loss; 0 without a teacher.
         distill_temperature: of both softmaxes.
-        mec_weight, mec_distortion, mec_warmup: of the entropy regularizer.
+        mec_weight: of the entropy regularizer; it has no influence where that is 0.
         mec_on: what it codes (penultimate, stages, layers, weights).
         mec_views: 1, or 2 for the quantized and the FP features jointly.
-        mec_estimator: by name.
+        mec: what it computes.
         bf16: autocast of the training step.
         compile: torch.compile of the network.
     """
@@ -58,11 +59,9 @@ class Recipe:
     distill_weight: float
     distill_temperature: float
     mec_weight: float
-    mec_distortion: float
-    mec_warmup: float
     mec_on: tuple[str, ...]
     mec_views: int
-    mec_estimator: str
+    mec: EntropySettings
     bf16: bool
     compile: bool
 
@@ -110,11 +109,18 @@ def choose(
         distill_weight=config.distill_weight if config.distill else 0.0,
         distill_temperature=config.distill_temperature,
         mec_weight=config.mec_weight,
-        mec_distortion=config.mec_distortion,
-        mec_warmup=config.mec_warmup,
         mec_on=tuple(config.mec_on.split("+")),
         mec_views=2 if config.mec_views == "fp+quantized" else 1,
-        mec_estimator=config.mec_estimator,
+        mec=EntropySettings(
+            distortion=config.mec_distortion,
+            warmup=config.mec_warmup,
+            estimator=config.mec_estimator,
+            experts=() if config.mec_experts == "all" else tuple(config.mec_experts.split("+")),
+            order=config.mec_order,
+            align=config.mec_align,
+            grid=config.mec_grid,
+            term=config.mec_term,
+        ),
         bf16=use_bf16(config.amp, device),
         compile=config.compile == "model" or (config.compile == "auto" and total >= COMPILE_FROM),
     )

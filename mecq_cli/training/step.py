@@ -59,9 +59,7 @@ class TrainingStep:
         self.two_views = recipe.mec_weight > 0 and recipe.mec_views == 2
         needed = recipe.distill_weight > 0 or self.two_views
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
-        self.regularizer = EntropyRegularizer(
-            recipe.mec_distortion, recipe.mec_warmup, recipe.mec_estimator
-        )
+        self.regularizer = EntropyRegularizer(recipe.mec)
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()

@@ -21,30 +21,45 @@ from mecq_cli.events import Listener
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.quantize import quantize
 
+
+def _one(weight: float, on: str, **others: Any) -> dict[str, Any]:
+    return {"mec_weight": weight, "mec_on": on, "mec_views": "quantized", **others}
+
+
+def _two(weight: float, on: str, **others: Any) -> dict[str, Any]:
+    return {"mec_weight": weight, "mec_on": on, "mec_views": "fp+quantized", **others}
+
+
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "none": {"mec_weight": 0.0},
     "none, no distillation": {"mec_weight": 0.0, "distill": False},
-    "penultimate 0.1": {"mec_weight": 0.1, "mec_on": "penultimate"},
-    "penultimate 1": {"mec_weight": 1.0, "mec_on": "penultimate"},
-    "penultimate 0.1, exact": {"mec_weight": 0.1, "mec_estimator": "exact"},
-    "penultimate 0.1, taylor": {"mec_weight": 0.1, "mec_estimator": "taylor"},
-    "penultimate 0.1, no distillation": {"mec_weight": 0.1, "distill": False},
-    "stages 0.1": {"mec_weight": 0.1, "mec_on": "stages"},
-    "stages 1": {"mec_weight": 1.0, "mec_on": "stages"},
-    "layers 0.1": {"mec_weight": 0.1, "mec_on": "layers"},
-    "weights 0.1": {"mec_weight": 0.1, "mec_on": "weights"},
-    "two views, penultimate 1": {
-        "mec_weight": 1.0,
-        "mec_on": "penultimate",
-        "mec_views": "fp+quantized",
-    },
-    "two views, stages 0.3": {
-        "mec_weight": 0.3,
-        "mec_on": "stages",
-        "mec_views": "fp+quantized",
-    },
-    "two views, stages 1": {"mec_weight": 1.0, "mec_on": "stages", "mec_views": "fp+quantized"},
-    "two views, layers 1": {"mec_weight": 1.0, "mec_on": "layers", "mec_views": "fp+quantized"},
+    "penultimate 0.1": _one(0.1, "penultimate"),
+    "penultimate 1": _one(1.0, "penultimate"),
+    "penultimate 0.1, no distillation": _one(0.1, "penultimate", distill=False),
+    "stages 0.1": _one(0.1, "stages"),
+    "stages 1": _one(1.0, "stages"),
+    "stages 1, grid": _one(1.0, "stages", mec_grid=4),
+    "layers 1": _one(1.0, "layers"),
+    "weights 0.1": _one(0.1, "weights"),
+    "centring, stages 1": _one(1.0, "stages", mec_term="centring"),
+    "FP coding length, stages 1": _two(1.0, "stages", mec_term="target"),
+    "two views, penultimate 1": _two(1.0, "penultimate"),
+    "two views, stages 0.3": _two(0.3, "stages"),
+    "two views, stages 1": _two(1.0, "stages"),
+    "two views, stages 3": _two(3.0, "stages"),
+    "two views, stages 1, exact": _two(1.0, "stages", mec_estimator="exact"),
+    "two views, stages 1, taylor": _two(1.0, "stages", mec_estimator="taylor"),
+    "two views, stages 1, no distillation": _two(1.0, "stages", distill=False),
+    "two views, stages 1, entropy only": _two(1.0, "stages", mec_align=0.0),
+    "two views, stages 1, alignment only": _two(1.0, "stages", mec_term="alignment"),
+    "two views, stages 1, grid": _two(1.0, "stages", mec_grid=4),
+    "two views, stages 3, grid": _two(3.0, "stages", mec_grid=4),
+    "two views, stages 1, grid, alignment only": _two(
+        1.0, "stages", mec_grid=4, mec_term="alignment"
+    ),
+    "two views, layers 1": _two(1.0, "layers"),
+    "two views, layers 1, alignment only": _two(1.0, "layers", mec_term="alignment"),
+    "two views, layers 1, grid": _two(1.0, "layers", mec_grid=4),
 }
 """Settings of each arm; all else is the default recipe."""
 
@@ -88,7 +103,7 @@ def run_study(study: Study, listener: Listener) -> dict[str, Any]:
     for seed in study.seeds:  # all arms of one seed first: an unfinished study is still paired
         for name in study.arms:
             listener.note(f"arm {name!r}, seed {seed}")
-            results[name].append(_one(study, name, seed, folder, splits, listener))
+            results[name].append(_run(study, name, seed, folder, splits, listener))
             document = _document(study, results, splits)
             atomic_write(
                 folder / "study.json", (json.dumps(document, indent=2) + "\n").encode(), force=True
@@ -107,7 +122,7 @@ def _splits(study: Study) -> tuple[Split, Split]:
     return train, held_out
 
 
-def _one(
+def _run(
     study: Study,
     name: str,
     seed: int,
