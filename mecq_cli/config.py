@@ -162,7 +162,7 @@ class QuantizeConfig(Settings):
     mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
     mec_experts: Experts = "all"
     mec_order: Count = 4
-    mec_term: Literal["entropy", "target", "alignment", "centring"] = "entropy"
+    mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] = "entropy"
     output: UserPath | None = None
     checkpoint_every: Count | None = None
     calibration_images: Count = 512
@@ -174,7 +174,7 @@ class QuantizeConfig(Settings):
 
     @model_validator(mode="after")
     def _has_both_views(self) -> QuantizeConfig:
-        if self.mec_term in ("target", "alignment") and self.mec_views == "quantized":
+        if self.mec_term in ("divergence", "target", "alignment") and self.mec_views == "quantized":
             raise ValueError(f"mec_term {self.mec_term!r} needs mec_views 'fp+quantized'")
         return self
 

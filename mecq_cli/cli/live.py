@@ -186,17 +186,19 @@ class _Task:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """The numbers of a training step, each with its name, in 80 columns; epochs count from 1."""
+    """The numbers of a training step, each with its name, in 80 columns; epochs count from 1.
+
+    H is the coding length in nats, the mean of all coded sites.
+    """
     parts = []
     if row.get("epoch") is not None:
         parts.append(f"epoch {row['epoch'] + 1}")
-    if row.get("loss") is not None:
-        terms = [
-            f"{name} {row[key]:.3f}"
-            for key, name in (("loss_task", "task"), ("loss_mec", "mec"))
-            if row.get(key) is not None
-        ]
-        parts.append(f"loss {row['loss']:.3f}" + (f" ({', '.join(terms)})" if terms else ""))
+    for key, name in (("loss_task", "task"), ("loss_mec", "mec")):
+        if row.get(key) is not None:
+            parts.append(f"{name} {row[key]:.3f}")
+    lengths = row.get("coding_length")
+    if lengths:
+        parts.append(f"H {sum(lengths.values()) / len(lengths):.1f}")
     if row.get("lr") is not None:
         parts.append(f"lr {row['lr']:.2g}")
     if row.get("top1") is not None:

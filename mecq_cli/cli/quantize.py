@@ -176,6 +176,38 @@ def quantize(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    mec_align: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="With both: weight of their agreement beside the joint coding length.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_grid: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Average feature maps in N x N cells; 1: over the whole image.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME+...",
+            help="Experts that the estimator moe may use (default all).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    mec_order: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Order of the series of the estimator taylor (default 4).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     mec_estimator: Annotated[
         str | None,
         typer.Option(

@@ -152,6 +152,18 @@ def sites(document: Document) -> Iterable[RenderableType]:
     totals = _pairs()
     _add_sizes(totals, document.get("totals") or document.get("sizes"))
     yield totals
+    if document.get("entropy"):
+        yield _entropy(document["entropy"])
+
+
+def _entropy(rows: Sequence[Document]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("coding length, nats", overflow="fold")
+    for title in ("first steps", "last steps"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(_plain(row["site"]), f"{row['first']:.2f}", f"{row['last']:.2f}")
+    return table
 
 
 def demo(document: Document) -> Iterable[RenderableType]:

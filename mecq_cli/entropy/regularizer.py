@@ -14,8 +14,6 @@ from mecq_cli.entropy.distributed import global_rows
 from mecq_cli.entropy.representation import as_rows, centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
-TERMS = ("entropy", "target", "alignment", "centring")
-
 
 @dataclass(frozen=True)
 class EntropySettings:
@@ -30,10 +28,11 @@ class EntropySettings:
         order: of the series of "taylor".
         align: weight of the cosine between two views, beside the coding length.
         grid: cells of a feature map that are rows of their own, along each side.
-        term: "entropy", or one of the others to tell what does the work: "target" pulls the
-            coding length of the quantized features to that of the FP features instead of upwards;
-            "alignment" is the cosine between the views without a coding length; "centring"
-            only removes what all rows have in common.
+        term: "entropy"; or "divergence", with two views the nats that coding both jointly costs
+            more than the mean of coding each alone; or a control that tells what does the work:
+            "target" pulls the coding length of the quantized features to that of the FP features
+            instead of upwards; "alignment" is the cosine between the views without a coding
+            length; "centring" only removes what all rows have in common.
     """
 
     distortion: float = 0.06
@@ -140,7 +139,15 @@ class EntropyRegularizer(nn.Module):
         if term == "alignment":
             return disagreement, None
         length = self._length(name, torch.cat([quantized, full], 1) * 0.5**0.5, distortion)
-        return -distortion * length + self.settings.align * disagreement, length
+        loss = -distortion * length
+        if term == "divergence":
+            # Jensen's gap of the concave logdet: the Jensen-Bregman LogDet divergence of the two
+            # Gram matrices, zero where they are the same, whatever rotation lies between.
+            alone = self._length(f"{name}.quantized", quantized, distortion)
+            with torch.no_grad():
+                goal = self._length(f"{name}.fp", full, distortion)
+            loss = distortion * (length - 0.5 * (alone + goal))
+        return loss + self.settings.align * disagreement, length
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
         settings, options = self.settings, dict[str, Any]()

@@ -1,7 +1,10 @@
-"""`mecq inspect`: the site table of an artifact."""
+"""`mecq inspect`: the site table of an artifact, and the entropy of a run over time."""
 
 from __future__ import annotations
 
+import json
+import statistics
+from pathlib import Path
 from typing import Any
 
 from mecq_cli.config import InspectConfig
@@ -11,6 +14,9 @@ from mecq_cli.export import safetensors
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.workflow.targets import require_artifact
+
+ENTROPY_STEPS = 20
+"""Steps at either end whose coding lengths are averaged."""
 
 
 def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
@@ -39,4 +45,34 @@ def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
         "input_shape": list(model.input_shape),
         "sites": site_rows(model),
         "totals": totals(model, fp32, path.stat().st_size),
+        "entropy": [] if target.run is None else coding_lengths(target.run.metrics),
     }
+
+
+def coding_lengths(metrics: Path) -> list[dict[str, Any]]:
+    """The coding length of each coded site at the begin and at the end of a training.
+
+    Args:
+        metrics: a metrics.jsonl.
+
+    Returns:
+        A row a site: its name, and the means of the first and of the last `ENTROPY_STEPS` steps
+        in nats. Empty where nothing was trained or coded.
+    """
+    if not metrics.exists():
+        return []
+    steps = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            steps.append(json.loads(line).get("coding_length") or {})
+        except json.JSONDecodeError:
+            continue  # the last line of a killed process
+    first, last = steps[:ENTROPY_STEPS], steps[-ENTROPY_STEPS:]
+    return [
+        {
+            "site": site,
+            "first": statistics.fmean(step[site] for step in first),
+            "last": statistics.fmean(step[site] for step in last),
+        }
+        for site in (steps[0] if steps else {})
+    ]

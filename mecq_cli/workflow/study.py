@@ -57,6 +57,19 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "two views, stages 1, grid, alignment only": _two(
         1.0, "stages", mec_grid=4, mec_term="alignment"
     ),
+    "divergence, stages 10": _two(10.0, "stages", mec_term="divergence", mec_align=0.0),
+    "divergence, layers 10": _two(10.0, "layers", mec_term="divergence", mec_align=0.0),
+    "divergence, layers 10, grid": _two(
+        10.0, "layers", mec_term="divergence", mec_align=0.0, mec_grid=4
+    ),
+    "two views, layers 3, alignment only": _two(3.0, "layers", mec_term="alignment"),
+    "two views, layers 1, grid, alignment only": _two(
+        1.0, "layers", mec_grid=4, mec_term="alignment"
+    ),
+    "two views, layers 3, grid, alignment only": _two(
+        3.0, "layers", mec_grid=4, mec_term="alignment"
+    ),
+    "two views, layers 3, grid": _two(3.0, "layers", mec_grid=4),
     "two views, layers 1": _two(1.0, "layers"),
     "two views, layers 1, alignment only": _two(1.0, "layers", mec_term="alignment"),
     "two views, layers 1, grid": _two(1.0, "layers", mec_grid=4),

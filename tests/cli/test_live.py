@@ -23,6 +23,7 @@ ROW: dict[str, Any] = {
     "loss": 1.23456,
     "loss_task": 1.4567,
     "loss_mec": -0.23456,
+    "coding_length": {"layer1": 10.0, "layer2": 15.0},
     "lr": 0.0123,
     "seconds": 0.3101,
 }
@@ -51,7 +52,7 @@ def test_a_file_gets_a_line_now_and_then() -> None:
     assert lines[0] == r"weights from [b]x\x1b[2J.pth"
     assert len(lines) == 1 + 100 // PLAIN_INTERVAL + 2
     assert lines[1] == (
-        "train 510/1000 (51%, 8:10 left)  epoch 12  loss 1.235 (task 1.457, mec -0.235)  "
+        "train 510/1000 (51%, 8:10 left)  epoch 12  task 1.457  mec -0.235  H 12.5  "
         "lr 0.012  train 90.8 %  310 ms"
     )
     assert "top-1 81.23 %" in lines[-2]
@@ -118,7 +119,7 @@ def test_a_terminal_gets_a_live_view_on_stderr_and_the_result_on_stdout() -> Non
     drawn, result = draw()
     assert result == "the result\n"
     assert re.search(r"train .*5/10.*50%", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", drawn))
-    assert "loss 1.235 (task 1.457, mec -0.235)" in drawn
+    assert "task 1.457  mec -0.235  H 12.5" in drawn
     assert "library noise" in drawn
     assert "\x1b[36m" in drawn  # colour
     assert drawn.rstrip().endswith("\x1b[?25h"), "the cursor must be shown again"
