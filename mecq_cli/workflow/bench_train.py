@@ -1,0 +1,249 @@
+"""`mecq bench train`: what a training step costs beside one of the FP network.
+
+All arms share the images, the batch, the compile setting and bf16, and take turns step by step,
+so that whatever else the machine does meets all of them. Random weights, synthetic images.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mecq_cli.calibration import calibrate
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.events import Listener
+from mecq_cli.models.loading import LoadedModel, load_model
+from mecq_cli.training.compiling import compiled
+from mecq_cli.training.recipe import Recipe, choose, make_optimizer
+from mecq_cli.training.step import TrainingStep
+from mecq_cli.training.teacher import Teacher
+from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
+
+Step = Callable[[], object]
+
+WARM_STEPS = 3
+"""Steps before the first that is timed: compilation, allocation, cache."""
+MEMORY_STEPS = 3
+
+ARMS: Mapping[str, str] = {
+    "fp": "the FP network",
+    "quantizers": "quantizers alone",
+    "regularizer": "quantizers and entropy regularizer",
+    "recipe": "quantizers, regularizer and distillation",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured.
+
+    Attributes:
+        config: the settings of the quantized arms.
+        batch_size: images a step.
+        rounds: timed steps of each arm.
+        memory: measure the peak of each arm in a process of its own.
+    """
+
+    config: QuantizeConfig
+    batch_size: int
+    rounds: int
+    memory: bool = True
+
+
+def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
+    """Times of a step of each of `ARMS`, and the peak memory of each.
+
+    Returns:
+        fp_step_ms, qat_step_ms (quantizers and regularizer), ratio (median over the rounds),
+        regularizer_share (of the step, with what it needs of the FP network), fp_peak_mb,
+        qat_peak_mb, compile, and a row for each arm.
+    """
+    torch.manual_seed(0)
+    steps: dict[str, Step] = {}
+    for name in ARMS:
+        listener.note(f"{ARMS[name]}: {WARM_STEPS} steps to warm up")
+        steps[name] = make_step(name, bench, listener)
+        for _ in range(WARM_STEPS):
+            steps[name]()
+    times: dict[str, list[float]] = {name: [] for name in ARMS}
+    device = pick_device(bench.config.device)
+    task = "rounds"
+    listener.start(task, bench.rounds)
+    for i in range(bench.rounds):
+        for name, step in steps.items():
+            times[name].append(_timed(step, device))
+        listener.advance(task, i + 1)
+    listener.finish(task)
+    steps.clear()
+    peaks = {name: _peak(name, bench) if bench.memory else None for name in ARMS}
+    rows = [
+        {
+            "arm": name,
+            "what": what,
+            "step_ms": 1e3 * statistics.median(times[name]),
+            "ratio": _ratio(times[name], times["fp"]),
+            "images_per_second": bench.batch_size / statistics.median(times[name]),
+            "peak_mb": peaks[name],
+        }
+        for name, what in ARMS.items()
+    ]
+    by_name = {row["arm"]: row for row in rows}
+    config = bench.config
+    return {
+        "model": config.model,
+        "wbits": config.wbits,
+        "abits": config.abits,
+        "batch_size": bench.batch_size,
+        "compile": config.compile,
+        "device": str(device),
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "fp_step_ms": by_name["fp"]["step_ms"],
+        "qat_step_ms": by_name["regularizer"]["step_ms"],
+        "ratio": by_name["regularizer"]["ratio"],
+        "regularizer_share": 1.0 - _ratio(times["quantizers"], times["regularizer"]),
+        "fp_peak_mb": peaks["fp"],
+        "qat_peak_mb": peaks["regularizer"],
+        "rows": rows,
+    }
+
+
+def make_step(name: str, bench: Bench, listener: Listener) -> Step:
+    """A training step of one arm on images it keeps."""
+    config, device = bench.config, pick_device(bench.config.device)
+    loaded = load_model(config.model, pretrained=False, img_size=config.img_size)
+    shape = (bench.batch_size, *loaded.preprocessing.input_size)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(shape, generator=generator).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, loaded.num_classes, (bench.batch_size,), generator=generator)
+    labels = labels.to(device)
+    recipe = _recipe(name, config, bench.batch_size, device)
+    if name == "fp":
+        return _fp_step(loaded.module.to(device), images, labels, recipe, listener)
+    return _qat_step(loaded, images, labels, config, recipe, listener)
+
+
+def _recipe(name: str, config: QuantizeConfig, batch_size: int, device: torch.device) -> Recipe:
+    # Long enough that "auto" compiles, as it does in a training worth timing.
+    recipe = choose(config.model_copy(update={"epochs": 10}), 1000, batch_size, device)
+    if name != "recipe":
+        recipe = replace(recipe, distill_weight=0.0)
+    if name in ("fp", "quantizers"):
+        recipe = replace(recipe, mec_weight=0.0)
+    return recipe
+
+
+def _fp_step(
+    network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, listener: Listener
+) -> Step:
+    network.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    run: Callable[[Tensor], Tensor] = network
+    if recipe.compile:
+        run = compiled(network, listener)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
+            logits = run(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _qat_step(
+    loaded: LoadedModel,
+    images: Tensor,
+    labels: Tensor,
+    config: QuantizeConfig,
+    recipe: Recipe,
+    listener: Listener,
+) -> Step:
+    if recipe.mec_weight == 0:
+        config = config.model_copy(update={"mec_weight": 0.0})
+    teacher = None
+    if recipe.distill_weight or (recipe.mec_weight and recipe.mec_views == 2):
+        plain = copy.deepcopy(loaded.module).to(images.device).eval().requires_grad_(False)
+        plain.to(memory_format=torch.channels_last)
+        teacher = Teacher(plain, loaded.preprocessing.input_size, taps_of(config))
+    model = insert_quantizers(loaded, config).to(images.device)
+    model.to(memory_format=torch.channels_last)
+    calibrate(model, iter([images]), 1)
+    model.train()
+    optimizer, _ = make_optimizer(model, replace(recipe, lr=1e-4))
+    train = TrainingStep(model, teacher, recipe, optimizer, listener)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        train(images, labels, count)
+        count += 1
+
+    return step
+
+
+def _timed(step: Step, device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _ratio(times: list[float], others: list[float]) -> float:
+    """Of two arms that took turns, the median ratio within a round."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def _peak(name: str, bench: Bench) -> float:
+    """Peak memory of some steps in MB, of a process of its own, without what it began with."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measure_peak, (name, bench, torch.get_num_threads()))
+
+
+def _measure_peak(name: str, bench: Bench, threads: int) -> float:
+    torch.set_num_threads(threads)
+    device = pick_device(bench.config.device)
+    before = _resident_peak()
+    step = make_step(name, bench, Listener())
+    if device.type == "cuda":
+        step()  # compiled
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(MEMORY_STEPS):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return (_resident_peak() - before) * 1024 / 1e6
+
+
+def _resident_peak() -> int:
+    """Peak of the resident memory in KiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux lets a new process inherit the ru_maxrss of its parent
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
