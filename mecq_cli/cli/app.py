@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from mecq_cli import __version__
 from mecq_cli.cli.bench import bench
+from mecq_cli.cli.bench_features import features
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.bench_train import train
 from mecq_cli.cli.demo import demo
@@ -53,6 +54,7 @@ app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspec
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)
+bench.command("features", short_help="Spectra and ranks of the features of runs.")(features)
 app.add_typer(bench, name="bench", short_help="Measure speed and error on this machine.")
 
 

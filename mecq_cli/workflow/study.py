@@ -59,6 +59,16 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     ),
     "divergence, stages 10": _two(10.0, "stages", mec_term="divergence", mec_align=0.0),
     "divergence, layers 10": _two(10.0, "layers", mec_term="divergence", mec_align=0.0),
+    "divergence and alignment, layers 10": _two(
+        10.0, "layers", mec_term="divergence", mec_align=0.1
+    ),
+    "divergence, layers 30": _two(30.0, "layers", mec_term="divergence", mec_align=0.0),
+    "divergence, layers 10, no distillation": _two(
+        10.0, "layers", mec_term="divergence", mec_align=0.0, distill=False
+    ),
+    "divergence, layers 10, exact": _two(
+        10.0, "layers", mec_term="divergence", mec_align=0.0, mec_estimator="exact"
+    ),
     "divergence, layers 10, grid": _two(
         10.0, "layers", mec_term="divergence", mec_align=0.0, mec_grid=4
     ),

@@ -122,3 +122,39 @@ def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
     assert len(lengths) == 3
     assert min(lengths.values()) > 0
     assert mecq(*command, cwd=digits).document["rows"] == first["rows"]
+
+
+def test_features_of_a_run(digits: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "spectra.svg"
+    document = mecq(
+        "bench", "features", "runs/demo/run", "--images", 200, "--plot", picture, "--json",
+        cwd=digits,
+    ).document  # fmt: skip
+    full, quantized = document["networks"]
+    assert full["top1"] >= FLOAT
+    assert quantized["top1"] >= W2A2
+    for site, reference in zip(quantized["sites"], full["sites"], strict=True):
+        assert reference["cosine"] == pytest.approx(1.0)
+        assert reference["cka"] == pytest.approx(1.0)
+        assert 0.0 < site["cosine"] < 1.0
+        assert 0.3 < site["cka"] < 1.0, "a trained network is still like the one it came from"
+        assert sum(site["eigenvalues"]) == pytest.approx(1.0)
+        assert 1.0 < site["effective_rank"] < len(site["eigenvalues"])
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_entropy_of_a_run(digits: Path) -> None:
+    document = mecq("inspect", "--json", cwd=digits).document
+    assert document["entropy"]
+    assert all(row["first"] > 0 and row["last"] > 0 for row in document["entropy"])
+    assert "coding length, nats" in mecq("inspect", cwd=digits).out
+
+
+def test_bench_train(tmp_path: Path) -> None:
+    document = mecq(
+        "bench", "train", "resnet20_cifar", "--batch-size", 16, "--rounds", 2, "--compile", "off",
+        "--no-memory", "--threads", 1, "--json", cwd=tmp_path,
+    ).document  # fmt: skip
+    assert document["ratio"] > 1.0, "quantizers are not free without a compiler"
+    assert document["qat_step_ms"] > document["fp_step_ms"] > 0
+    assert [row["arm"] for row in document["rows"]] == ["fp", "quantizers", "regularizer", "recipe"]
