@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, fx, nn
 
 from mecq_cli.capture import capture
+from mecq_cli.entropy import as_rows
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
@@ -95,7 +96,8 @@ class QuantizedModel(nn.Module):
     evaluation mode the integer one.
 
     Attributes:
-        taps: names of the layers whose (quantized) values the graph returns beside the logits.
+        taps: names of the layers whose (quantized) values the graph returns beside the logits,
+            as rows [N, d].
         classifiers: names of the last layers.
     """
 
@@ -136,6 +138,7 @@ def insert(
     input_shape: tuple[int, int, int],
     plan: BitPlan,
     taps: Sequence[Tap] = (),
+    grid: int = 1,
 ) -> QuantizedModel:
     """Capture ``model`` and put quantizers in. The parameters are the model's own.
 
@@ -144,6 +147,7 @@ def insert(
         input_shape: (C, H, W).
         plan: bits.
         taps: kinds of values the graph returns beside the logits, see `tapped_layers`.
+        grid: they are averaged over grid x grid cells of a map, see `as_rows`.
 
     Raises:
         UsageError: the model has an operation without an integer form, or an override matches
@@ -151,7 +155,7 @@ def insert(
     """
     layers = capture(model, input_shape)
     bits, classifiers = assign_bits(layers, plan)
-    return _Inserter(layers, bits, classifiers, plan, tapped_layers(layers, taps)).build()
+    return _Inserter(layers, bits, classifiers, plan, tapped_layers(layers, taps), grid).build()
 
 
 def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
@@ -241,6 +245,7 @@ class _Inserter:
         classifiers: list[str],
         plan: BitPlan,
         taps: list[str],
+        grid: int,
     ) -> None:
         self.layers, self.bits, self.classifiers, self.plan = layers, bits, classifiers, plan
         self.root = nn.Module()
@@ -249,7 +254,7 @@ class _Inserter:
         self.values: dict[str, _Value] = {}
         self.groups: dict[str, ActivationQuantizer] = {}
         self.needs = self._collect_needs()
-        self.taps = taps
+        self.taps, self.grid = taps, grid
 
     def build(self) -> QuantizedModel:
         self.values[INPUT] = _Value(self.graph.placeholder("images"), None, FLOAT)
@@ -261,10 +266,15 @@ class _Inserter:
         return QuantizedModel(graph, self.sites, self.classifiers, self.taps)
 
     def _tapped(self, name: str) -> fx.Node:
-        """A value as its consumers see it: at the fewest bits it is converted to."""
+        """A value as its consumers see it, at the fewest bits it is converted to, as rows.
+
+        The mean over positions is part of the graph, so that a compiler fuses it with what made
+        the value: done outside, it cost more than the coding length of its rows.
+        """
         value = self.values[name]
         forms = {value.need: value.node, **{n: node for n, (node, _) in value.reached.items()}}
-        return forms[min(forms, key=lambda need: need.bits or 32)]
+        quantized = forms[min(forms, key=lambda need: need.bits or 32)]
+        return self.graph.call_function(as_rows, (quantized, self.grid))
 
     @staticmethod
     def _builder(layer: Layer) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
-from mecq_cli.entropy.representation import as_rows, centre, normalise, standardise
+from mecq_cli.entropy.representation import centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
 
@@ -27,7 +27,6 @@ class EntropySettings:
         experts: those the mixture may use; empty: all.
         order: of the series of "taylor".
         align: weight of the cosine between two views, beside the coding length.
-        grid: cells of a feature map that are rows of their own, along each side.
         term: "entropy"; or "divergence", with two views the nats that coding both jointly costs
             more than the mean of coding each alone; or a control that tells what does the work:
             "target" pulls the coding length of the quantized features to that of the FP features
@@ -41,7 +40,6 @@ class EntropySettings:
     experts: tuple[str, ...] = ()
     order: int = 4
     align: float = 1.0
-    grid: int = 1
     term: str = "entropy"
 
     def distortion_at(self, progress: float) -> float:
@@ -96,7 +94,7 @@ class EntropyRegularizer(nn.Module):
         """The term for one batch.
 
         Args:
-            sites: quantized features [N, d], [N, T, d] or [N, d, H, W] by name.
+            sites: quantized features as rows [N, d] (`as_rows`) by name.
             reference: the FP network's features by the same names: two views. Sites without
                 one (weights) are coded alone.
             progress: share of the training that is over.
@@ -106,19 +104,16 @@ class EntropyRegularizer(nn.Module):
         lengths: dict[str, Tensor] = {}
         for name, features in sites.items():
             other = None if reference is None else reference.get(name)
+            rows = global_rows(features.float())
             if other is None:
-                loss, length = self._one_view(name, self._rows(features), distortion)
+                loss, length = self._one_view(name, rows, distortion)
             else:
-                # Both have the same number of rows: gathered and averaged alike.
-                rows, fp_rows = self._rows(features), self._rows(other.detach())
+                fp_rows = global_rows(other.detach().float())
                 loss, length = self._two_views(name, rows, fp_rows, distortion)
             losses.append(loss)
             if length is not None:
                 lengths[name] = length.detach()
         return EntropyTerm(torch.stack(losses).mean(), lengths)
-
-    def _rows(self, features: Tensor) -> Tensor:
-        return global_rows(as_rows(features, self.settings.grid))
 
     def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:
         if self.settings.term == "centring":

@@ -118,7 +118,6 @@ def choose(
             experts=() if config.mec_experts == "all" else tuple(config.mec_experts.split("+")),
             order=config.mec_order,
             align=config.mec_align,
-            grid=config.mec_grid,
             term=config.mec_term,
         ),
         bf16=use_bf16(config.amp, device),

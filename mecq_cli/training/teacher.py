@@ -17,14 +17,18 @@ class Teacher(nn.Module):
     Args:
         model: FP classifier; its parameters are shared, and it must not be trained.
         input_shape: (C, H, W).
-        taps: as the quantized network has them.
+        taps, grid: as the quantized network has them.
     """
 
     def __init__(
-        self, model: nn.Module, input_shape: tuple[int, int, int], taps: Sequence[Tap]
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, int, int],
+        taps: Sequence[Tap],
+        grid: int = 1,
     ) -> None:
         super().__init__()
-        self.network = insert(model, input_shape, BitPlan(32, 32), taps)
+        self.network = insert(model, input_shape, BitPlan(32, 32), taps, grid)
         self.network.requires_grad_(False)
         # Sites compute in real values in training mode; what differs in a trained network,
         # batch norm and dropout, is held in evaluation mode.
@@ -35,6 +39,6 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, classes] and the tapped values."""
+        """Logits [N, classes] and the tapped values, as rows."""
         outputs: tuple[Tensor, ...] = self.network.graph(images)
         return outputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import ImageDataset, Split, eval_batches, normalize, open_training
-from mecq_cli.entropy import as_rows, centre, exact_coding_length, normalise
+from mecq_cli.entropy import centre, exact_coding_length, normalise
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
@@ -95,7 +95,7 @@ def _run(name: str) -> RunFolder:
 
 def _coded(config: QuantizeConfig) -> QuantizeConfig:
     """The settings with the sites looked at here as those of the regularizer."""
-    return config.model_copy(update={"mec_on": SITES, "mec_weight": 1.0})
+    return config.model_copy(update={"mec_on": SITES, "mec_weight": 1.0, "mec_grid": 1})
 
 
 def _load(config: QuantizeConfig, split: Split) -> tuple[LoadedModel, ClassMap]:
@@ -124,7 +124,7 @@ def _look(model: QuantizedModel, dataset: ImageDataset) -> Looked:
     for batch in eval_batches(dataset, batch_size=eval_batch_size(dataset.preprocessing)):
         logits, *taps = model.graph(normalize(batch.images, dataset.preprocessing))
         for name, value in zip(model.taps, taps, strict=True):
-            rows[name].append(as_rows(value))
+            rows[name].append(value)
         hits.append(logits.argmax(1) == batch.labels)
         labels.append(batch.labels)
     features = {name: torch.cat(parts) for name, parts in rows.items()}

@@ -182,7 +182,8 @@ def _qat_step(
     if recipe.distill_weight or (recipe.mec_weight and recipe.mec_views == 2):
         plain = copy.deepcopy(loaded.module).to(images.device).eval().requires_grad_(False)
         plain.to(memory_format=torch.channels_last)
-        teacher = Teacher(plain, loaded.preprocessing.input_size, taps_of(config))
+        shape = loaded.preprocessing.input_size
+        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
     model = insert_quantizers(loaded, config).to(images.device)
     model.to(memory_format=torch.channels_last)
     calibrate(model, iter([images]), 1)

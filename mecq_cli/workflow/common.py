@@ -85,7 +85,9 @@ def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedM
         residual_bits=config.residual_bits,
         overrides=[(o.pattern, o.wbits, o.abits) for o in config.layers],
     )
-    return insert(loaded.module, loaded.preprocessing.input_size, plan, taps_of(config))
+    return insert(
+        loaded.module, loaded.preprocessing.input_size, plan, taps_of(config), config.mec_grid
+    )
 
 
 def artifact_metadata(

@@ -227,7 +227,8 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     plain.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
-        teacher = Teacher(plain, job.loaded.preprocessing.input_size, taps_of(config))
+        shape = job.loaded.preprocessing.input_size
+        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
     model = insert_quantizers(job.loaded, config).to(job.device)
     model.to(memory_format=torch.channels_last)
     _describe(job, model)

@@ -33,6 +33,7 @@ def _two(weight: float, on: str, **others: Any) -> dict[str, Any]:
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "none": {"mec_weight": 0.0},
     "none, no distillation": {"mec_weight": 0.0, "distill": False},
+    "none, float residual": {"mec_weight": 0.0, "residual_bits": 32},
     "penultimate 0.1": _one(0.1, "penultimate"),
     "penultimate 1": _one(1.0, "penultimate"),
     "penultimate 0.1, no distillation": _one(0.1, "penultimate", distill=False),

@@ -27,6 +27,10 @@ from mecq_cli.entropy import (
 BATCH, FEATURES = 16, 6
 
 
+def rows(seed: int) -> Tensor:
+    return as_rows(maps(seed))
+
+
 def maps(seed: int, batch: int = BATCH) -> Tensor:
     return torch.randn(batch, FEATURES, 4, 4, generator=torch.Generator().manual_seed(seed))
 
@@ -51,8 +55,8 @@ def test_rows_are_images_or_cells() -> None:
 @pytest.mark.parametrize("estimator", ["exact", "moe", "taylor"])
 def test_one_view_is_the_coding_length_of_centred_unit_rows(estimator: str) -> None:
     regularizer = EntropyRegularizer(EntropySettings(estimator=estimator, warmup=0.0))
-    term = regularizer({"a": maps(0), "b": maps(1)})
-    lengths = [exact_coding_length(normalise(centre(as_rows(maps(s)))), 0.06) for s in (0, 1)]
+    term = regularizer({"a": rows(0), "b": rows(1)})
+    lengths = [exact_coding_length(normalise(centre(rows(s))), 0.06) for s in (0, 1)]
     assert term.loss.item() == pytest.approx(-0.06 * sum(map(float, lengths)) / 2, rel=2e-3)
     assert list(term.coding_lengths) == ["a", "b"]
     assert float(term.coding_lengths["b"]) == pytest.approx(float(lengths[1]), rel=2e-3)
@@ -61,18 +65,17 @@ def test_one_view_is_the_coding_length_of_centred_unit_rows(estimator: str) -> N
 def test_two_views_reward_agreement_and_spread() -> None:
     settings = EntropySettings(warmup=0.0)
     regularizer = EntropyRegularizer(settings)
-    same = regularizer({"a": maps(0)}, {"a": maps(0)}).loss
-    other = regularizer({"a": maps(0)}, {"a": maps(1)}).loss
+    same = regularizer({"a": rows(0)}, {"a": rows(0)}).loss
+    other = regularizer({"a": rows(0)}, {"a": rows(1)}).loss
     assert same < other
-    collapsed = maps(0)[:1].expand(BATCH, -1, -1, -1) + 1e-3 * maps(2)
     alone = EntropyRegularizer(EntropySettings(warmup=0.0, align=0.0))
     # Standardised, small noise is spread as widely as anything: what differs is the rank.
-    flat = torch.cat([collapsed[:, :1].expand(-1, FEATURES, -1, -1)], 1)
-    assert alone({"a": flat}, {"a": flat}).loss > alone({"a": maps(0)}, {"a": maps(0)}).loss
+    flat = 1.0 + 1e-3 * rows(2)[:, :1].expand(-1, FEATURES)
+    assert alone({"a": flat}, {"a": flat}).loss > alone({"a": rows(0)}, {"a": rows(0)}).loss
 
 
 def test_the_controls_leave_the_coding_length_out() -> None:
-    features, full = maps(0).requires_grad_(), maps(1)
+    features, full = rows(0).requires_grad_(), rows(1)
     alignment = EntropyRegularizer(EntropySettings(term="alignment", warmup=0.0))
     term = alignment({"a": features}, {"a": full})
     assert term.coding_lengths == {}
@@ -105,8 +108,8 @@ def test_the_distortion_falls_to_its_value() -> None:
 
 
 def test_the_reference_gets_no_gradient() -> None:
-    full = maps(1).requires_grad_()
-    loss = EntropyRegularizer()({"a": maps(0).requires_grad_()}, {"a": full}).loss
+    full = rows(1).requires_grad_()
+    loss = EntropyRegularizer()({"a": rows(0).requires_grad_()}, {"a": full}).loss
     loss.backward()
     assert full.grad is None
 
@@ -122,7 +125,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         middle = self.conv(x).relu()
-        return middle, self.linear(middle.mean((2, 3)))
+        return as_rows(middle), self.linear(middle.mean((2, 3)))
 
 
 def trained(network: nn.Module, images: Tensor, full: Tensor) -> Iterator[Tensor]:
@@ -146,8 +149,8 @@ def _worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     part = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     network = DistributedDataParallel(Network())
-    rows = torch.stack(list(trained(network, maps(0)[part], maps(3)[part])))
-    torch.save(rows, f"{folder}/{rank}.pt")
+    log = torch.stack(list(trained(network, maps(0)[part], rows(3)[part])))
+    torch.save(log, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -156,7 +159,7 @@ def test_two_processes_code_the_global_batch(tmp_path: Path) -> None:
     workers = [context.Process(target=_worker, args=(rank, str(tmp_path))) for rank in range(2)]
     for worker in workers:
         worker.start()
-    single = torch.stack(list(trained(Network(), maps(0), maps(3))))
+    single = torch.stack(list(trained(Network(), maps(0), rows(3))))
     for worker in workers:
         worker.join(timeout=120)
         assert worker.exitcode == 0
@@ -164,5 +167,5 @@ def test_two_processes_code_the_global_batch(tmp_path: Path) -> None:
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.allclose(both, single, rtol=1e-4, atol=1e-6)
     # The test would see a Gram matrix of each process's own half.
-    half = next(trained(Network(), maps(0)[: BATCH // 2], maps(3)[: BATCH // 2]))
+    half = next(trained(Network(), maps(0)[: BATCH // 2], rows(3)[: BATCH // 2]))
     assert not math.isclose(half[0], single[0, 0], rel_tol=1e-2)
