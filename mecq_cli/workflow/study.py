@@ -63,6 +63,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "divergence and alignment, layers 10": _two(
         10.0, "layers", mec_term="divergence", mec_align=0.1
     ),
+    "divergence and alignment, stages 10": _two(
+        10.0, "stages", mec_term="divergence", mec_align=0.1
+    ),
     "divergence, layers 30": _two(30.0, "layers", mec_term="divergence", mec_align=0.0),
     "divergence, layers 10, no distillation": _two(
         10.0, "layers", mec_term="divergence", mec_align=0.0, distill=False
