@@ -176,6 +176,14 @@ def quantize(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    mec_term: Annotated[
+        str | None,
+        typer.Option(
+            metavar="entropy|divergence|...",
+            help="With both: spread them together, or pull one's geometry to the other's.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     mec_align: Annotated[
         float | None,
         typer.Option(
