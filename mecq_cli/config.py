@@ -113,7 +113,7 @@ class QuantizeConfig(Settings):
         mec_order: of the series of the estimator taylor.
         mec_distortion: eps_d^2 = eps^2 / d of the coding length (MEC, arXiv 2210.11464).
         mec_warmup: share of the steps over which 1/lambda falls to its final value.
-        mec_term: "entropy", or a control that shows what does the work (see EntropySettings).
+        mec_term: "divergence", "entropy", or a control (see EntropySettings).
         output: the run folder itself.
         checkpoint_every: steps between two checkpoints.
         calibration_images: seen for the first activation scales.
@@ -152,17 +152,17 @@ class QuantizeConfig(Settings):
     distill: bool = True
     distill_weight: Fraction = 0.5
     distill_temperature: Positive = 1.0
-    mec_weight: PositiveOrZero = 0.1
+    mec_weight: PositiveOrZero | None = None
     mec_distortion: Positive = 0.06
     mec_warmup: Fraction = 0.1
-    mec_on: Sites = "penultimate"
-    mec_views: Literal["quantized", "fp+quantized"] = "quantized"
-    mec_align: PositiveOrZero = 1.0
+    mec_on: Sites = "stages"
+    mec_views: Literal["quantized", "fp+quantized"] = "fp+quantized"
+    mec_align: PositiveOrZero | None = None
     mec_grid: Count = 1
     mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
     mec_experts: Experts = "all"
     mec_order: Count = 4
-    mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] = "entropy"
+    mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] | None = None
     output: UserPath | None = None
     checkpoint_every: Count | None = None
     calibration_images: Count = 512

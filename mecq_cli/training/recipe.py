@@ -22,6 +22,9 @@ WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 """At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
 
+MEC_DEFAULTS = {"divergence": (10.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
+"""Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
+
 COMPILE_FROM = 600
 """Steps from which compiling (about a minute) pays for itself on a CPU."""
 
@@ -96,6 +99,7 @@ def choose(
         decay = WEIGHT_DECAY.get(config.wbits, 1e-4)
     warmup_epochs = config.warmup_epochs
     warmup = total // 20 if warmup_epochs is None else int(warmup_epochs * steps_per_epoch)
+    mec_weight, mec = choose_entropy(config)
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -108,21 +112,30 @@ def choose(
         warmup_steps=min(warmup, total),
         distill_weight=config.distill_weight if config.distill else 0.0,
         distill_temperature=config.distill_temperature,
-        mec_weight=config.mec_weight,
+        mec_weight=mec_weight,
         mec_on=tuple(config.mec_on.split("+")),
         mec_views=2 if config.mec_views == "fp+quantized" else 1,
-        mec=EntropySettings(
-            distortion=config.mec_distortion,
-            warmup=config.mec_warmup,
-            estimator=config.mec_estimator,
-            experts=() if config.mec_experts == "all" else tuple(config.mec_experts.split("+")),
-            order=config.mec_order,
-            align=config.mec_align,
-            term=config.mec_term,
-        ),
+        mec=mec,
         bf16=use_bf16(config.amp, device),
         compile=config.compile == "model" or (config.compile == "auto" and total >= COMPILE_FROM),
     )
+
+
+def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:
+    """Weight and settings of the regularizer."""
+    two_views = config.mec_views == "fp+quantized"
+    term = config.mec_term or ("divergence" if two_views else "entropy")
+    weight, align = MEC_DEFAULTS.get(term if two_views else "one view", (1.0, 1.0))
+    settings = EntropySettings(
+        distortion=config.mec_distortion,
+        warmup=config.mec_warmup,
+        estimator=config.mec_estimator,
+        experts=() if config.mec_experts == "all" else tuple(config.mec_experts.split("+")),
+        order=config.mec_order,
+        align=align if config.mec_align is None else config.mec_align,
+        term=term,
+    )
+    return weight if config.mec_weight is None else config.mec_weight, settings
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:

@@ -72,7 +72,7 @@ def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMa
 
 def taps_of(config: QuantizeConfig) -> tuple[Tap, ...]:
     """The values the network returns beside its logits, for the regularizer."""
-    wanted = config.mec_on.split("+") if config.mec_weight > 0 else []
+    wanted = config.mec_on.split("+") if config.mec_weight != 0 else []
     return tuple(kind for kind in get_args(Tap) if kind in wanted)
 
 

@@ -174,6 +174,10 @@ def _open(
     if untrained and config.distill and origins.get("distill", "default") == "default":
         listener.note("the float classifier is random: nothing to distil from it")
         config = config.model_copy(update={"distill": False})
+    if loaded.weights == "random" and origins.get("mec_views", "default") == "default":
+        # Features of a random network are no example to follow.
+        sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
+        config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
         len(train_split), preprocessing.input_size[1]
@@ -203,6 +207,9 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
             "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
             if config.warmup_epochs is None
             else config.warmup_epochs,
+            "mec_weight": recipe.mec_weight,
+            "mec_align": recipe.mec.align,
+            "mec_term": recipe.mec.term,
             "amp": "bf16" if recipe.bf16 else "off",
             "compile": "model" if recipe.compile else "off",
         }

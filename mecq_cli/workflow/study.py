@@ -23,11 +23,13 @@ from mecq_cli.workflow.quantize import quantize
 
 
 def _one(weight: float, on: str, **others: Any) -> dict[str, Any]:
-    return {"mec_weight": weight, "mec_on": on, "mec_views": "quantized", **others}
+    given = {"mec_weight": weight, "mec_on": on, "mec_views": "quantized", "mec_align": 0.0}
+    return {**given, "mec_term": "entropy", **others}
 
 
 def _two(weight: float, on: str, **others: Any) -> dict[str, Any]:
-    return {"mec_weight": weight, "mec_on": on, "mec_views": "fp+quantized", **others}
+    given = {"mec_weight": weight, "mec_on": on, "mec_views": "fp+quantized", "mec_align": 1.0}
+    return {**given, "mec_term": "entropy", **others}
 
 
 ARMS: Mapping[str, Mapping[str, Any]] = {

@@ -157,4 +157,9 @@ def test_bench_train(tmp_path: Path) -> None:
     ).document  # fmt: skip
     assert document["ratio"] > 1.0, "quantizers are not free without a compiler"
     assert document["qat_step_ms"] > document["fp_step_ms"] > 0
-    assert [row["arm"] for row in document["rows"]] == ["fp", "quantizers", "regularizer", "recipe"]
+    assert [row["arm"] for row in document["rows"]] == [
+        "fp",
+        "quantizers",
+        "distillation",
+        "recipe",
+    ]
