@@ -103,13 +103,16 @@ class OrtRunner:
         values = dict(zip(known, self._run(session, images), strict=True))
         return {operation: values[tensor] for operation, tensor in outputs.items()}
 
-    def kernels(self) -> Counter[str]:
-        """How many nodes of each type the (optimized) graph has that really runs."""
+    def optimized(self) -> onnx.GraphProto:
+        """The (optimized) graph that really runs."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "optimized.onnx"
             self._load(self._model.SerializeToString(), optimized=target)
-            graph = onnx.load_model(target).graph
-        return Counter(node.op_type for node in graph.node)
+            return onnx.load_model(target).graph
+
+    def kernels(self) -> Counter[str]:
+        """How many nodes of each type that graph has."""
+        return Counter(node.op_type for node in self.optimized().node)
 
     def _load(self, data: bytes, optimized: Path | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
