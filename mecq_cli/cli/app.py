@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from mecq_cli import __version__
 from mecq_cli.cli.bench import bench
+from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.demo import demo
 from mecq_cli.cli.eval import evaluate
@@ -51,6 +52,7 @@ app.command("predict", short_help="Say what is in an image.")(predict)
 app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
+bench.command("deploy", short_help="Speed and size of the export, beside FP32 and INT8.")(deploy)
 app.add_typer(bench, name="bench", short_help="Measure speed and error on this machine.")
 
 

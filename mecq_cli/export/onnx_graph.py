@@ -75,19 +75,20 @@ def _requantize(builder: Builder, node: Node) -> None:
 
 
 def _is_decided(source: Grid, target: Grid) -> bool:
-    """Whether no value of ``source`` comes so near to a half that float32 rounding errors matter.
+    """Whether no value of ``source`` comes so near to a half that rounding errors matter.
 
-    QLinearAdd multiplies by fl(s_x / s_y) and adds the zero points before it rounds. Its error is
-    a few units in the last place of the largest term.
+    QLinearAdd rounds q * r + (z_y - z_x * r) with r = fl(s_x / s_y), in float32 (24 bits) or fixed
+    point (22 bits): its error is below 2^-21 of the sizes of the terms and of the sum.
     """
     ratio = np.float64(np.float32(source.scale)) / np.float64(np.float32(target.scale))
     if not 2.0**-10 <= ratio <= 2.0**8:
         return False
-    steps = (np.arange(source.qmin, source.qmax + 1) - source.zero_point) * ratio
-    low, high = target.qmin - target.zero_point, target.qmax - target.zero_point
-    unclipped = steps[(steps > low - 1) & (steps < high + 1)]
-    distance = np.abs(unclipped - np.floor(unclipped) - 0.5)
-    return bool(np.all(distance > 2.0**-20 * (256.0 * ratio + 256.0)))
+    values = np.arange(source.qmin, source.qmax + 1)
+    sums = (values - source.zero_point) * ratio + target.zero_point
+    distance = np.abs(sums - np.floor(sums) - 0.5)
+    terms = (values + source.zero_point) * ratio + target.zero_point + np.abs(sums)
+    unclipped = (sums > target.qmin - 1) & (sums < target.qmax + 1)
+    return bool(np.all(distance[unclipped] > 2.0**-21 * terms[unclipped]))
 
 
 def _dequantize(builder: Builder, node: Node) -> None:
