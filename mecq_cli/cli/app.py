@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from mecq_cli import __version__
 from mecq_cli.cli.bench import bench
+from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_features import features
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.bench_train import train
@@ -55,6 +56,7 @@ app.command("demo", short_help="Go the whole path in about a minute, offline.")(
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)
 bench.command("features", short_help="Spectra and ranks of the features of runs.")(features)
+bench.command("deploy", short_help="Speed and size of the export, beside FP32 and INT8.")(deploy)
 app.add_typer(bench, name="bench", short_help="Measure speed and error on this machine.")
 
 

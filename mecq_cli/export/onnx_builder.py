@@ -23,6 +23,8 @@ LOGITS = "logits"
 """Name of the output of the graph."""
 FLOAT_LOGITS = "logits::float"
 """Name of the node that dequantizes them, where the last operation has a grid."""
+ZERO = "zero::float"
+"""Name of the number zero, dequantized."""
 
 _PACKED: list[tuple[int, Any]] = [(2, ml_dtypes.int2), (4, ml_dtypes.int4), (8, np.int8)]
 """The widths that ONNX has, narrowest first."""
@@ -39,6 +41,7 @@ class Builder:
         self._grids: dict[str, Grid | None] = {node.name: node.grid for node in model.nodes}
         self._grids[INPUT] = None
         self._floats: set[str] = set()
+        self._images = {n.name for n in model.nodes if n.op == "quantize" and n.inputs == (INPUT,)}
         self._tensors: dict[str, str] = {INPUT: INPUT}
         for node in model.nodes:
             taken = node.name in (INPUT, LOGITS)
@@ -74,6 +77,10 @@ class Builder:
         """The grid of an input of an operation."""
         return self._grids[node.inputs[index]]
 
+    def reads_image(self, node: Node) -> bool:
+        """Whether an operation reads the quantized image."""
+        return node.inputs[0] in self._images
+
     def integer_grid(self, node: Node, index: int = 0) -> Grid:
         """The same, where a float will not do."""
         grid = self.input_grid(node, index)
@@ -91,6 +98,17 @@ class Builder:
             self._floats.add(name)
             self.emit("DequantizeLinear", [source, *self.grid(grid)], name)
         return name
+
+    def float_zero(self) -> str:
+        """Zero as a number on a grid, which makes an Add with it a QLinearAdd."""
+        if ZERO not in self._floats:
+            self._floats.add(ZERO)
+            # Not the tensor that zero points share: onnxruntime gives this one more dimensions, and
+            # chooses slower kernels where a zero point is not a constant that is used as it is.
+            zero = self.constant(np.uint8(0), f"{ZERO}::value")
+            inputs = [zero, self.scalar(np.float32(1)), self.scalar(np.uint8(0))]
+            self.emit("DequantizeLinear", inputs, ZERO)
+        return ZERO
 
     def counted(self, node: Node) -> str:
         """The input of an operation as float in steps of its grid: q - z."""

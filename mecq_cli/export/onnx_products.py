@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from mecq_cli.export.onnx_builder import Builder
+from mecq_cli.export.onnx_stem import rewrite_stem
 from mecq_cli.integer.ir import Grid, Node
 
 
@@ -44,6 +45,7 @@ def _operator(node: Node) -> tuple[str, dict[str, Any]]:
 
 def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
     """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv."""
+    node, stem = rewrite_stem(builder, node)
     name, tensors = node.name, node.tensors
     scale = builder.constant(tensors["weight_scale"].astype(np.float32), f"{name}::weight_scale")
     inputs = [builder.weight(node), scale]
@@ -58,8 +60,12 @@ def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
     step = builder.scalar(np.float32(grid.scale))
     bias_scale = builder.emit("Mul", [step, scale], f"{name}::bias_scale")
     bias = builder.emit("DequantizeLinear", [bias, bias_scale], f"{name}::bias_float", axis=0)
+    if stem is None:
+        value = builder.dequantized(node)
+    else:
+        value = builder.emit("DequantizeLinear", [stem, *builder.grid(grid)], f"{stem}::float")
     op, attributes = _operator(node)
-    return builder.emit(op, [builder.dequantized(node), weight, bias], output, **attributes)
+    return builder.emit(op, [value, weight, bias], output, **attributes)
 
 
 def _exact_product(builder: Builder, node: Node, grid: Grid) -> None:

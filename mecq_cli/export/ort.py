@@ -103,13 +103,16 @@ class OrtRunner:
         values = dict(zip(known, self._run(session, images), strict=True))
         return {operation: values[tensor] for operation, tensor in outputs.items()}
 
-    def kernels(self) -> Counter[str]:
-        """How many nodes of each type the (optimized) graph has that really runs."""
+    def optimized(self) -> onnx.GraphProto:
+        """The (optimized) graph that really runs."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "optimized.onnx"
             self._load(self._model.SerializeToString(), optimized=target)
-            graph = onnx.load_model(target).graph
-        return Counter(node.op_type for node in graph.node)
+            return onnx.load_model(target).graph
+
+    def kernels(self) -> Counter[str]:
+        """How many nodes of each type that graph has."""
+        return Counter(node.op_type for node in self.optimized().node)
 
     def _load(self, data: bytes, optimized: Path | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -118,6 +121,8 @@ class OrtRunner:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
         )
+        # Threads that wait for the next run take the time of whoever works meanwhile.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         if optimized is not None:

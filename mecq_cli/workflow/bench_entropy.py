@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from mecq_cli.entropy import MoeState, coding_length, normalise, share_of_answers
 from mecq_cli.errors import NumericError, UsageError
 from mecq_cli.events import Listener
+from mecq_cli.workflow.machine import cpu_name
 
 FAMILIES = (
     "isotropic",
@@ -106,21 +105,11 @@ def bench(
 def machine() -> dict[str, Any]:
     """What the times depend on."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def _cpu() -> str:
-    """The processor's name; only Linux tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _row(z: Tensor, distortion: float, repeats: int) -> tuple[dict[str, Any], MoeState]:

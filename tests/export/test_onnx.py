@@ -142,26 +142,76 @@ def test_resnet18_is_fused_small_and_exact(tmp_path: Path) -> None:
     check_rare(counts)
     runner = OrtRunner(path)
     kernels = runner.kernels()
-    expected = {"QLinearConv": 20, "QLinearAdd": 8, "QLinearGlobalAveragePool": 1, "QGemm": 1}
+    # Eight residual adds, eight requantizations.
+    expected = {"QLinearConv": 20, "QLinearAdd": 16, "QLinearGlobalAveragePool": 1, "QGemm": 1}
     assert expected.items() <= kernels.items()
-    assert not {"Conv", "Add", "Gemm", "Cast", "Mul"} & kernels.keys()
+    assert not {"Conv", "Add", "Gemm", "Cast", "Mul", "DequantizeLinear"} & kernels.keys()
     weights = [(n.tensors["weight"].size * n.weight_bits, n) for n in model.nodes if n.weight_bits]
     ideal = sum(bits // 8 + 8 * len(n.tensors["bias"]) for bits, n in weights)
-    assert path.stat().st_size < 1.01 * ideal
+    assert path.stat().st_size < 1.015 * ideal
 
 
 @pytest.mark.parametrize(
     ("bits", "dtype", "packed"),
-    [(1, "INT2", 36), (2, "INT2", 36), (3, "INT4", 72), (4, "INT4", 72), (5, "INT8", 144)],
+    [(1, "INT2", 72), (2, "INT2", 72), (3, "INT4", 144), (4, "INT4", 144), (5, "INT8", 288)],
 )
 def test_weights_are_packed(bits: int, dtype: str, packed: int) -> None:
-    maker = Maker(np.random.default_rng(bits), np.ones((1, 2, 6, 6), np.float32))
+    maker = Maker(np.random.default_rng(bits), np.ones((1, 4, 6, 6), np.float32))
     maker.flatten(maker.conv(maker.quantize(INPUT, 8), 8, 3, wbits=bits))
     proto = to_model(maker.model())
     assert (proto.ir_version, proto.opset_import[0].version) == (13, 25)
     [weight] = [t for t in proto.graph.initializer if t.name.endswith("::weight")]
     assert weight.data_type == getattr(TensorProto, dtype)
     assert len(weight.raw_data) == packed
+
+
+STEMS: list[tuple[int, int, int, tuple[int, ...], tuple[int, int], list[int]]] = [
+    # channels, kernel, stride, padding, size of the image, shape of the weight that runs
+    (3, 7, 2, (3, 3, 3, 3), (16, 12), [16, 12, 4, 4]),
+    (3, 3, 2, (1, 1, 1, 1), (10, 10), [16, 12, 2, 2]),
+    (3, 3, 2, (0, 0, 1, 1), (8, 8), [16, 12, 2, 2]),  # "same" padding
+    (3, 1, 2, (1, 0, 2, 1), (8, 6), [16, 12, 1, 1]),
+    (1, 11, 4, (2, 2, 2, 2), (24, 24), [16, 16, 4, 4]),
+    (3, 3, 2, (1, 1, 1, 1), (9, 10), [16, 4, 3, 3]),  # no whole blocks
+    (3, 3, 1, (1, 1, 1, 1), (8, 8), [16, 4, 3, 3]),
+    (5, 3, 3, (0, 2, 1, 0), (9, 9), [16, 8, 3, 3]),
+    (4, 3, 1, (1, 1, 1, 1), (8, 8), [16, 4, 3, 3]),
+]
+
+
+@pytest.mark.parametrize("wbits", [1, 8])
+@pytest.mark.parametrize("stem", STEMS, ids=str)
+def test_the_first_convolution_is_rewritten_and_exact(
+    stem: tuple[Any, ...], wbits: int, tmp_path: Path
+) -> None:
+    channels, kernel, stride, padding, size, shape = stem
+    rng = np.random.default_rng(0)
+    maker = Maker(rng, rng.normal(size=(3, channels, *size)).astype(np.float32))
+    last = maker.quantize(INPUT, 8)
+    last = maker.conv(last, 16, kernel, stride=stride, padding=padding, wbits=wbits, abits=8)
+    maker.flatten(last)
+    path = tmp_path / "model.onnx"
+    check_rare(check(maker.model(), maker.images, path))
+    graph = OrtRunner(path).optimized()
+    [convolution] = [node for node in graph.node if node.op_type == "QLinearConv"]
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    assert shapes[convolution.input[3]] == shape
+
+
+def test_halves_are_requantized_by_the_order_of_the_table(tmp_path: Path) -> None:
+    """QLinearAdd would round them after the zero point, which is odd here."""
+    images = np.arange(256, dtype=np.float32).reshape(1, 1, 16, 16)
+    path = tmp_path / "model.onnx"
+    for scale, op in ((2.0, "QuantizeLinear"), (2.1, "QLinearAdd")):
+        target = Grid(float(np.float32(scale)), 101, 8, 0, 255)
+        nodes = (
+            Node("x", "quantize", (INPUT,), UNIT),
+            Node("r", "requantize", ("x",), target),
+            Node("y", "flatten", ("r",), target),
+        )
+        assert check(IntegerModel(nodes, (1, 16, 16)), images, path)["off"] == 0
+        kernels = OrtRunner(path).kernels()
+        assert kernels["QLinearAdd"] == (op == "QLinearAdd"), kernels
 
 
 def test_requantizations_in_a_row_are_not_merged(tmp_path: Path) -> None:

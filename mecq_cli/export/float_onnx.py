@@ -1,0 +1,189 @@
+"""A float network as an ONNX file: what an integer export is compared with.
+
+It is written from the layers of `mecq_cli.capture`, as quantized networks are, so both files hold
+the same operations. Batch norm is folded into the weights, padding into the convolutions;
+activations are Relu and Clip nodes, which onnxruntime fuses with the operation before them. The
+file is what a deployment without quantization would use, and nothing in it is slower than need be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from mecq_cli.capture import capture
+from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.ir import INPUT
+from mecq_cli.layers import Layer
+
+LOGITS = "logits"
+OPSET = 21
+IR_VERSION = 10
+
+Array = NDArray[Any]
+
+
+def float_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The network in evaluation mode: input "input" float32 [batch, C, H, W], output "logits".
+
+    Args:
+        model: any classifier [N, C, H, W] -> [N, classes].
+        input_shape: (C, H, W).
+
+    Raises:
+        UsageError: `mecq_cli.capture` cannot read the model.
+        ArtifactError: a layer cannot be written.
+    """
+    layers = capture(model, input_shape)
+    writer = _Writer()
+    for layer in layers:
+        emit = _EMITTERS.get(layer.kind)
+        if emit is None:
+            raise ArtifactError(f"{layer.name}: cannot write the layer '{layer.kind}' as ONNX")
+        emit(writer, layer)
+    last = layers[-1]
+    writer.node("Identity", [writer.values[last.name]], LOGITS)
+    graph = helper.make_graph(
+        writer.nodes,
+        "float",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *input_shape])],
+        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", *last.shape])],
+        initializer=list(writer.initializers),
+    )
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _Writer:
+    """Collects nodes and initializers; ``values`` leads from a layer to its output tensor."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.values = {INPUT: INPUT}
+
+    def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, array: Array, name: str) -> str:
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def layer(
+        self, layer: Layer, op: str, constants: Sequence[str] = (), **attributes: Any
+    ) -> None:
+        """The operation of a layer, and the activation behind it."""
+        inputs = [self.values[name] for name in layer.inputs]
+        value = self.node(op, [*inputs, *constants], f"{layer.name}::{op}", **attributes)
+        if layer.ceiling == math.inf:
+            value = self.node("Relu", [value], f"{layer.name}::relu")
+        elif layer.ceiling is not None:
+            bounds = [
+                self.constant(np.array(bound, np.float32), f"{layer.name}::{which}")
+                for which, bound in (("low", 0.0), ("high", layer.ceiling))
+            ]
+            value = self.node("Clip", [value, *bounds], f"{layer.name}::clip")
+        self.values[layer.name] = value
+
+
+def _product(writer: _Writer, layer: Layer) -> None:
+    weight, bias = _folded(layer)
+    constants = [
+        writer.constant(weight, f"{layer.name}::weight"),
+        writer.constant(bias, f"{layer.name}::bias"),
+    ]
+    if layer.kind == "linear":
+        writer.layer(layer, "Gemm", constants, transB=1)
+        return
+    a = layer.attributes
+    writer.layer(
+        layer,
+        "Conv",
+        constants,
+        kernel_shape=list(weight.shape[2:]),
+        strides=a["stride"],
+        pads=a["padding"],
+        dilations=a["dilation"],
+        group=a["groups"],
+    )
+
+
+def _folded(layer: Layer) -> tuple[Array, Array]:
+    """Weight and bias as float32, with the batch norm in them."""
+    assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
+    weight = layer.module.weight.detach().double().cpu()
+    bias = torch.zeros(len(weight), dtype=torch.float64)
+    if layer.module.bias is not None:
+        bias = layer.module.bias.detach().double().cpu()
+    norm = layer.norm
+    if norm is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        variance, mean = norm.running_var.double().cpu(), norm.running_mean.double().cpu()
+        factor = norm.weight.detach().double().cpu() / torch.sqrt(variance + norm.eps)
+        weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = norm.bias.detach().double().cpu() + (bias - mean) * factor
+    return weight.float().numpy(), bias.float().numpy()
+
+
+def _max_pool2d(writer: _Writer, layer: Layer) -> None:
+    writer.layer(layer, "MaxPool", dilations=layer.attributes["dilation"], **_window(layer))
+
+
+def _avg_pool2d(writer: _Writer, layer: Layer) -> None:
+    include = int(layer.attributes["count_include_pad"])
+    writer.layer(layer, "AveragePool", count_include_pad=include, **_window(layer))
+
+
+def _window(layer: Layer) -> dict[str, Any]:
+    a = layer.attributes
+    return {
+        "kernel_shape": a["kernel"],
+        "strides": a["stride"],
+        "pads": a["padding"] * 2,
+        "ceil_mode": int(a["ceil_mode"]),
+    }
+
+
+def _slice(writer: _Writer, layer: Layer) -> None:
+    vectors = [
+        writer.constant(np.array(layer.attributes[key], np.int64), f"{layer.name}::{key}")
+        for key in ("starts", "ends", "axes", "steps")
+    ]
+    writer.layer(layer, "Slice", vectors)
+
+
+def _pad(writer: _Writer, layer: Layer) -> None:
+    widths = [0, *layer.attributes["before"], 0, *layer.attributes["after"]]
+    writer.layer(layer, "Pad", [writer.constant(np.array(widths, np.int64), f"{layer.name}::pads")])
+
+
+def _dropout(writer: _Writer, layer: Layer) -> None:
+    writer.values[layer.name] = writer.values[layer.inputs[0]]
+
+
+_EMITTERS: dict[str, Callable[[_Writer, Layer], None]] = {
+    "conv2d": _product,
+    "linear": _product,
+    "add": lambda writer, layer: writer.layer(layer, "Add"),
+    "concat": lambda writer, layer: writer.layer(layer, "Concat", axis=1),
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "global_avg_pool": lambda writer, layer: writer.layer(layer, "GlobalAveragePool"),
+    "flatten": lambda writer, layer: writer.layer(layer, "Flatten", axis=1),
+    "slice": _slice,
+    "pad": _pad,
+    "dropout": _dropout,
+}

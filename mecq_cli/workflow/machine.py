@@ -1,0 +1,38 @@
+"""The machine that times depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_INTEGER = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX"}
+"""Flags of instructions that multiply and add up 8-bit integers, and their names."""
+
+
+def cpu_name() -> str:
+    """The processor's name; only Linux tells."""
+    return _field("model name") or platform.processor() or platform.machine()
+
+
+def integer_instructions() -> list[str]:
+    """Which instructions for products of 8-bit integers the processor has; [] where unknown."""
+    flags = set(_field("flags").split())
+    return [name for flag, name in _INTEGER.items() if flag in flags]
+
+
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _field(name: str) -> str:
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(values, "")

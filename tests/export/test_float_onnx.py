@@ -1,0 +1,54 @@
+"""The float file against the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mecq_cli.export.float_onnx import float_onnx
+from mecq_cli.export.ort import OrtRunner
+from tests.exactness import float_network, random_images
+
+
+class Everything(nn.Module):
+    """Every layer that a file may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Conv2d(8, 8, 3, padding="same", dilation=2, groups=8, bias=False)
+        self.ceiled = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.counted = nn.AvgPool2d(3, 2, 1)
+        self.uncounted = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(22, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.depthwise(nn.functional.pad(x, (1, 0, 0, 1)))[:, :, :-1, 1:])
+        y = nn.functional.pad(self.counted(x), (0, 0, 0, 0, 1, 1))
+        y = torch.cat([self.ceiled(x)[:, ::2, :4, :4], y, self.uncounted(x)], 1)
+        logits: Tensor = self.head(self.drop(y.mean((2, 3))))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["everything", "mobilenetv2_035", "torchvision/squeezenet1_1"])
+def test_it_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
+    size = 16 if name == "everything" else 64
+    torch.manual_seed(0)
+    model = (Everything() if name == "everything" else float_network(name, size)).eval()
+    images = random_images(3, size)
+    proto = float_onnx(model, (3, size, size))
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert not model.training
+    onnx.save_model(proto, tmp_path / "float.onnx")
+    runner = OrtRunner(tmp_path / "float.onnx", allow_foreign=True)
+    with torch.no_grad():
+        wanted = model(images).numpy()
+    assert np.ptp(wanted) > 0.01
+    np.testing.assert_allclose(runner.run(images.numpy()), wanted, atol=1e-4 * np.abs(wanted).max())
