@@ -260,7 +260,7 @@ def random_network(seed: int, spread: float = 0.7) -> tuple[nn.Module, BitPlan, 
     products = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     drawn = range(1, 9)
     overrides = [(name, rng.choice(drawn), rng.choice(drawn)) for name in products]
-    if rng.random() < 0.15:  # a layer in float, or with float weights
+    if rng.random() < 0.2:  # a layer in float, or with float weights
         odd = rng.randrange(len(products))
         overrides[odd] = (products[odd], 32, rng.choice((2, 8, 32)))
     plan = BitPlan(

@@ -24,13 +24,12 @@ from tests.exactness import check, quantized
 from tests.random_networks import CLASSES, random_network
 
 
-def is_wild(seed: int) -> bool:
-    return seed % 4 == 3
-
-
 def build(seed: int) -> tuple[QuantizedModel, Tensor]:
-    """A quantized network in evaluation mode, every second one trained a little, and images."""
-    network, plan, images = random_network(seed, spread=4.0 if is_wild(seed) else 0.7)
+    """A quantized network in evaluation mode, every second one trained a little, and images.
+
+    In every fourth the sizes of the channels go through many orders of magnitude.
+    """
+    network, plan, images = random_network(seed, spread=4.0 if seed % 4 == 3 else 0.7)
     model = quantized(network, plan, images)
     if seed % 2:
         torch.manual_seed(seed)  # dropout
@@ -62,8 +61,7 @@ def check_seeds(seeds: range, folder: Path, *, repeat: int) -> Counter[str]:
     for seed in seeds:
         model, images = build(seed)
         try:
-            # Sums of floats in which large terms cancel are off by more than a step.
-            counts.update(check(model, images, folder, unoptimized=not is_wild(seed)))
+            counts.update(check(model, images, folder))
             if seed % repeat == 0:
                 again = integers(*build(seed))
                 assert safetensors.to_bytes(again) == (folder / "model.safetensors").read_bytes()
