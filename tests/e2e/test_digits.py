@@ -153,6 +153,28 @@ def test_what_cannot_be_loaded_is_named(digits: Path, tmp_path: Path) -> None:
             model(images)
 
 
+def test_the_weights_alone(digits: Path, tmp_path: Path) -> None:
+    folder = digits / "runs" / "demo"
+    shutil.copy(folder / "run" / "model.safetensors", tmp_path / "w2a2.safetensors")
+    command = ["export", "w2a2.safetensors", "-f", "compressed-tensors", "--images", "50"]
+    data = ["--data", folder / "digits"]
+    done = mecq(*command, *data, "--json", cwd=tmp_path).document
+    assert (done["verified"], done["images"], done["largest_difference"]) == (True, 50, 0.0)
+    files = [tmp_path / done["path"], tmp_path / done["config"]]
+    assert [file.name for file in files] == ["model.safetensors", "config.json"]
+    assert done["bytes"] == sum(file.stat().st_size for file in files)
+    assert files[0].stat().st_size < 1.1 * (tmp_path / "w2a2.safetensors").stat().st_size
+    again = mecq(*command, *data, cwd=tmp_path)
+    assert (again.code, again.out) == (2, "")
+    assert "--force" in again.err
+    shown = mecq(*command, *data, "--force", cwd=tmp_path)
+    assert (shown.code, "next: " in shown.err) == (0, False)
+    assert "described by" in shown.out
+    other = mecq("eval", files[0], *data, cwd=tmp_path)
+    assert (other.code, other.err.count("\n")) == (3, 1)
+    assert "its format is 'pt'" in other.err
+
+
 def test_a_dry_run_foretells_the_size(digits: Path) -> None:
     run = digits / "runs" / "demo" / "run"
     settings = run / "config.toml"
