@@ -3,6 +3,8 @@
 The calls behind the commands, each one loaded when it is first used:
 
     mecq_cli.quantize, evaluate, export_artifact, predict, inspect, demo
+
+and `mecq_cli.load`, which reads an integer artifact back as a torch module.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from mecq_cli.workflow.evaluate import evaluate
     from mecq_cli.workflow.export import export as export_artifact
     from mecq_cli.workflow.inspect import inspect
+    from mecq_cli.workflow.load import Classifier, load
     from mecq_cli.workflow.predict import predict
     from mecq_cli.workflow.quantize import quantize
 
@@ -47,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtifactError",
     "CheckpointError",
+    "Classifier",
     "DataError",
     "DemoConfig",
     "EnvironmentFailure",
@@ -68,6 +72,7 @@ __all__ = [
     "evaluate",
     "export_artifact",
     "inspect",
+    "load",
     "predict",
     "quantize",
     "resolve",
@@ -88,11 +93,13 @@ _LAZY = {
         ],
         ("mecq_cli.config", ""),
     ),
+    "Classifier": ("mecq_cli.workflow.load", ""),
     "demo": ("mecq_cli.workflow.demo", ""),
     "evaluate": ("mecq_cli.workflow.evaluate", ""),
     # `export` itself is the package of the formats.
     "export_artifact": ("mecq_cli.workflow.export", "export"),
     "inspect": ("mecq_cli.workflow.inspect", ""),
+    "load": ("mecq_cli.workflow.load", ""),
     "predict": ("mecq_cli.workflow.predict", ""),
     "quantize": ("mecq_cli.workflow.quantize", ""),
 }

@@ -233,8 +233,9 @@ def _batch_norm(reader: _Reader, node: FxNode) -> None:
         raise UsageError(
             f"layer {module_path(node)}: batch norm without running statistics cannot be folded"
         )
+    kind = nn.BatchNorm1d if len(node.meta["val"].shape) == 2 else nn.BatchNorm2d
     with torch.device("meta"):
-        module = nn.BatchNorm2d(mean[1].numel(), eps=float(node.args[7]))  # type: ignore[arg-type]
+        module = kind(mean[1].numel(), eps=float(node.args[7]))  # type: ignore[arg-type]
     device = mean[1].device
     _set(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
     _set(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))

@@ -199,7 +199,7 @@ class ExportConfig(Settings):
     """What ``mecq export`` does. ``images``: how many the result is verified on."""
 
     run: str | None = None
-    format: Literal["onnx", "safetensors"] = "onnx"
+    format: Literal["onnx", "safetensors", "compressed-tensors"] = "onnx"
     output: UserPath | None = None
     data: UserPath | None = None
     images: Count = 256

@@ -307,6 +307,8 @@ class _Inserter:
             if layer.kind == "concat" and output.bits is not None and not output.group:
                 return Need(output.bits, output.power_of_two, layer.name)
             return output
+        if layer.kind == "avg_pool2d" and output.bits is None:
+            return FLOAT  # its sums of integers only go to a grid
         return FLOAT if self.plan.abits == 32 else Need(EDGE_BITS)
 
     def _quantizer(self, need: Need) -> ActivationQuantizer | None:
@@ -415,7 +417,8 @@ class _Inserter:
         self._pool(layer, AveragePoolSite)
 
     def _pool(self, layer: Layer, kind: type[Site]) -> None:
-        node, source = self._reach(layer.inputs[0], self._input_need(layer, FLOAT))
+        need = self._input_need(layer, self.needs[layer.name])
+        node, source = self._reach(layer.inputs[0], need)
         quantizer, ceiling = self._own(layer, source is not None)
         extra = {"attributes": layer.attributes} if kind is AveragePoolSite else {}
         site = kind(layer.name, [source], quantizer, ceiling, **extra)

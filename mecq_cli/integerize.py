@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mecq_cli.errors import UsageError
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import INPUT, IntegerModel, Node
-from mecq_cli.kernels import run_model
+from mecq_cli.kernels import node_tensors, run_model
 from mecq_cli.sites import DropoutSite, Site
 
 
@@ -46,15 +47,55 @@ def integerize(
 class IntegerModule(nn.Module):
     """An `IntegerModel` as a torch module: normalised float images in, logits out.
 
-    It has no parameters and no gradient; every value between the first and the last node is an
-    exact integer.
+    It has buffers, no parameters and no gradient; every value between the first and the last
+    node is an exact integer. It computes where the images are; ``.to(device)`` saves it from
+    moving its tensors there each time. Types are part of the integer model, so that ``.half()``
+    and the like change nothing.
     """
 
     def __init__(self, model: IntegerModel) -> None:
         super().__init__()
         self.model = model
+        self.tensors = nn.ModuleList(_Tensors(node_tensors(node)) for node in model.nodes)
+        self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> logits float32 [N, classes]."""
-        return run_model(self.model, images.float())
+        """Float32 images [N, C, H, W] of any number N to logits, float32 [N, classes].
+
+        Raises:
+            UsageError: the images have another shape, or are no floats.
+        """
+        wanted = self.model.input_shape
+        if images.dim() != 4 or tuple(images.shape[1:]) != wanted or not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"images are {kind} {list(images.shape)}, this model wants normalised floats "
+                f"[N, {', '.join(map(str, wanted))}]"
+            )
+        device = images.device
+        tensors = [
+            {name: tensor.to(device) for name, tensor in own.named_buffers()}
+            for own in self.tensors
+        ]
+        # Autocast would round the sums.
+        with torch.autocast(device.type, enabled=False):
+            return run_model(self.model, images.float(), tensors)
+
+
+class _Tensors(nn.Module):
+    """The tensors of one node."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Tensors:
+        """Take the device from what ``fn`` makes of a tensor, and nothing else."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor).device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self

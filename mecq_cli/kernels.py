@@ -2,7 +2,8 @@
 
 The simulator in evaluation mode and a loaded artifact both run on these. Products of integers
 are accumulated where float32 is exact (|acc| < 2^24), otherwise the weight is split into two
-halves of four bits whose sums are exact again, and the parts are joined in float64.
+halves of four bits whose sums are exact again, and the parts are joined in float64. On CUDA all
+sums are in float64.
 
 q tensors are [N, C, H, W] or [N, K], float32, holding integers.
 """
@@ -16,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
 
 EXACT = float(2**24)
 """Integers up to here are exact in float32."""
+
+Tensors = Mapping[str, Tensor]
+"""Those of a node by their names in `Node.tensors`, of the same types."""
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -33,9 +37,33 @@ def dequantize(q: Tensor, grid: Grid) -> Tensor:
     return (q - grid.zero_point) * _f32(grid.scale, q)
 
 
-def run_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-    """One operation; ``grids`` are those of the inputs, None for floats."""
+def run_node(
+    node: Node,
+    inputs: Sequence[Tensor],
+    grids: Sequence[Grid | None],
+    tensors: Tensors | None = None,
+) -> Tensor:
+    """One operation.
+
+    Args:
+        node: the operation.
+        inputs: integers or floats, as ``grids`` say.
+        grids: of the inputs, None for floats.
+        tensors: those of the node, on the device of the inputs; made from the node if not given.
+    """
+    if node.op in ("conv2d", "linear"):
+        if tensors is None:
+            tensors = node_tensors(node, inputs[0].device)
+        return _product(node, inputs[0], grids[0], tensors)
     return _OPERATIONS[node.op](node, inputs, grids)
+
+
+def node_tensors(node: Node, device: torch.device | None = None) -> dict[str, Tensor]:
+    """The tensors of a node as torch tensors, none for most operations."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for name, array in node.tensors.items()
+    }
 
 
 def _f32(value: float, like: Tensor) -> Tensor:
@@ -50,10 +78,6 @@ def _to_grid(acc: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
 def _need(grid: Grid | None) -> Grid:
     assert grid is not None, "an integer operation got a float input"
     return grid
-
-
-def _tensor(node: Node, name: str, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(node.tensors[name])).to(like.device)
 
 
 def _multiply(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,13 +100,18 @@ def _multiply(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     )
 
 
-def _accumulate(node: Node, x: Tensor, largest: int) -> Tensor:
-    """fl(sum x w + b) for integers |x| <= ``largest``; the sum itself is exact."""
-    weight, bias = torch.from_numpy(multiplied_weight(node)).to(x.device), _tensor(node, "bias", x)
+def _accumulate(node: Node, x: Tensor, tensors: Tensors, largest: int) -> Tensor:
+    """fl(sum x W + b) for integers |x| <= ``largest``; the sum itself is exact."""
+    assert node.weight_bits is not None
+    weight, bias = tensors["weight"] * weight_multiplier(node.weight_bits), tensors["bias"]
+    shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
+    if x.is_cuda:
+        # cuDNN is free to multiply float32 in TF32 or by Winograd's and Fourier's transforms.
+        acc = _multiply(node, x.double(), weight.double(), None)
+        return (acc + bias.double().reshape(shape)).float()
     reach = float(weight.flatten(1).double().abs().sum(1).max()) * largest
     if reach + float(bias.double().abs().max()) < EXACT:
         return _multiply(node, x, weight.float(), bias.float())
-    shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
     high = torch.div(weight, 16, rounding_mode="floor")
     low = weight - 16 * high
     if reach / 8 < EXACT and float(low.flatten(1).float().sum(1).max()) * largest < EXACT:
@@ -93,16 +122,15 @@ def _accumulate(node: Node, x: Tensor, largest: int) -> Tensor:
     return (acc + bias.double().reshape(shape)).float()
 
 
-def _product(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-    x, grid = inputs[0], grids[0]
-    scale = _tensor(node, "weight_scale", x)
+def _product(node: Node, x: Tensor, grid: Grid | None, tensors: Tensors) -> Tensor:
+    scale = tensors["weight_scale"]
     shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
     if grid is None:
-        weight = _tensor(node, "weight", x).float()
+        weight = tensors["weight"].float()
         weight = weight * scale.reshape(-1, *([1] * (weight.dim() - 1)))
-        return _multiply(node, x, weight, _tensor(node, "bias", x))
+        return _multiply(node, x, weight, tensors["bias"])
     largest = max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
-    acc = _accumulate(node, x - grid.zero_point, largest)
+    acc = _accumulate(node, x - grid.zero_point, tensors, largest)
     multiplier = (_f32(grid.scale, x) * scale).reshape(shape)
     if node.grid is None:
         return acc * multiplier
@@ -206,8 +234,6 @@ _OPERATIONS: Mapping[str, Operation] = {
     "quantize": _quantize_node,
     "dequantize": _dequantize_node,
     "requantize": _requantize_node,
-    "conv2d": _product,
-    "linear": _product,
     "add": _add,
     "clip": _clip,
     "max_pool2d": _max_pool,
@@ -220,13 +246,19 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 
 
-def run_model(model: IntegerModel, images: Tensor) -> Tensor:
-    """Logits [N, classes] of an `IntegerModel` for normalised float32 images [N, C, H, W]."""
+def run_model(
+    model: IntegerModel, images: Tensor, tensors: Sequence[Tensors] | None = None
+) -> Tensor:
+    """Logits [N, classes] of an `IntegerModel` for normalised float32 images [N, C, H, W].
+
+    ``tensors`` are those of each node, on the device of the images, where they are there already.
+    """
     values: dict[str, Tensor] = {INPUT: images}
     grids: dict[str, Grid | None] = {INPUT: None}
     last_use = {name: i for i, node in enumerate(model.nodes) for name in node.inputs}
     for i, node in enumerate(model.nodes):
-        out = run_node(node, [values[n] for n in node.inputs], [grids[n] for n in node.inputs])
+        own = None if tensors is None else tensors[i]
+        out = run_node(node, [values[n] for n in node.inputs], [grids[n] for n in node.inputs], own)
         values[node.name], grids[node.name] = out, node.grid
         for name in node.inputs:
             if last_use[name] == i:

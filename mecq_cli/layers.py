@@ -24,7 +24,8 @@ class Layer:
             slice, pad, batch_norm, relu, dropout.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py.
-        module: nn.Conv2d, nn.Linear, nn.BatchNorm2d or nn.Dropout holding the parameters.
+        module: nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d or nn.Dropout holding the
+            parameters.
         shape: of the output without the batch, (C, H, W) or (K,).
         norm: batch norm folded behind a conv2d or linear.
         ceiling: upper bound of a ReLU-like activation behind it (inf for ReLU, 6 for ReLU6);
@@ -100,7 +101,7 @@ def _fold(layer: Layer, source: Layer | None, users: dict[str, list[Layer]]) -> 
                 f"layer {layer.name}: a batch norm that does not directly follow a convolution "
                 "or linear layer has no integer form here yet; this model cannot be quantized"
             )
-        assert isinstance(layer.module, nn.BatchNorm2d)
+        assert isinstance(layer.module, (nn.BatchNorm2d, nn.BatchNorm1d))
         source.norm = layer.module
         return
     if source is None or not alone or source.kind not in ("conv2d", "linear", "add"):

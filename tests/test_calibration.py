@@ -9,7 +9,7 @@ from torch import nn
 from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.errors import NumericError
 from mecq_cli.insertion import BitPlan, insert
-from mecq_cli.quantizers import ActivationQuantizer
+from mecq_cli.quantizers import ActivationQuantizer, LsqActivation
 from tests.exactness import float_network, random_images
 
 SHAPE = (3, 32, 32)
@@ -33,6 +33,18 @@ def test_a_calibrated_network_follows_the_float_one(bits: int, error: float) -> 
             assert module.active
             grid = module.grid()
             assert 0 <= grid.zero_point <= grid.qmax == 2**module.bits - 1
+
+
+@pytest.mark.parametrize(("power_of_two", "scale"), [(False, 1 / 15), (True, 1 / 16)])
+def test_a_dead_activation_gets_a_grid_that_serves_when_it_wakes(
+    power_of_two: bool, scale: float
+) -> None:
+    """The error is 0 at any step; the smallest one would clip all that comes later."""
+    quantizer = LsqActivation(4, power_of_two=power_of_two)
+    quantizer.initialize(torch.zeros(100))
+    grid = quantizer.grid()
+    assert grid.scale == pytest.approx(scale)
+    assert grid.zero_point == 0
 
 
 def test_values_that_are_not_finite_name_the_layer() -> None:

@@ -12,6 +12,7 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.errors import UsageError
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
 from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integer.validate import validate
 from mecq_cli.integerize import integerize
 from tests.exactness import float_network, random_images
 
@@ -132,3 +133,30 @@ def test_several_families_can_be_inserted() -> None:
             parameter.requires_grad_(False)
         quantized = insert(model, (3, 64, 64), BitPlan(32, 4))
         assert {*bits(quantized)[1:-1]} == {(32, 4)}, name
+
+
+def test_an_average_that_is_read_as_floats_is_one_of_floats() -> None:
+    """An average of integers can only go to a grid, which a float layer does not want."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(900, 5)
+    )
+    model = integer(insert(network, (3, 32, 32), BitPlan(4, 4, overrides=[("2", 32, 32)])))
+    validate(model)
+    [pool] = [node for node in model.nodes if node.op == "avg_pool2d"]
+    grids = {node.name: node.grid for node in model.nodes}
+    assert (pool.grid, grids[pool.inputs[0]]) == (None, None)
+    assert grids["input.quantize"] is not None
+
+
+@torch.no_grad()
+def test_a_batch_norm_behind_a_linear_layer_is_folded() -> None:
+    norm = nn.BatchNorm1d(6)
+    norm.weight[:2] = torch.tensor([-1.0, 0.0])
+    norm.bias[:] = 2.0
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 6), norm, nn.ReLU(), nn.Linear(6, 5))
+    model = insert(network, (3, 32, 32), BitPlan(8, 8))
+    images = random_images(4, 32)
+    calibrate(model, [images], 1)
+    wanted, got = network.eval()(images), model.eval()(images)
+    assert float((got - wanted).norm() / wanted.norm()) < 0.05
+    assert [node.op for node in integer(model).nodes].count("linear") == 2

@@ -23,7 +23,10 @@ def export(
     format: Annotated[  # the flag's name is the contract, the builtin is not needed here
         str | None,
         typer.Option(
-            "--format", "-f", metavar="onnx|safetensors", help="What to write (default onnx)."
+            "--format",
+            "-f",
+            metavar="onnx|safetensors|compressed-tensors",
+            help="What to write (default onnx).",
         ),
     ] = None,
     output: Annotated[
@@ -55,5 +58,5 @@ def export(
 
         document = export_run(config, listener)
     render.show(document, render.exported, as_json=as_json)
-    if not (as_json or quiet):
+    if not (as_json or quiet) and "config" not in document:
         render.next_command(["mecq", "predict", str(document["path"]), "IMAGE"])

@@ -113,6 +113,8 @@ def exported(document: Document) -> Iterable[RenderableType]:
     table.add_row("format", _plain(document["format"]))
     table.add_row("size", _megabytes(document["bytes"]))
     table.add_row("verified", _verified(document))
+    if document.get("config"):
+        table.add_row("described by", _plain(document["config"]))
     if document.get("snippet"):
         table.add_row("use it with", _plain(document["snippet"]))
     yield table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,10 +47,16 @@ def best_activation_grid(
 
     Returns:
         (scale, zero_point); zero_point is 0 where the sample has no negative value, and even
-        where the step is a power of two (see `add` in integer/ir.py).
+        where the step is a power of two (see `add` in integer/ir.py). A sample of zeros gets a
+        grid up to 1.
     """
     low = min(float(values.min()) if lowest is None else lowest, 0.0)
     high = max(float(values.max()), 0.0)
+    if low == high:
+        # Dead so far. Other images, or training, may wake it: not the smallest of the steps, at
+        # which every value would be clipped.
+        scale = 1.0 / qmax
+        return (2.0 ** round(math.log2(scale)) if power_of_two else scale), 0
     span = max(high - low, 1e-6)
     best = (span / qmax, 0)
     best_error = float("inf")

@@ -28,6 +28,7 @@ from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.storage import atomic_write
 from mecq_cli.verify import Comparison, Predict, compare, count_steps
 from mecq_cli.workflow.common import eval_batch_size
+from mecq_cli.workflow.export_weights import export_weights
 from mecq_cli.workflow.targets import (
     evaluation_split,
     preprocessing_of,
@@ -52,6 +53,9 @@ def export(config: ExportConfig, listener: Listener) -> dict[str, Any]:
     target = resolve_target(config.run)
     source = _source(target)
     model = safetensors.load(source)
+    if config.format == "compressed-tensors":
+        batches = _images(config, target.run, model, source)
+        return export_weights(config, source, model, batches, listener)
     output = _output(config, target, source)
     data = onnx.to_bytes(model) if config.format == "onnx" else safetensors.to_bytes(model)
     images = _images(config, target.run, model, source)

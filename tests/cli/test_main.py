@@ -70,6 +70,15 @@ Call = Callable[..., dict[str, Any]]
 Replace = Callable[[str, Call], list[Any]]
 
 
+PUBLIC = """
+ArtifactError CheckpointError Classifier DataError DemoConfig EnvironmentFailure EvalConfig
+ExportConfig InputError InspectConfig Interrupted LayerOverride Listener MecqError NumericError
+PredictConfig QuantizeConfig UsageError VerificationError __version__ demo evaluate export_artifact
+inspect load predict quantize resolve
+"""
+"""What `mecq_cli` offers. A name that goes, or changes its meaning, breaks programs of others."""
+
+
 def mecq(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mecq_cli", *arguments],
@@ -132,7 +141,9 @@ def test_importing_the_package_loads_no_torch_and_offers_every_public_name() -> 
     script = "import sys, mecq_cli; mecq_cli.QuantizeConfig; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
-    assert dir(mecq_cli) == sorted(mecq_cli.__all__)
+    assert dir(mecq_cli) == sorted(mecq_cli.__all__) == PUBLIC.split()
+    for name in mecq_cli.__all__:
+        assert getattr(mecq_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         mecq_cli.quantise  # noqa: B018
 

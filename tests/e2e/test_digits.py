@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import mecq_cli
 import mecq_cli.workflow.demo as demo
+from mecq_cli.errors import ArtifactError, UsageError
+from mecq_cli.export.ort import OrtRunner
 from tests.e2e.command import mecq
 
 FLOAT, W2A2 = 75.0, 60.0
@@ -75,6 +83,96 @@ def test_export_predict_and_inspect(digits: Path, tmp_path: Path) -> None:
     assert sum(right) >= 5
     totals = mecq("inspect", "alone", "--json", cwd=tmp_path).document["totals"]
     assert totals["packed_bytes"] == (tmp_path / "alone" / "model.safetensors").stat().st_size
+
+
+def test_the_program_in_the_quickstart(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
+    [program] = re.findall(
+        r"(?:^    .*\n|^\n)*^    .*mecq_cli\.load(?:.*\n)(?:^    .*\n)*", text, re.M
+    )
+    image = sorted((digits / "runs/demo/digits/val/7").iterdir())[0]
+    monkeypatch.chdir(digits)
+    exec(textwrap.dedent(program).replace("photos/val/cat/0900.jpg", str(image)))
+    predicted = mecq("predict", "runs/latest", image, "--json", cwd=digits).document
+    assert capsys.readouterr().out.split() == [predicted["predictions"][0]["top5"][0]["class"]]
+
+
+def test_a_loaded_artifact_computes_what_eval_counts(digits: Path) -> None:
+    run = digits / "runs/demo/run"
+    model = mecq_cli.load(run)
+    assert model.classes == tuple("0123456789")
+    assert (model.preprocessing.input_size, model.imagenet) == ((3, 16, 16), False)
+    files = sorted((digits / "runs/demo/digits/val").glob("*/*"))
+    images = torch.stack([model.read(file) for file in files])
+    logits = model(images)
+    assert (logits.dtype, logits.requires_grad) == (torch.float32, False)
+    right = [
+        model.classes[i] == file.parent.name
+        for i, file in zip(logits.argmax(1), files, strict=True)
+    ]
+    assert 100 * sum(right) / len(right) == json.loads((run / "summary.json").read_text())["top1"]
+    fused = OrtRunner(run / "model.onnx").run(images.numpy())
+    np.testing.assert_array_equal(logits.numpy(), fused)
+
+    same = mecq_cli.load(run / "model.safetensors")
+    for count in (0, 1, 7):
+        assert torch.equal(same(images[:count]), logits[:count])
+    assert torch.equal(copy.deepcopy(model).to("cpu").half().train()(images), logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(images), logits)
+    if torch.cuda.is_available():
+        assert torch.equal(model.to("cuda")(images.to("cuda")).cpu(), logits)
+    buffers = list(model.to("meta").buffers())
+    assert len(buffers) > 20
+    assert all(buffer.is_meta for buffer in buffers)
+
+
+def test_what_cannot_be_loaded_is_named(digits: Path, tmp_path: Path) -> None:
+    run = digits / "runs/demo/run"
+    for path, message in (
+        (run / "model.onnx", "no integer artifact; give a run folder"),
+        (tmp_path / "none.safetensors", "no such file"),
+        ("resnet18", "no integer artifact"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            mecq_cli.load(path)
+    (tmp_path / "cut.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="not a usable mecq-integer file"):
+        mecq_cli.load(tmp_path / "cut.safetensors")
+    model = mecq_cli.load(run)
+    for images in (
+        torch.zeros(1, 3, 16, 17),
+        torch.zeros(3, 16, 16),
+        torch.zeros(1, 3, 16, 16).byte(),
+    ):
+        with pytest.raises(
+            UsageError, match=r"this model wants normalised floats \[N, 3, 16, 16\]"
+        ):
+            model(images)
+
+
+def test_the_weights_alone(digits: Path, tmp_path: Path) -> None:
+    folder = digits / "runs" / "demo"
+    shutil.copy(folder / "run" / "model.safetensors", tmp_path / "w2a2.safetensors")
+    command = ["export", "w2a2.safetensors", "-f", "compressed-tensors", "--images", "50"]
+    data = ["--data", folder / "digits"]
+    done = mecq(*command, *data, "--json", cwd=tmp_path).document
+    assert (done["verified"], done["images"], done["largest_difference"]) == (True, 50, 0.0)
+    files = [tmp_path / done["path"], tmp_path / done["config"]]
+    assert [file.name for file in files] == ["model.safetensors", "config.json"]
+    assert done["bytes"] == sum(file.stat().st_size for file in files)
+    assert files[0].stat().st_size < 1.1 * (tmp_path / "w2a2.safetensors").stat().st_size
+    again = mecq(*command, *data, cwd=tmp_path)
+    assert (again.code, again.out) == (2, "")
+    assert "--force" in again.err
+    shown = mecq(*command, *data, "--force", cwd=tmp_path)
+    assert (shown.code, "next: " in shown.err) == (0, False)
+    assert "described by" in shown.out
+    other = mecq("eval", files[0], *data, cwd=tmp_path)
+    assert (other.code, other.err.count("\n")) == (3, 1)
+    assert "its format is 'pt'" in other.err
 
 
 def test_a_dry_run_foretells_the_size(digits: Path) -> None:

@@ -1,0 +1,88 @@
+"""`mecq export --format compressed-tensors`: the weights alone, for programs that read those."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mecq_cli.config import ExportConfig
+from mecq_cli.errors import UsageError
+from mecq_cli.events import Listener
+from mecq_cli.export import compressed_tensors
+from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integerize import IntegerModule
+from mecq_cli.storage import atomic_write
+from mecq_cli.verify import compare
+
+CONFIG = "config.json"
+FOLDER, FILE = "compressed-tensors", "model.safetensors"
+"""Where the library looks: a folder of its own, and in it these two names."""
+
+Array = NDArray[np.float32]
+
+
+def export_weights(
+    config: ExportConfig,
+    source: Path,
+    model: IntegerModel,
+    batches: Iterator[Array],
+    listener: Listener,
+) -> dict[str, Any]:
+    """Write the packed weights, and config.json beside them; compare what was written.
+
+    The file holds no graph: it is read back, and its weights take the place of those in the
+    integer model, which must then give the same logits.
+
+    Args:
+        config: settings.
+        source: the artifact.
+        model: its content.
+        batches: preprocessed images [N, C, H, W].
+        listener: hears of the progress.
+
+    Raises:
+        VerificationError: the written file does not agree; it is not kept.
+        UsageError: a file is in the way.
+    """
+    output = config.output or source.parent / FOLDER / FILE
+    described = output.with_name(CONFIG)
+    if output.resolve() == source.resolve() or output.name == CONFIG:
+        raise UsageError(f"--output {output}: is taken; give another name")
+    for path in (output, described):
+        if path.exists() and not config.force:
+            raise UsageError(f"{path} exists; --force overwrites it, --output gives another folder")
+    data, description = compressed_tensors.to_bytes(model), compressed_tensors.config(model)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / output.name
+        atomic_write(trial, data, force=True)
+        listener.note("verifying: the weights that were written, in the integer model")
+        stored = IntegerModule(compressed_tensors.with_weights_of(trial, model))
+        comparison = compare(_runner(IntegerModule(model)), _runner(stored), batches)
+        comparison.require(output.name, exact=True)
+    # The weights last: whoever finds them finds what describes them too.
+    atomic_write(described, description, force=config.force)
+    atomic_write(output, data, force=config.force)
+    return {
+        "path": str(output),
+        "format": config.format,
+        "config": str(described),
+        "bytes": len(data) + len(description),
+        "verified": True,
+        "images": comparison.images,
+        "top1_agreement": 100.0 * comparison.agree / comparison.images,
+        "largest_difference": comparison.largest_difference,
+    }
+
+
+def _runner(module: IntegerModule) -> Any:
+    def run(images: Array) -> Array:
+        logits: Array = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run

@@ -1,0 +1,272 @@
+"""Random small torch networks: what somebody might write, from what can be quantized.
+
+Each is a chain of blocks: convolutions of all kinds with batch norm and activations, residual
+adds, concatenations, pools, slices and padding; then a head. Everything follows from one seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mecq_cli.insertion import BitPlan
+
+CLASSES = 5
+
+
+class Function(nn.Module):
+    """Plain code between the modules, as in the forward of a block."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, branch: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.shortcut, self.activation = branch, shortcut, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(self.branch(x) + self.shortcut(x))
+        return y
+
+
+class Concat(nn.Module):
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Split(nn.Module):
+    """The first channels pass by, the others go through a branch."""
+
+    def __init__(self, first: int, branch: nn.Module) -> None:
+        super().__init__()
+        self.first, self.branch = first, branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, : self.first], self.branch(x[:, self.first :])], 1)
+
+
+class Maker:
+    """Draws the parts of a network; ``shape`` is what the next block reads, (C, H, W)."""
+
+    def __init__(self, seed: int, spread: float) -> None:
+        self.rng, self.spread = random.Random(seed), spread
+        self.generator = torch.Generator().manual_seed(seed)
+        self.shape = (
+            self.rng.choice((1, 3, 3, 4)),
+            self.rng.randint(6, 12),
+            self.rng.randint(6, 12),
+        )
+
+    def network(self) -> nn.Module:
+        rng = self.rng
+        blocks: list[nn.Module] = [self.unit()]
+        makers = [
+            *[self.unit] * 3, *[self.residual] * 3, *[self.concat] * 2, self.split,
+            self.max_pool, self.avg_pool, self.slice, self.pad, nn.Dropout,
+        ]  # fmt: skip
+        for block in blocks:
+            self.follow(block)
+        for _ in range(rng.randint(1, 5)):
+            block = rng.choice(makers)()
+            self.follow(block)
+            blocks.append(block)
+        network = nn.Sequential(*blocks, *self.head())
+        self.fill(network)
+        return network
+
+    def follow(self, block: nn.Module) -> None:
+        with torch.no_grad():
+            _, *shape = block.eval()(torch.zeros(1, *self.shape)).shape
+        self.shape = (shape[0], shape[1], shape[2])
+
+    # -- blocks --------------------------------------------------------------------------------
+
+    def activation(self) -> nn.Module:
+        limit = self.rng.choice((0.5, 1.0, 3.0))
+        choices: list[Callable[[], nn.Module]] = [
+            nn.Identity,
+            nn.ReLU,
+            lambda: nn.ReLU(inplace=True),
+            nn.ReLU6,
+            lambda: nn.Hardtanh(0.0, limit),
+            lambda: Function(F.relu),
+            lambda: Function(lambda x: x.clamp(min=0)),
+            lambda: Function(lambda x: x.clamp(0, limit)),
+        ]
+        return self.rng.choice(choices)()
+
+    def unit(self, outputs: int | None = None, *, keep: bool = False) -> nn.Sequential:
+        """Convolution, batch norm or none, activation or none. ``keep``: the height and width."""
+        rng, (channels, height, width) = self.rng, self.shape
+        kind = rng.choice(("dense", "dense", "depthwise", "grouped"))
+        divisors = [g for g in range(1, channels + 1) if channels % g == 0]
+        groups = {"dense": 1, "depthwise": channels, "grouped": rng.choice(divisors)}[kind]
+        if outputs is None:
+            outputs = groups * rng.randint(1, max(12 // groups, 1))
+        elif outputs % groups:
+            groups = 1
+        kernel = rng.choice([k for k in (1, 1, 2, 3, 3, 5) if k <= min(height, width)])
+        kernel = 1 if keep and kernel == 2 else kernel
+        dilation = rng.choice((1, 1, 2)) if 2 * (kernel - 1) < min(height, width) else 1
+        half = dilation * (kernel - 1) // 2
+        before: list[nn.Module] = []
+        stride, padding = 1, rng.choice(("same", half))
+        if not keep:
+            stride, padding = rng.choice((1, 1, 2, 3)), rng.choice((0, half, half, 1))
+            if rng.random() < 0.2:
+                sides = tuple(rng.randint(0, 2) for _ in range(4))
+                before.append(Function(lambda x: F.pad(x, sides)))
+        bias = rng.random() < 0.5
+        conv = nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, groups, bias)
+        norms = [nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs, affine=False)]
+        norm = rng.choices([*norms, nn.Identity()], (6, 1, 2))
+        return nn.Sequential(*before, conv, *norm, self.activation())
+
+    def branch(self, outputs: int | None = None) -> nn.Module:
+        """Of the height and width it gets; ``outputs`` channels, or any number."""
+        shape = self.shape
+        makers: list[Callable[[], nn.Module]] = [nn.Identity, lambda: self.unit(keep=True)]
+        inner = self.rng.choices([*makers, self.residual, self.concat], (3, 4, 1, 1))[0]()
+        self.follow(inner)
+        block = nn.Sequential(inner, self.unit(outputs, keep=True))
+        self.shape = shape
+        return block
+
+    def residual(self) -> nn.Module:
+        outputs = self.rng.choice((None, None, self.rng.randint(1, 10)))
+        shortcut = nn.Identity() if outputs is None else self.unit(outputs, keep=True)
+        return Residual(self.branch(outputs or self.shape[0]), shortcut, self.activation())
+
+    def concat(self) -> nn.Module:
+        choices = [nn.Identity, self.branch, self.branch]
+        return Concat([self.rng.choice(choices)() for _ in range(self.rng.randint(2, 3))])
+
+    def split(self) -> nn.Module:
+        channels, *size = self.shape
+        if channels == 1:
+            return self.unit()
+        first = self.rng.randint(1, channels - 1)
+        self.shape = (channels - first, size[0], size[1])
+        block = Split(first, self.branch())
+        self.shape = (channels, size[0], size[1])
+        return block
+
+    def window(self) -> dict[str, int | bool]:
+        kernel = self.rng.randint(1, min(3, *self.shape[1:]))
+        padding = self.rng.randint(0, kernel // 2)
+        return {
+            "kernel_size": kernel,
+            "stride": self.rng.randint(1, 3),
+            "padding": padding,
+            "ceil_mode": self.rng.random() < 0.5,
+        }
+
+    def max_pool(self) -> nn.Module:
+        return nn.MaxPool2d(**self.window())  # type: ignore[arg-type]
+
+    def avg_pool(self) -> nn.Module:
+        include = self.rng.random() < 0.5
+        return nn.AvgPool2d(**self.window(), count_include_pad=include)  # type: ignore[arg-type]
+
+    def slice(self) -> nn.Module:
+        channels, height, _ = self.shape
+        first = self.rng.randint(0, channels - 1)
+        last = self.rng.randint(first + 1, channels)
+        step = self.rng.randint(1, 2) if height > 2 else 1
+        return Function(lambda x: x[:, first:last, ::step])
+
+    def pad(self) -> nn.Module:
+        widths = tuple(self.rng.randint(0, 2) for _ in range(self.rng.choice((4, 6))))
+        return Function(lambda x: F.pad(x, widths))
+
+    def head(self) -> list[nn.Module]:
+        rng, (channels, height, width) = self.rng, self.shape
+        pool: list[nn.Module] = [
+            rng.choice(
+                [
+                    nn.AdaptiveAvgPool2d(1),
+                    Function(lambda x: x.mean((2, 3), keepdim=True)),
+                    nn.Identity(),
+                ]
+            )
+        ]
+        features = channels * (height * width if isinstance(pool[0], nn.Identity) else 1)
+        pool.append(nn.Flatten())
+        if rng.random() < 0.4:
+            hidden = rng.randint(2, 8)
+            norm = nn.BatchNorm1d(hidden) if rng.random() < 0.5 else nn.Identity()
+            pool += [nn.Linear(features, hidden, bias=rng.random() < 0.5), norm, self.activation()]
+            features = hidden
+        return [*pool, nn.Linear(features, CLASSES, bias=rng.random() < 0.7)]
+
+    # -- numbers -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fill(self, network: nn.Module) -> None:
+        """Weights and statistics as odd as real ones: dead and negative channels, wide ranges."""
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                weight = self.normal(module.weight.shape)
+                rows = weight.flatten(1)
+                rows *= (
+                    torch.exp(self.spread * self.normal((len(rows), 1))) / rows[0].numel() ** 0.5
+                )
+                if self.rng.random() < 0.2:
+                    rows[self.rng.randrange(len(rows))] = 0.0  # pruned
+                module.weight.copy_(rows.reshape(weight.shape))
+                if module.bias is not None:
+                    module.bias.copy_(self.normal(module.bias.shape))
+            elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                size = (module.num_features,)
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.copy_(0.5 * self.normal(size))
+                module.running_var.copy_(torch.exp(self.spread * self.normal(size)))
+                if module.affine:
+                    gamma = 1.0 + self.normal(size)  # a sixth is negative
+                    gamma[self.rng.randrange(size[0])] = self.rng.choice((0.0, -0.0, 1e-12, -0.5))
+                    if self.rng.random() < 0.05:
+                        gamma.zero_()
+                    module.weight.copy_(gamma)
+                    module.bias.copy_(0.5 * self.normal(size))
+
+    def normal(self, size: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(size), generator=self.generator)
+
+
+def random_network(seed: int, spread: float = 0.7) -> tuple[nn.Module, BitPlan, Tensor]:
+    """A network in float, bits for each of its layers, and images [N, C, H, W].
+
+    ``spread`` is the standard deviation of the logarithm of a channel's size.
+    """
+    maker = Maker(seed, spread)
+    images = maker.normal((4, *maker.shape))
+    network = maker.network()
+    rng = maker.rng
+    products = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    drawn = range(1, 9)
+    overrides = [(name, rng.choice(drawn), rng.choice(drawn)) for name in products]
+    if rng.random() < 0.2:  # a layer in float, or with float weights
+        odd = rng.randrange(len(products))
+        overrides[odd] = (products[odd], 32, rng.choice((2, 8, 32)))
+    plan = BitPlan(
+        wbits=rng.choice(drawn),
+        abits=32 if rng.random() < 0.05 else rng.choice(drawn),
+        residual_bits=32 if rng.random() < 0.1 else 8,
+        overrides=overrides,
+    )
+    return network, plan, images

@@ -1,0 +1,96 @@
+"""Random torch networks all the way: insertion, calibration, integers, safetensors, ONNX.
+
+Simulator, NumPy reference, torch kernels and optimized onnxruntime must give the same integers,
+and the same seed the same bytes. `tests/integer/random_models.py` draws integer models directly,
+of which a captured network uses only a part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mecq_cli.calibration import reestimate_batch_norm
+from mecq_cli.export import onnx, safetensors
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integerize import integerize
+from tests.exactness import check, quantized
+from tests.random_networks import CLASSES, random_network
+
+
+def build(seed: int) -> tuple[QuantizedModel, Tensor]:
+    """A quantized network in evaluation mode, every second one trained a little, and images.
+
+    In every fourth the sizes of the channels go through many orders of magnitude.
+    """
+    network, plan, images = random_network(seed, spread=4.0 if seed % 4 == 3 else 0.7)
+    model = quantized(network, plan, images)
+    if seed % 2:
+        torch.manual_seed(seed)  # dropout
+        train(model, images)
+    return model, images
+
+
+def train(model: QuantizedModel, images: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
+    for _ in range(2):
+        loss = F.cross_entropy(model(images), torch.arange(len(images)) % CLASSES)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        model.project()
+    reestimate_batch_norm(model, [images])
+    model.eval()
+
+
+def integers(model: QuantizedModel, images: Tensor) -> IntegerModel:
+    _, channels, height, width = images.shape
+    return integerize(model, (channels, height, width), {"model": "test"})
+
+
+def check_seeds(seeds: range, folder: Path, *, repeat: int) -> Counter[str]:
+    """Every ``repeat``-th network is built twice. Returns what there was, and bits of layers."""
+    counts: Counter[str] = Counter()
+    for seed in seeds:
+        model, images = build(seed)
+        try:
+            counts.update(check(model, images, folder))
+            if seed % repeat == 0:
+                again = integers(*build(seed))
+                assert safetensors.to_bytes(again) == (folder / "model.safetensors").read_bytes()
+                assert onnx.to_bytes(again) == (folder / "model.onnx").read_bytes()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        integer = integers(model, images)
+        counts.update(f"{node.op}" for node in integer.nodes)
+        counts.update(f"W{node.weight_bits}" for node in integer.nodes if node.weight_bits)
+        counts.update(f"A{node.grid.bits}" for node in integer.nodes if node.grid)
+    return counts
+
+
+def check_counts(counts: Counter[str]) -> None:
+    """The unoptimized graph may round another way, rarely; and all there is has been used."""
+    assert counts["off"] <= 5 + 1e-5 * counts["all"], counts
+    assert counts["compared"] > 0.95 * counts["all"], counts
+    assert counts["dead"] < 0.15 * counts["alive"], counts
+    operations = "quantize requantize conv2d linear add concat flatten slice pad"
+    operations += " max_pool2d avg_pool2d global_avg_pool"
+    bits = [f"{kind}{bits}" for kind in "WA" for bits in range(1, 9)]
+    assert not [name for name in operations.split() + bits if not counts[name]], counts
+
+
+def test_random_networks_are_exact_and_repeatable(tmp_path: Path) -> None:
+    check_counts(check_seeds(range(28), tmp_path, repeat=4))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_random_networks_are_exact_and_repeatable(tmp_path: Path) -> None:
+    check_counts(check_seeds(range(1_000, 1_500), tmp_path, repeat=2))
