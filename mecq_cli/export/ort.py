@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,11 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export.seal import METADATA_KEY, is_sealed
+from mecq_cli.storage import read_bytes_limited
+from mecq_cli.tensorfile import strict_json
 
+MAX_BYTES = 2**31
+"""What a protobuf message may have at most."""
 _SILENT = 4
 """Log severity: fatal errors only; all others reach us as exceptions."""
 
@@ -52,10 +55,7 @@ class OrtRunner:
         self.path = path
         self._optimize = optimize
         self._threads = threads
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+        data = read_bytes_limited(path, MAX_BYTES, error=ArtifactError)
         self.verified = is_sealed(data, str(path))
         self._model = _parse(data, path)
         if not self.verified and not allow_foreign:
@@ -182,7 +182,7 @@ def _metadata(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             try:
-                document = json.loads(entry.value)
+                document = strict_json(entry.value)
             except ValueError as error:
                 raise ArtifactError(f"{path}: its metadata is no JSON; export it again") from error
             return document if isinstance(document, dict) else {}
