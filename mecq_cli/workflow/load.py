@@ -45,8 +45,8 @@ class Classifier(IntegerModule):
         Raises:
             DataError: the file is no usable image.
         """
-        pixels = eval_transform(self.preprocessing)(Image.fromarray(read_image(path)))
-        return normalize(torch.from_numpy(pixels)[None], self.preprocessing)[0]
+        pixels = torch.tensor(eval_transform(self.preprocessing)(Image.fromarray(read_image(path))))
+        return normalize(pixels[None], self.preprocessing)[0]
 
 
 def load(path: str | os.PathLike[str]) -> Classifier:

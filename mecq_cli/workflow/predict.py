@@ -44,7 +44,7 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
     transform = eval_transform(opened.preprocessing)
-    pixels = torch.from_numpy(transform(Image.fromarray(read_image(path))))[None]
+    pixels = torch.tensor(transform(Image.fromarray(read_image(path))))[None]
     with torch.no_grad():
         logits = opened.predict(normalize(pixels, opened.preprocessing))[0]
     probabilities = torch.softmax(logits.double(), 0)
