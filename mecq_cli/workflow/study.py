@@ -32,63 +32,45 @@ def _two(weight: float, on: str, **others: Any) -> dict[str, Any]:
     return {**given, "mec_term": "entropy", **others}
 
 
+def _both(weight: float = 10.0, on: str = "stages", **others: Any) -> dict[str, Any]:
+    given = {"mec_term": "divergence", "mec_align": 0.1}
+    return _two(weight, on, **{**given, **others})
+
+
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "none": {"mec_weight": 0.0},
     "none, no distillation": {"mec_weight": 0.0, "distill": False},
     "none, float residual": {"mec_weight": 0.0, "residual_bits": 32},
     "penultimate 0.1": _one(0.1, "penultimate"),
-    "penultimate 1": _one(1.0, "penultimate"),
-    "penultimate 0.1, no distillation": _one(0.1, "penultimate", distill=False),
-    "stages 0.1": _one(0.1, "stages"),
     "stages 1": _one(1.0, "stages"),
-    "stages 1, grid": _one(1.0, "stages", mec_grid=4),
     "layers 1": _one(1.0, "layers"),
     "weights 0.1": _one(0.1, "weights"),
     "centring, stages 1": _one(1.0, "stages", mec_term="centring"),
     "FP coding length, stages 1": _two(1.0, "stages", mec_term="target"),
-    "two views, penultimate 1": _two(1.0, "penultimate"),
-    "two views, stages 0.3": _two(0.3, "stages"),
     "two views, stages 1": _two(1.0, "stages"),
-    "two views, stages 3": _two(3.0, "stages"),
     "two views, stages 1, exact": _two(1.0, "stages", mec_estimator="exact"),
-    "two views, stages 1, taylor": _two(1.0, "stages", mec_estimator="taylor"),
     "two views, stages 1, no distillation": _two(1.0, "stages", distill=False),
     "two views, stages 1, entropy only": _two(1.0, "stages", mec_align=0.0),
     "two views, stages 1, alignment only": _two(1.0, "stages", mec_term="alignment"),
     "two views, stages 1, grid": _two(1.0, "stages", mec_grid=4),
-    "two views, stages 3, grid": _two(3.0, "stages", mec_grid=4),
     "two views, stages 1, grid, alignment only": _two(
         1.0, "stages", mec_grid=4, mec_term="alignment"
     ),
-    "divergence, stages 10": _two(10.0, "stages", mec_term="divergence", mec_align=0.0),
-    "divergence, layers 10": _two(10.0, "layers", mec_term="divergence", mec_align=0.0),
-    "divergence and alignment, layers 10": _two(
-        10.0, "layers", mec_term="divergence", mec_align=0.1
-    ),
-    "divergence and alignment, stages 10": _two(
-        10.0, "stages", mec_term="divergence", mec_align=0.1
-    ),
-    "divergence, layers 30": _two(30.0, "layers", mec_term="divergence", mec_align=0.0),
-    "divergence, layers 10, no distillation": _two(
-        10.0, "layers", mec_term="divergence", mec_align=0.0, distill=False
-    ),
-    "divergence, layers 10, exact": _two(
-        10.0, "layers", mec_term="divergence", mec_align=0.0, mec_estimator="exact"
-    ),
-    "divergence, layers 10, grid": _two(
-        10.0, "layers", mec_term="divergence", mec_align=0.0, mec_grid=4
-    ),
-    "two views, layers 3, alignment only": _two(3.0, "layers", mec_term="alignment"),
+    "two views, layers 1": _two(1.0, "layers"),
+    "two views, layers 1, grid": _two(1.0, "layers", mec_grid=4),
+    "two views, layers 1, alignment only": _two(1.0, "layers", mec_term="alignment"),
     "two views, layers 1, grid, alignment only": _two(
         1.0, "layers", mec_grid=4, mec_term="alignment"
     ),
-    "two views, layers 3, grid, alignment only": _two(
-        3.0, "layers", mec_grid=4, mec_term="alignment"
-    ),
-    "two views, layers 3, grid": _two(3.0, "layers", mec_grid=4),
-    "two views, layers 1": _two(1.0, "layers"),
-    "two views, layers 1, alignment only": _two(1.0, "layers", mec_term="alignment"),
-    "two views, layers 1, grid": _two(1.0, "layers", mec_grid=4),
+    "divergence, stages 10": _both(mec_align=0.0),
+    "divergence, layers 10": _both(on="layers", mec_align=0.0),
+    "divergence and alignment, stages 3": _both(3.0),
+    "divergence and alignment, stages 10": _both(),
+    "divergence and alignment, stages 30": _both(30.0),
+    "divergence and alignment, penultimate 10": _both(on="penultimate"),
+    "divergence and alignment, stages 10, exact": _both(mec_estimator="exact"),
+    "divergence and alignment, stages 10, taylor": _both(mec_estimator="taylor"),
+    "divergence and alignment, stages 10, no distillation": _both(distill=False),
 }
 """Settings of each arm; all else is the default recipe."""
 
