@@ -276,6 +276,12 @@ def _add(reader: _Reader, node: FxNode) -> None:
         return
     if not (isinstance(a, FxNode) and isinstance(b, FxNode)) or node.kwargs.get("alpha", 1) != 1:
         raise UsageError(f"layer {module_path(node)}: adding a constant has no integer form yet")
+    shapes = [list(value.meta["val"].shape[1:]) for value in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"layer {module_path(node)}: adding values of different shapes, {shapes[0]} and "
+            f"{shapes[1]}, has no integer form here yet; this model cannot be quantized"
+        )
     reader.add(node, "add", [a, b], suffix="add")
 
 
@@ -389,6 +395,10 @@ def _pad(reader: _Reader, node: FxNode) -> None:
     value = reader.argument(node, 3, "value", 0.0) or 0.0
     if mode != "constant" or float(value) != 0.0:
         raise UsageError(f"layer {module_path(node)}: only padding with zeros has an integer form")
+    if min(widths) < 0:
+        raise UsageError(
+            f"layer {module_path(node)}: padding by {widths} has no integer form; cut with a slice"
+        )
     pairs = list(zip(widths[::2], widths[1::2], strict=True))
     pairs += [(0, 0)] * (3 - len(pairs))
     attributes = {"before": [p[0] for p in pairs[::-1]], "after": [p[1] for p in pairs[::-1]]}

@@ -119,19 +119,18 @@ class Maker:
             outputs = groups * rng.randint(1, max(12 // groups, 1))
         elif outputs % groups:
             groups = 1
-        kernel = rng.choice([k for k in (1, 1, 2, 3, 3, 5) if k <= min(height, width)])
-        kernel = 1 if keep and kernel == 2 else kernel
-        dilation = rng.choice((1, 1, 2)) if 2 * (kernel - 1) < min(height, width) else 1
-        half = dilation * (kernel - 1) // 2
+        sizes = (1, 1, 3, 3, 5) if keep else (1, 2, 3, 3, 5)
         before: list[nn.Module] = []
-        stride, padding = 1, rng.choice(("same", half))
-        if not keep:
-            stride, padding = rng.choice((1, 1, 2, 3)), rng.choice((0, half, half, 1))
-            if rng.random() < 0.2:
-                sides = tuple(rng.randint(0, 2) for _ in range(4))
-                before.append(Function(lambda x: F.pad(x, sides)))
+        rows, columns = (self.axis(size, sizes, keep=keep) for size in (height, width))
+        if rng.random() < 0.6:  # most windows are square
+            rows = columns = min(rows, columns)
+        kernel, dilation, stride, padding = zip(rows, columns, strict=True)
+        if not keep and rng.random() < 0.2:
+            sides = tuple(rng.randint(0, 2) for _ in range(4))
+            before.append(Function(lambda x: F.pad(x, sides)))
         bias = rng.random() < 0.5
-        conv = nn.Conv2d(channels, outputs, kernel, stride, padding, dilation, groups, bias)
+        same = "same" if keep and rng.random() < 0.5 else padding
+        conv = nn.Conv2d(channels, outputs, kernel, stride, same, dilation, groups, bias)
         norms = [nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs, affine=False)]
         norm = rng.choices([*norms, nn.Identity()], (6, 1, 2))
         return nn.Sequential(*before, conv, *norm, self.activation())
@@ -145,6 +144,15 @@ class Maker:
         block = nn.Sequential(inner, self.unit(outputs, keep=True))
         self.shape = shape
         return block
+
+    def axis(self, size: int, kernels: Sequence[int], *, keep: bool) -> tuple[int, int, int, int]:
+        """Kernel, dilation, stride and padding along an axis; ``keep``: of which the size stays."""
+        kernel = self.rng.choice([k for k in kernels if k <= size])
+        dilation = self.rng.choice((1, 1, 2)) if 2 * (kernel - 1) < size else 1
+        half = dilation * (kernel - 1) // 2
+        if keep:
+            return kernel, dilation, 1, half
+        return kernel, dilation, self.rng.choice((1, 1, 2, 3)), self.rng.choice((0, half, half, 1))
 
     def residual(self) -> nn.Module:
         outputs = self.rng.choice((None, None, self.rng.randint(1, 10)))
@@ -165,22 +173,22 @@ class Maker:
         self.shape = (channels, size[0], size[1])
         return block
 
-    def window(self) -> dict[str, int | bool]:
-        kernel = self.rng.randint(1, min(3, *self.shape[1:]))
-        padding = self.rng.randint(0, kernel // 2)
-        return {
-            "kernel_size": kernel,
-            "stride": self.rng.randint(1, 3),
-            "padding": padding,
-            "ceil_mode": self.rng.random() < 0.5,
-        }
+    def window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool]:
+        """Kernel, stride and padding of a pool, and whether it has windows over the edge."""
+        axes = []
+        for size in self.shape[1:]:
+            kernel = self.rng.randint(1, min(3, size))
+            axes.append((kernel, self.rng.randint(1, 3), self.rng.randint(0, kernel // 2)))
+        kernels, strides, paddings = zip(*axes, strict=True)
+        return kernels, strides, paddings, self.rng.random() < 0.5
 
     def max_pool(self) -> nn.Module:
-        return nn.MaxPool2d(**self.window())  # type: ignore[arg-type]
+        kernel, stride, padding, ceil_mode = self.window()
+        return nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
 
     def avg_pool(self) -> nn.Module:
         include = self.rng.random() < 0.5
-        return nn.AvgPool2d(**self.window(), count_include_pad=include)  # type: ignore[arg-type]
+        return nn.AvgPool2d(*self.window(), count_include_pad=include)
 
     def slice(self) -> nn.Module:
         channels, height, _ = self.shape
