@@ -12,7 +12,8 @@ Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations o
   QuantizeLinear. Where a value lies so near to a half that the order of operations decides, these
   two do it, and a Clip follows them, needed or not: without it onnxruntime may merge two Q/DQ
   pairs into one with another scale;
-* the convolution that reads the image is rewritten, see `mecq_cli.export.onnx_stem`;
+* the convolution that reads the image is rewritten, see `mecq_cli.export.onnx_stem`, and one
+  whose weights are larger than a cache is split, see `mecq_cli.export.onnx_products`;
 * average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats;
 * products with a float output go through ConvInteger or MatMulInteger, whose sums are exact;
 * a dequantization that float operations follow is spelled out, lest these be fused with a

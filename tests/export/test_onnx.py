@@ -142,13 +142,14 @@ def test_resnet18_is_fused_small_and_exact(tmp_path: Path) -> None:
     check_rare(counts)
     runner = OrtRunner(path)
     kernels = runner.kernels()
-    # Eight residual adds, eight requantizations.
-    expected = {"QLinearConv": 20, "QLinearAdd": 16, "QLinearGlobalAveragePool": 1, "QGemm": 1}
+    # Eight residual adds, eight requantizations. Three convolutions come in four parts, one in two.
+    expected = {"QLinearConv": 30, "QLinearAdd": 16, "Concat": 4}
+    expected |= {"QLinearGlobalAveragePool": 1, "QGemm": 1}
     assert expected.items() <= kernels.items()
     assert not {"Conv", "Add", "Gemm", "Cast", "Mul", "DequantizeLinear"} & kernels.keys()
     weights = [(n.tensors["weight"].size * n.weight_bits, n) for n in model.nodes if n.weight_bits]
     ideal = sum(bits // 8 + 8 * len(n.tensors["bias"]) for bits, n in weights)
-    assert path.stat().st_size < 1.015 * ideal
+    assert path.stat().st_size < 1.02 * ideal
 
 
 @pytest.mark.parametrize(
