@@ -317,7 +317,7 @@ def _describe(job: Job, model: QuantizedModel) -> None:
     )
     extras = [
         "distillation" if recipe.distill_weight else "",
-        f"entropy weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
+        f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
         "bf16" if recipe.bf16 else "",
         "compiled" if recipe.compile else "",
     ]
