@@ -52,6 +52,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "two views, stages 1, no distillation": _two(1.0, "stages", distill=False),
     "two views, stages 1, entropy only": _two(1.0, "stages", mec_align=0.0),
     "two views, stages 1, alignment only": _two(1.0, "stages", mec_term="alignment"),
+    "two views, stages 3, alignment only": _two(3.0, "stages", mec_term="alignment"),
+    "two views, stages 10, alignment only": _two(10.0, "stages", mec_term="alignment"),
     "two views, stages 1, grid": _two(1.0, "stages", mec_grid=4),
     "two views, stages 1, grid, alignment only": _two(
         1.0, "stages", mec_grid=4, mec_term="alignment"
@@ -67,6 +69,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "divergence and alignment, stages 3": _both(3.0),
     "divergence and alignment, stages 10": _both(),
     "divergence and alignment, stages 30": _both(30.0),
+    "divergence and alignment, stages 100": _both(100.0),
     "divergence and alignment, penultimate 10": _both(on="penultimate"),
     "divergence and alignment, stages 10, exact": _both(mec_estimator="exact"),
     "divergence and alignment, stages 10, taylor": _both(mec_estimator="taylor"),
