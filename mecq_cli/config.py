@@ -93,6 +93,8 @@ class QuantizeConfig(Settings):
         reset_classifier: replace a classifier whose size does not fit the data.
         first_last_bits, residual_bits: bits of the first and the last layer, and of the
             stream that residual additions work on.
+        reduce_range: weights of 8 bits are limited to 7 (-64 to 63), so that sums of two products
+            fit 16 bits on CPUs without VNNI.
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
@@ -133,6 +135,7 @@ class QuantizeConfig(Settings):
     reset_classifier: bool = False
     first_last_bits: Bits = 8
     residual_bits: ResidualBits = 8
+    reduce_range: bool = False
     val_split: Share | None = None
     img_size: Count | None = None
     crop_pct: CropPct | None = None
