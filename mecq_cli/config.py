@@ -199,10 +199,24 @@ class EvalConfig(Settings):
 
 
 class ExportConfig(Settings):
-    """What ``mecq export`` does. ``images``: how many the result is verified on."""
+    """What ``mecq export`` does.
+
+    Attributes:
+        run: run folder or artifact; None is the latest run.
+        format: of the file.
+        profile: form of an ONNX file (see mecq_cli.export.onnx); None is "ort".
+        verify: False writes the file unverified, True also replays it layer by layer; None
+            compares the logits, and the layers of graphs that compute in float.
+        output: the file; None names it after the artifact.
+        data: images to verify on; None are those of the run.
+        images: how many.
+        force: replace a file that exists.
+    """
 
     run: str | None = None
     format: Literal["onnx", "safetensors", "compressed-tensors"] = "onnx"
+    profile: Literal["ort", "portable", "qonnx"] | None = None
+    verify: bool | None = None
     output: UserPath | None = None
     data: UserPath | None = None
     images: Count = 256
