@@ -93,6 +93,8 @@ class QuantizeConfig(Settings):
         reset_classifier: replace a classifier whose size does not fit the data.
         first_last_bits, residual_bits: bits of the first and the last layer, and of the
             stream that residual additions work on.
+        reduce_range: weights of 8 bits are limited to 7 (-64 to 63), so that sums of two products
+            fit 16 bits on CPUs without VNNI.
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
@@ -133,6 +135,7 @@ class QuantizeConfig(Settings):
     reset_classifier: bool = False
     first_last_bits: Bits = 8
     residual_bits: ResidualBits = 8
+    reduce_range: bool = False
     val_split: Share | None = None
     img_size: Count | None = None
     crop_pct: CropPct | None = None
@@ -196,10 +199,24 @@ class EvalConfig(Settings):
 
 
 class ExportConfig(Settings):
-    """What ``mecq export`` does. ``images``: how many the result is verified on."""
+    """What ``mecq export`` does.
+
+    Attributes:
+        run: run folder or artifact; None is the latest run.
+        format: of the file.
+        profile: form of an ONNX file (see mecq_cli.export.onnx); None is "ort".
+        verify: False writes the file unverified, True also replays it layer by layer; None
+            compares the logits, and the layers of graphs that compute in float.
+        output: the file; None names it after the artifact.
+        data: images to verify on; None are those of the run.
+        images: how many.
+        force: replace a file that exists.
+    """
 
     run: str | None = None
     format: Literal["onnx", "safetensors", "compressed-tensors"] = "onnx"
+    profile: Literal["ort", "portable", "qonnx"] | None = None
+    verify: bool | None = None
     output: UserPath | None = None
     data: UserPath | None = None
     images: Count = 256

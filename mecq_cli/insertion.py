@@ -58,6 +58,7 @@ class BitPlan:
         wbits, abits: of every layer but the first and the last; 1 to 8, or 32.
         first_last_bits: of those two, weights and input.
         residual_bits: 8, or 32 to leave residual adds in float.
+        reduce_range: weights of 8 bits get 7, wherever the 8 come from.
         overrides: (pattern on the layer name, wbits or None, abits or None), the last one wins.
     """
 
@@ -65,6 +66,7 @@ class BitPlan:
     abits: int
     first_last_bits: int = 8
     residual_bits: int = 8
+    reduce_range: bool = False
     overrides: Sequence[tuple[str, int | None, int | None]] = ()
 
 
@@ -213,6 +215,8 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], li
         for name in hits:
             old = bits[name]
             bits[name] = Bits(wbits_or_none or old.wbits, abits_or_none or old.abits)
+    if plan.reduce_range:
+        bits = {name: replace(b, wbits=7) if b.wbits == 8 else b for name, b in bits.items()}
     return bits, [last]
 
 

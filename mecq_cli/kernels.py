@@ -246,6 +246,17 @@ _OPERATIONS: Mapping[str, Operation] = {
 }
 
 
+def run_all(model: IntegerModel, images: Tensor) -> dict[str, Tensor]:
+    """The output of every node by its name, for normalised float32 images [N, C, H, W]."""
+    values: dict[str, Tensor] = {INPUT: images}
+    grids: dict[str, Grid | None] = {INPUT: None}
+    for node in model.nodes:
+        inputs = [values[name] for name in node.inputs]
+        values[node.name] = run_node(node, inputs, [grids[name] for name in node.inputs])
+        grids[node.name] = node.grid
+    return {node.name: values[node.name] for node in model.nodes}
+
+
 def run_model(
     model: IntegerModel, images: Tensor, tensors: Sequence[Tensors] | None = None
 ) -> Tensor:

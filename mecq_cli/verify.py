@@ -1,17 +1,14 @@
-"""Does an exported file compute what the simulator computes? Asked of the file itself."""
+"""Do two ways of running a network give the same logits?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import VerificationError
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel
-from mecq_cli.integer.reference import execute
 
 Array = NDArray[np.float32]
 Predict = Callable[[Array], Array]
@@ -22,12 +19,6 @@ in the order of its sums between two runtimes."""
 
 AGREEMENT = 0.999
 """Share of images whose top-1 must agree where float operations lie between the integers."""
-
-RARE = 1e-5
-"""Share of the integers of an unfused graph that may be one step off."""
-
-FEW = 3
-"""So many may be off in any case: in a small sample one is more than its share."""
 
 SHOWN = 5
 """Mismatches that are listed one by one."""
@@ -65,6 +56,13 @@ class Comparison:
         self.images += len(same)
         self.agree += int(same.sum())
 
+    def require_images(self, what: str) -> None:
+        """Raise VerificationError where nothing was compared."""
+        if not self.images:
+            raise VerificationError(
+                f"{what}: there was no image to compare on; give others by --data"
+            )
+
     def require(self, what: str, *, exact: bool) -> None:
         """Raise VerificationError unless the two agree.
 
@@ -73,10 +71,7 @@ class Comparison:
             exact: whether every operation before the logits is an integer one, so that logits
                 may differ by the rounding of their last multiplication only.
         """
-        if not self.images:
-            raise VerificationError(
-                f"{what}: there was no image to compare on; give others by --data"
-            )
+        self.require_images(what)
         if exact and self.largest_difference <= FLOAT_TOLERANCE and self.agree == self.images:
             return
         if not exact and self.agree >= AGREEMENT * self.images:
@@ -88,66 +83,6 @@ class Comparison:
             f"logits differ by up to {self.largest_difference:.1e} of the largest; the file "
             "was not kept"
         )
-
-
-@dataclass
-class StepCount:
-    """How the operations of an unfused graph round, each given its own inputs.
-
-    Attributes:
-        values: integers compared.
-        other: of which are one step off.
-    """
-
-    values: int = 0
-    other: int = 0
-
-    def require(self, what: str) -> None:
-        """Raise VerificationError where more round differently than float32 explains."""
-        if self.other > FEW + RARE * self.values:
-            raise VerificationError(
-                f"{what}: {self.other} of {self.values} integers are one step off, allowed is one "
-                f"in {round(1 / RARE):,}; the file was not kept"
-            )
-
-
-def count_steps(
-    model: IntegerModel, outputs: Mapping[str, NDArray[Any]], images: Array, what: str
-) -> StepCount:
-    """Compare each operation's output with the reference, given the inputs that it really had.
-
-    Without fusion onnxruntime computes in float32, where a value close to a half may round the
-    other way. Such a step spreads through the layers behind it, so whole networks cannot be
-    compared integer by integer; single operations can.
-
-    Args:
-        model: the integer model.
-        outputs: of every operation by its name, as the unfused graph computed them.
-        images: what it read, [N, C, H, W].
-        what: the file, for messages.
-
-    Raises:
-        VerificationError: an integer is off by more than one step.
-    """
-    count = StepCount()
-    values: dict[str, NDArray[Any]] = {INPUT: images, **outputs}
-    grids: dict[str, Grid | None] = {INPUT: None, **{n.name: n.grid for n in model.nodes}}
-    for node in model.nodes:
-        if node.grid is None or node.name not in outputs:
-            continue
-        if any(name not in values for name in node.inputs):
-            continue
-        inputs = [values[name] for name in node.inputs]
-        expected = execute(node, inputs, [grids[name] for name in node.inputs])
-        difference = np.abs(expected.astype(np.int16) - outputs[node.name].astype(np.int16))
-        if difference.size and int(difference.max()) > 1:
-            raise VerificationError(
-                f"{what}: layer {node.name} is off by {int(difference.max())} steps; the file was "
-                "not kept"
-            )
-        count.values += difference.size
-        count.other += int(difference.sum())
-    return count
 
 
 def compare(reference: Predict, other: Predict, batches: Iterable[Array]) -> Comparison:

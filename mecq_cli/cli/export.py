@@ -29,6 +29,25 @@ def export(
             help="What to write (default onnx).",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="ort|portable|qonnx",
+            help="Form of the ONNX file: packed weights for onnxruntime (ort, if not given), int8 "
+            "for others too, or QONNX.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Replay it layer by layer, in every way there is; or do not check it at all. "
+            "If not given, the logits are compared.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Default: model.onnx in the run."),
@@ -48,6 +67,7 @@ def export(
     """Example: [bold]mecq export --format onnx --output model.onnx[/bold]
 
     Write the integer model, load it again, and compare it with the simulator on real images.
+    docs/export.md says what the profiles are for.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import ExportConfig, from_flags
@@ -58,5 +78,6 @@ def export(
 
         document = export_run(config, listener)
     render.show(document, render.exported, as_json=as_json)
-    if not (as_json or quiet) and "config" not in document:
+    last = as_json or quiet or "config" in document or document.get("profile") == "qonnx"
+    if not last:
         render.next_command(["mecq", "predict", str(document["path"]), "IMAGE"])

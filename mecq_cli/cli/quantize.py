@@ -52,6 +52,14 @@ def quantize(
             rich_help_panel=_BITS,
         ),
     ] = None,
+    reduce_range: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduce-range",
+            help="Limit 8-bit weights to 7 bits, for CPUs without VNNI.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(

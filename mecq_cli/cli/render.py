@@ -110,9 +110,17 @@ def exported(document: Document) -> Iterable[RenderableType]:
     """The result of ``mecq export``."""
     yield _title(document["path"])
     table = _pairs()
-    table.add_row("format", _plain(document["format"]))
+    table.add_row("format", _format(document))
     table.add_row("size", _megabytes(document["bytes"]))
     table.add_row("verified", _verified(document))
+    for way in document.get("replay", {}).get("ways", ()):
+        table.add_row(_plain(way["way"]), _differing(way, document["replay"]))
+    saturation = document.get("saturation")
+    if saturation:
+        table.add_row("8-bit sums", _plain(saturation["cpu_text"]))
+        if saturation["layers"]:
+            where = _few(saturation["layers"])
+            table.add_row("", f"{where} may saturate on CPUs without VNNI: see --reduce-range")
     if document.get("config"):
         table.add_row("described by", _plain(document["config"]))
     if document.get("snippet"):
@@ -242,10 +250,35 @@ def _add_sizes(table: Table, sizes: Document | None) -> None:
         table.add_row("ideal size", f"{_megabytes(sizes['ideal_bytes'])} ({over:+.1f} %)")
 
 
+def _format(document: Document) -> str:
+    if not document.get("profile"):
+        return _plain(document["format"])
+    return f"{document['format']}, profile {document['profile']}, opset {document['opset']}"
+
+
 def _verified(document: Document) -> str:
     if not document["verified"]:
         return "no"
-    return f"equal to the simulator on {document['images']} images"
+    images, agreement = document["images"], document.get("top1_agreement", 100.0)
+    if document.get("profile") == "qonnx":
+        return f"by layers; top-1 as in the simulator on {agreement:.2f} % of {images} images"
+    return f"equal to the simulator on {images} images"
+
+
+def _differing(way: Document, replay: Document) -> str:
+    """How many integers of a way of running the file are not the reference's."""
+    text = f"{way['differing']:,} of {way['compared']:,} integers differ"
+    if way["left_out"]:
+        text += f" ({way['left_out']:,} left out: float32 cannot resolve them)"
+    if way["differing"]:
+        text += f", by one step ({_few(way['differing_layers'])})"
+    return f"{text}; {replay['layers']} layers, {replay['images']} images"
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return _plain(", ".join(names[:3])) + more
 
 
 def _megabytes(size: int) -> str:

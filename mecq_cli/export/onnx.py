@@ -1,52 +1,86 @@
-"""An `IntegerModel` as an ONNX file: opset 25, packed INT2 and INT4 weights, a checksum.
+"""An `IntegerModel` as an ONNX file, in one of several profiles, with a checksum.
 
-The metadata property ``mecq.metadata`` holds the model's metadata (name, bits, classes,
-preprocessing) as JSON. See `mecq_cli.export.onnx_graph` for the graph and
-`mecq_cli.export.seal` for the checksum.
+The metadata property ``mecq.metadata`` holds, as JSON, the model's metadata (name, bits, classes,
+preprocessing), the name of the profile, and how the input is laid out. The graphs are written by
+`mecq_cli.export.onnx_graph` and `mecq_cli.export.qonnx_graph`; for the checksum see
+`mecq_cli.export.seal`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import helper
 
-from mecq_cli.export import onnx_graph
+from mecq_cli.export import onnx_graph, qonnx_graph
+from mecq_cli.export.qonnx_builder import DOMAIN
 from mecq_cli.export.seal import METADATA_KEY, PRODUCER, seal
-from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integer.ir import INPUT, IntegerModel
 from mecq_cli.storage import atomic_write
 
-OPSET = 25
-"""The first with INT2 in DequantizeLinear and Cast."""
-IR_VERSION = 13
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to write a model.
+
+    Attributes:
+        opset: version of the standard operators.
+        ir_version: of the file format; the one that came with the opset.
+        build: makes the graph.
+        domains: versions of other operators.
+    """
+
+    opset: int
+    ir_version: int
+    build: Callable[[IntegerModel], onnx.GraphProto]
+    domains: Mapping[str, int]
 
 
-def to_model(model: IntegerModel) -> onnx.ModelProto:
+PROFILES = {
+    # Opset 25 is the first with INT2 in DequantizeLinear and Cast.
+    "ort": Profile(25, 13, partial(onnx_graph.build, tuned=True), {}),
+    # Opset 13 is the first with a scale for each channel in DequantizeLinear.
+    "portable": Profile(13, 7, partial(onnx_graph.build, tuned=False), {}),
+    "qonnx": Profile(13, 7, qonnx_graph.build, {DOMAIN: 1}),
+}
+
+INPUT_LAYOUT = {"name": INPUT, "layout": "NCHW", "colors": "RGB", "pixels_divided_by": 255}
+"""What ``preprocessing`` leaves open; it is the same for all models."""
+
+
+def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
     """The ONNX model, which passes ``onnx.checker.check_model(full_check=True)``.
 
     Raises:
         ArtifactError: the model holds something that cannot be written.
     """
+    form = PROFILES[profile]
+    versions = {"": form.opset, **form.domains}
     proto = helper.make_model(
-        onnx_graph.build(model),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        form.build(model),
+        opset_imports=[helper.make_opsetid(name, version) for name, version in versions.items()],
+        ir_version=form.ir_version,
         producer_name=PRODUCER,
     )
-    metadata = json.dumps(dict(model.metadata), sort_keys=True, ensure_ascii=False)
+    document: dict[str, Any] = {**model.metadata, "profile": profile, "input": INPUT_LAYOUT}
+    metadata = json.dumps(document, sort_keys=True, ensure_ascii=False)
     helper.set_model_props(proto, {METADATA_KEY: metadata})
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
-def to_bytes(model: IntegerModel) -> bytes:
+def to_bytes(model: IntegerModel, profile: str = "ort") -> bytes:
     """The content of the file: the same bytes for the same model."""
-    return seal(to_model(model))
+    return seal(to_model(model, profile))
 
 
-def save(model: IntegerModel, path: Path, *, force: bool = False) -> None:
+def save(model: IntegerModel, path: Path, *, profile: str = "ort", force: bool = False) -> None:
     """Write an ONNX file.
 
     Raises:
@@ -54,4 +88,4 @@ def save(model: IntegerModel, path: Path, *, force: bool = False) -> None:
         UsageError: the file exists and ``force`` is not set.
         EnvironmentFailure: the file cannot be written (disk full, no permission, ...).
     """
-    atomic_write(path, to_bytes(model), force=force)
+    atomic_write(path, to_bytes(model, profile), force=force)

@@ -17,7 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.integer.geometry import shapes
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import (
+    INPUT,
+    Grid,
+    IntegerModel,
+    Node,
+    multiplied_weight,
+    weight_multiplier,
+)
 
 LOGITS = "logits"
 """Name of the output of the graph."""
@@ -26,27 +33,28 @@ FLOAT_LOGITS = "logits::float"
 ZERO = "zero::float"
 """Name of the number zero, dequantized."""
 
-_PACKED: list[tuple[int, Any]] = [(2, ml_dtypes.int2), (4, ml_dtypes.int4), (8, np.int8)]
-"""The widths that ONNX has, narrowest first."""
 
+class GraphBuilder:
+    """Collects nodes and initializers, and knows the grid of every operation.
 
-class Builder:
-    """Collects nodes and initializers."""
+    Args:
+        model: what is written.
+        logits: the node whose output is that of the graph.
+    """
 
-    def __init__(self, model: IntegerModel) -> None:
+    def __init__(self, model: IntegerModel, logits: str) -> None:
+        self.model = model
         self.shapes = shapes(model)
         self.output = model.output.name
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._grids: dict[str, Grid | None] = {node.name: node.grid for node in model.nodes}
         self._grids[INPUT] = None
-        self._floats: set[str] = set()
         self._images = {n.name for n in model.nodes if n.op == "quantize" and n.inputs == (INPUT,)}
         self._tensors: dict[str, str] = {INPUT: INPUT}
         for node in model.nodes:
             taken = node.name in (INPUT, LOGITS)
             self._tensors[node.name] = f"{node.name}::value" if taken else node.name
-        logits = model.output.name if model.output.grid is None else FLOAT_LOGITS
         self._tensors[logits] = LOGITS
 
     def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
@@ -69,10 +77,6 @@ class Builder:
         name = f"{value.dtype}::{value!s}"
         return name if name in self.initializers else self.constant(value, name)
 
-    def grid(self, grid: Grid) -> tuple[str, str]:
-        """Scale and zero point."""
-        return self.scalar(np.float32(grid.scale)), self.scalar(np.uint8(grid.zero_point))
-
     def input_grid(self, node: Node, index: int = 0) -> Grid | None:
         """The grid of an input of an operation."""
         return self._grids[node.inputs[index]]
@@ -87,6 +91,72 @@ class Builder:
         if grid is None:
             raise ArtifactError(f"{node.name}: {node.op} needs a grid and got a float")
         return grid
+
+    def zero(self, grid: Grid | None) -> str:
+        """The number 0 as it is carried on a grid, or as a float."""
+        raise NotImplementedError
+
+    def clip(self, node: Node, value: str, grid: Grid) -> None:
+        """Finish an operation: clip values that are on a grid."""
+        raise NotImplementedError
+
+    def passed(self, op: str, node: Node, arguments: Sequence[str] = (), **attributes: Any) -> None:
+        """An operation that moves values of any type, and clips them where its grid is tighter.
+
+        Zero points, with which `op` may pad, count as input.
+        """
+        grid, inputs = node.grid, [*node.inputs, *arguments]
+        sources = [self.input_grid(node, index) for index in range(len(node.inputs))]
+        if grid is None or all(
+            source is not None
+            and grid.qmin <= min(source.qmin, source.zero_point)
+            and max(source.qmax, source.zero_point) <= grid.qmax
+            for source in sources
+        ):
+            self.emit(op, inputs, node.name, **attributes)
+        else:
+            self.clip(node, self.emit(op, inputs, f"{node.name}::moved", **attributes), grid)
+
+    def graph(self, batch: str | int) -> onnx.GraphProto:
+        """The graph of what was emitted: input "input" [batch, C, H, W], output "logits"."""
+        image: list[str | int | None] = [batch, *self.model.input_shape]
+        logits: list[str | int | None] = [batch, *self.shapes[self.output]]
+        return helper.make_graph(
+            self.nodes,
+            str(self.model.metadata.get("model", "model")),
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, image)],
+            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, logits)],
+            initializer=list(self.initializers.values()),
+        )
+
+
+class Builder(GraphBuilder):
+    """Adds what QuantizeLinear and DequantizeLinear need, with uint8 activations.
+
+    Args:
+        model: what is written.
+        tuned: for a current onnxruntime: weights in INT2, INT4 or INT8, constants made at load
+            time where that saves bytes, and operations rewritten where that is faster. Otherwise
+            everything is written as it is, which older and simpler runtimes want.
+    """
+
+    def __init__(self, model: IntegerModel, *, tuned: bool) -> None:
+        output = model.output
+        super().__init__(model, output.name if output.grid is None else FLOAT_LOGITS)
+        self.tuned = tuned
+        self._floats: set[str] = set()
+
+    def grid(self, grid: Grid) -> tuple[str, str]:
+        """Scale and zero point."""
+        return self.scalar(np.float32(grid.scale)), self.scalar(np.uint8(grid.zero_point))
+
+    def filled(self, shape: Sequence[int], value: np.generic, name: str) -> str:
+        """A tensor of one value."""
+        if not self.tuned:
+            return self.constant(np.full(shape, value), name)
+        size = self.constant(np.array(shape, np.int64), f"{name}_shape")
+        tensor = numpy_helper.from_array(np.full(1, value))
+        return self.emit("ConstantOfShape", [size], name, value=tensor)
 
     def dequantized(self, node: Node, index: int = 0) -> str:
         """An input of an operation as float."""
@@ -139,45 +209,46 @@ class Builder:
             self.emit("QuantizeLinear", inputs, node.name)
 
     def clip(self, node: Node, value: str, grid: Grid) -> None:
-        """Finish an operation: clip uint8 values."""
         bounds = [self.scalar(np.uint8(grid.qmin)), self.scalar(np.uint8(grid.qmax))]
         self.emit("Clip", [value, *bounds], node.name)
 
-    def passed(self, op: str, node: Node, arguments: Sequence[str] = (), **attributes: Any) -> None:
-        """An operation that moves values of any type, and clips them where its grid is tighter.
-
-        Zero points, with which `op` may pad, count as input.
-        """
-        grid, inputs = node.grid, [*node.inputs, *arguments]
-        sources = [self.input_grid(node, index) for index in range(len(node.inputs))]
-        if grid is None or all(
-            source is not None
-            and grid.qmin <= min(source.qmin, source.zero_point)
-            and max(source.qmax, source.zero_point) <= grid.qmax
-            for source in sources
-        ):
-            self.emit(op, inputs, node.name, **attributes)
-        else:
-            self.clip(node, self.emit(op, inputs, f"{node.name}::moved", **attributes), grid)
+    def zero(self, grid: Grid | None) -> str:
+        return self.scalar(np.float32(0) if grid is None else np.uint8(grid.zero_point))
 
     def weight(self, node: Node, *, multiplied: bool = True) -> str:
-        """The integers of a weight as an INT8 tensor, stored in as few bits as ONNX has.
+        """The integers of a weight as an INT8 tensor.
 
-        The multiplication is part of the graph: onnxruntime does it once, when it loads the file.
+        Tuned they are stored in as few bits as ONNX has, and the multiplication is part of the
+        graph: onnxruntime does it once, when it loads the file.
         """
         weight, bits = node.tensors["weight"], node.weight_bits or 8
-        width, dtype = next((width, dtype) for width, dtype in _PACKED if bits <= width)
+        if bits > 4 or not self.tuned:
+            stored = multiplied_weight(node) if multiplied else weight
+            return self.constant(stored.astype(np.int8), f"{node.name}::weight")
+        width, dtype = (2, ml_dtypes.int2) if bits <= 2 else (4, ml_dtypes.int4)
         if weight.min() < -(2 ** (width - 1)) or weight.max() >= 2 ** (width - 1):
             raise ArtifactError(
                 f"{node.name}: weights from {weight.min()} to {weight.max()} do not fit into "
                 f"{bits} bits"
             )
         multiplier = weight_multiplier(bits) if multiplied else 1
-        if dtype is np.int8:
-            return self.constant(weight.astype(dtype) * np.int8(multiplier), f"{node.name}::weight")
         name = self.constant(weight.astype(dtype), f"{node.name}::weight")
         if multiplier > 1:
             wide = self.emit("Cast", [name], f"{node.name}::weight_int32", to=TensorProto.INT32)
             factor = self.scalar(np.int32(multiplier))
             name = self.emit("Mul", [wide, factor], f"{node.name}::weight_multiplied")
         return self.emit("Cast", [name], f"{node.name}::weight_int8", to=TensorProto.INT8)
+
+
+def product_operator(node: Node) -> tuple[str, dict[str, Any]]:
+    """The float operator of a conv2d or linear node, and its attributes."""
+    if node.op == "linear":
+        return "Gemm", {"transB": 1}
+    attributes = {
+        "kernel_shape": list(node.tensors["weight"].shape[2:]),
+        "strides": list(node.attributes["stride"]),
+        "pads": list(node.attributes["padding"]),
+        "dilations": list(node.attributes["dilation"]),
+        "group": int(node.attributes["groups"]),
+    }
+    return "Conv", attributes

@@ -27,22 +27,28 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.export.onnx_builder import FLOAT_LOGITS, LOGITS, Builder
+from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
+from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_products import emit_product
-from mecq_cli.integer.geometry import Windows, windows
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
+from mecq_cli.integer.geometry import windows
+from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
 
-def build(model: IntegerModel) -> onnx.GraphProto:
+def build(model: IntegerModel, *, tuned: bool) -> onnx.GraphProto:
     """The graph of a model: input "input" float32 [batch, C, H, W], output "logits".
+
+    Args:
+        model: a valid model.
+        tuned: for a current onnxruntime, in opset 25. Otherwise opset 13 will do, and everything
+            is written as plainly as onnxruntime's exact kernels allow.
 
     Raises:
         ArtifactError: the model holds something that cannot be written.
     """
-    builder = Builder(model)
+    builder = Builder(model, tuned=tuned)
     for node in model.nodes:
         emit = _EMITTERS.get(node.op)
         if emit is None:
@@ -51,15 +57,7 @@ def build(model: IntegerModel) -> onnx.GraphProto:
     output = model.output
     if output.grid is not None:
         builder.emit("DequantizeLinear", [output.name, *builder.grid(output.grid)], FLOAT_LOGITS)
-    image: list[str | int | None] = ["batch", *model.input_shape]
-    logits: list[str | int | None] = ["batch", *builder.shapes[output.name]]
-    return helper.make_graph(
-        builder.nodes,
-        str(model.metadata.get("model", "model")),
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, image)],
-        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, logits)],
-        initializer=list(builder.initializers.values()),
-    )
+    return builder.graph("batch")
 
 
 def _quantize(builder: Builder, node: Node) -> None:
@@ -68,7 +66,7 @@ def _quantize(builder: Builder, node: Node) -> None:
 
 def _requantize(builder: Builder, node: Node) -> None:
     source, target, value = builder.integer_grid(node), node.grid, builder.dequantized(node)
-    if target is None or not _is_decided(source, target):
+    if target is None or not (builder.tuned and _is_decided(source, target)):
         builder.quantized(node, value, clip=True)
     else:
         terms = [value, builder.float_zero()]
@@ -109,35 +107,6 @@ def _add(builder: Builder, node: Node) -> None:
     builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
 
 
-def _clip(builder: Builder, node: Node) -> None:
-    bounds = [node.attributes["min"], node.attributes["max"]]
-    scalars = [builder.scalar(np.float32(bound)) for bound in bounds if bound is not None]
-    builder.emit("Clip", [node.inputs[0], *scalars], node.name)
-
-
-def _max_pool2d(builder: Builder, node: Node) -> None:
-    axes = windows(node, builder.shapes[node.inputs[0]])
-    if any(axis.end_padding >= axis.kernel for axis in axes):
-        raise ArtifactError(
-            f"{node.name}: onnxruntime has no max pooling with kernel {node.attributes['kernel']}, "
-            f"dilation {node.attributes['dilation']} and that much padding; use another model"
-        )
-    builder.passed(
-        "MaxPool",
-        node,
-        kernel_shape=[axis.kernel for axis in axes],
-        strides=[axis.stride for axis in axes],
-        dilations=[axis.dilation for axis in axes],
-        pads=_pads(axes),
-    )
-
-
-def _pads(axes: tuple[Windows, Windows]) -> list[int]:
-    """Top, left, bottom, right; what ceil_mode needs is in it."""
-    rows, columns = axes
-    return [rows.padding, columns.padding, rows.end_padding, columns.end_padding]
-
-
 def _avg_pool2d(builder: Builder, node: Node) -> None:
     grid, shape = builder.input_grid(node), builder.shapes[node.inputs[0]]
     axes = windows(node, shape)
@@ -147,21 +116,19 @@ def _avg_pool2d(builder: Builder, node: Node) -> None:
     attributes = {
         "kernel_shape": kernel,
         "strides": [axis.stride for axis in axes],
-        "pads": _pads(axes),
+        "pads": pads(axes),
         "group": shape[0],
     }
-    size = builder.constant(np.array([shape[0], 1, *kernel]), f"{name}::kernel_shape")
+    size = [shape[0], 1, *kernel]
     if grid and node.grid and counts.min() == counts.max() and not _ties(grid, node.grid):
-        one = numpy_helper.from_array(np.ones(1, np.int8))
-        ones = builder.emit("ConstantOfShape", [size], f"{name}::ones", value=one)
+        ones = builder.filled(size, np.int8(1), f"{name}::ones")
         inputs = [ones, builder.scalar(np.float32(1))]
         ones = builder.emit("DequantizeLinear", inputs, f"{name}::ones_float")
         terms = [builder.dequantized(node), ones]
         acc = builder.emit("Conv", terms, f"{name}::sum", **attributes)
         builder.quantized(node, acc, np.float32(node.grid.scale) * counts[0, 0])
         return
-    one = numpy_helper.from_array(np.ones(1, np.float32))
-    ones = builder.emit("ConstantOfShape", [size], f"{name}::ones", value=one)
+    ones = builder.filled(size, np.float32(1), f"{name}::ones")
     values = node.inputs[0] if grid is None else builder.counted(node)
     acc = builder.emit("Conv", [values, ones], f"{name}::sum", **attributes)
     if grid is None:
@@ -214,45 +181,14 @@ def _scaled(
     builder.quantized(node, steps, np.float32(1))
 
 
-def _concat(builder: Builder, node: Node) -> None:
-    builder.passed("Concat", node, axis=1)
-
-
-def _flatten(builder: Builder, node: Node) -> None:
-    builder.passed("Flatten", node, axis=1)
-
-
-def _slice(builder: Builder, node: Node) -> None:
-    names = ("starts", "ends", "axes", "steps")
-    vectors = [np.array(node.attributes[name], np.int64) for name in names]
-    stored = [
-        builder.constant(vector, f"{node.name}::{name}")
-        for name, vector in zip(names, vectors, strict=True)
-    ]
-    builder.passed("Slice", node, stored)
-
-
-def _pad(builder: Builder, node: Node) -> None:
-    widths = [0, *node.attributes["before"], 0, *node.attributes["after"]]
-    pads = builder.constant(np.array(widths, np.int64), f"{node.name}::pads")
-    grid = builder.input_grid(node)
-    fill = np.float32(0) if grid is None else np.uint8(grid.zero_point)
-    builder.passed("Pad", node, [pads, builder.scalar(fill)])
-
-
 _EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
+    **MOVES,
     "quantize": _quantize,
     "requantize": _requantize,
     "dequantize": _dequantize,
     "conv2d": emit_product,
     "linear": emit_product,
     "add": _add,
-    "clip": _clip,
-    "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
-    "concat": _concat,
-    "flatten": _flatten,
-    "slice": _slice,
-    "pad": _pad,
 }

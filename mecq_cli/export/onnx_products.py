@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
-from mecq_cli.export.onnx_builder import Builder
+from mecq_cli.export.onnx_builder import Builder, product_operator
 from mecq_cli.export.onnx_stem import rewrite_stem
 from mecq_cli.integer.ir import Grid, Node
 
@@ -26,10 +25,12 @@ def emit_product(builder: Builder, node: Node) -> None:
     might come later and be fused with it.
     """
     grid = builder.input_grid(node)
+    if grid is not None and not builder.tuned:
+        node = _with_positive_scales(node)
     if grid is None:
         _float_product(builder, node)
     elif node.grid is not None:
-        parts = _parts(node)
+        parts = _parts(node) if builder.tuned else [node]
         if len(parts) == 1:
             builder.quantized(node, _sum(builder, node, grid, f"{node.name}::sum"))
         else:
@@ -76,42 +77,47 @@ def _joined(builder: Builder, node: Node, target: Grid, parts: Sequence[Node]) -
         builder.clip(node, builder.emit("Concat", values, f"{node.name}::joined", axis=1), target)
 
 
-def _operator(node: Node) -> tuple[str, dict[str, Any]]:
-    """The float operator and its attributes."""
-    if node.op == "linear":
-        return "Gemm", {"transB": 1}
-    attributes = {
-        "kernel_shape": list(node.tensors["weight"].shape[2:]),
-        "strides": list(node.attributes["stride"]),
-        "pads": list(node.attributes["padding"]),
-        "dilations": list(node.attributes["dilation"]),
-        "group": int(node.attributes["groups"]),
+def _with_positive_scales(node: Node) -> Node:
+    """The same sums, with the sign of a scale in its weights and bias.
+
+    Some runtimes refuse negative scales. Left as they are: channels with a weight of -128, which
+    has no opposite in int8. Weights of fewer bits may leave their range, but not int8.
+    """
+    weight, scale, bias = (node.tensors[name] for name in ("weight", "weight_scale", "bias"))
+    flipped = (scale < 0) & (weight.reshape(len(weight), -1).min(1) > -128)
+    signs = np.where(flipped, -1, 1)
+    factors = signs.reshape(-1, *[1] * (weight.ndim - 1)).astype(np.int8)
+    tensors = {
+        "weight": weight * factors,
+        "weight_scale": scale * signs.astype(np.float32),
+        "bias": bias * signs.astype(np.int32),
     }
-    return "Conv", attributes
+    return replace(node, tensors=tensors)
 
 
 def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
     """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv."""
-    node, stem = rewrite_stem(builder, node)
+    node, stem = rewrite_stem(builder, node) if builder.tuned else (node, None)
     name, tensors = node.name, node.tensors
     scale = builder.constant(tensors["weight_scale"].astype(np.float32), f"{name}::weight_scale")
     inputs = [builder.weight(node), scale]
     if node.op == "linear":
-        size = builder.constant(np.array([len(tensors["weight"])]), f"{name}::channels")
-        zero = numpy_helper.from_array(np.zeros(1, np.int8))
-        inputs.append(
-            builder.emit("ConstantOfShape", [size], f"{name}::weight_zero_point", value=zero)
-        )
+        channels = [len(tensors["weight"])]
+        inputs.append(builder.filled(channels, np.int8(0), f"{name}::weight_zero_point"))
     weight = builder.emit("DequantizeLinear", inputs, f"{name}::weight_float", axis=0)
     bias = builder.constant(tensors["bias"].astype(np.int32), f"{name}::bias")
-    step = builder.scalar(np.float32(grid.scale))
-    bias_scale = builder.emit("Mul", [step, scale], f"{name}::bias_scale")
+    if builder.tuned:
+        step = builder.scalar(np.float32(grid.scale))
+        bias_scale = builder.emit("Mul", [step, scale], f"{name}::bias_scale")
+    else:
+        products = np.float32(grid.scale) * tensors["weight_scale"].astype(np.float32)
+        bias_scale = builder.constant(products, f"{name}::bias_scale")
     bias = builder.emit("DequantizeLinear", [bias, bias_scale], f"{name}::bias_float", axis=0)
     if stem is None:
         value = builder.dequantized(node)
     else:
         value = builder.emit("DequantizeLinear", [stem, *builder.grid(grid)], f"{stem}::float")
-    op, attributes = _operator(node)
+    op, attributes = product_operator(node)
     return builder.emit(op, [value, weight, bias], output, **attributes)
 
 
@@ -123,7 +129,7 @@ def _exact_product(builder: Builder, node: Node, grid: Grid) -> None:
         weight = builder.emit("Transpose", [weight], f"{name}::weight_columns", perm=[1, 0])
         op, attributes = "MatMulInteger", {}
     else:
-        op, attributes = "ConvInteger", _operator(node)[1]
+        op, attributes = "ConvInteger", product_operator(node)[1]
     acc = builder.emit(op, [node.inputs[0], weight, zero], f"{name}::product", **attributes)
     channels = [-1, *[1] * (tensors["weight"].ndim - 2)]
     bias = builder.constant(tensors["bias"].reshape(channels), f"{name}::bias")
@@ -146,5 +152,5 @@ def _float_product(builder: Builder, node: Node) -> None:
     else:
         weight_name = builder.constant(weight.astype(np.float32) * scale, f"{name}::weight")
     bias_name = builder.constant(tensors["bias"].astype(np.float32), f"{name}::bias")
-    op, attributes = _operator(node)
+    op, attributes = product_operator(node)
     builder.emit(op, [node.inputs[0], weight_name, bias_name], name, **attributes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from mecq_cli.errors import ArtifactError, UsageError
-from mecq_cli.export.seal import METADATA_KEY, is_sealed
-from mecq_cli.storage import read_bytes_limited
-from mecq_cli.tensorfile import strict_json
+from mecq_cli.errors import ArtifactError
+from mecq_cli.export.onnx_file import check_shape, first_line, operations, read
 
-MAX_BYTES = 2**31
-"""What a protobuf message may have at most."""
 _SILENT = 4
 """Log severity: fatal errors only; all others reach us as exceptions."""
 
@@ -52,19 +47,15 @@ class OrtRunner:
         threads: int | None = None,
         allow_foreign: bool = False,
     ) -> None:
+        file = read(path, allow_foreign=allow_foreign)
         self.path = path
         self._optimize = optimize
         self._threads = threads
-        data = read_bytes_limited(path, MAX_BYTES, error=ArtifactError)
-        self.verified = is_sealed(data, str(path))
-        self._model = _parse(data, path)
-        if not self.verified and not allow_foreign:
-            raise ArtifactError(
-                f"{path}: was not written by mecq (it has no checksum); give a file that "
-                "`mecq export` wrote"
-            )
-        self.metadata = _metadata(self._model, path)
-        self._session = self._load(data)
+        self.verified = file.verified
+        self.metadata = file.metadata
+        self._model = file.model
+        self._session = self._load(file.data)
+        self._all: tuple[onnxruntime.InferenceSession, dict[str, str]] | None = None
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs) or "none"
@@ -87,18 +78,7 @@ class OrtRunner:
 
         In files of ours the names are those of the integer model.
         """
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        outputs = {
-            node.name: node.output[0]
-            for node in model.graph.node
-            if node.name and "::" not in node.name
-        }
-        present = {output.name for output in model.graph.output}
-        for name in dict.fromkeys(outputs.values()):
-            if name not in present:
-                model.graph.output.add(name=name)
-        session = self._load(model.SerializeToString())
+        session, outputs = self._with_all_outputs()
         known = [output.name for output in session.get_outputs()]
         values = dict(zip(known, self._run(session, images), strict=True))
         return {operation: values[tensor] for operation, tensor in outputs.items()}
@@ -113,6 +93,19 @@ class OrtRunner:
     def kernels(self) -> Counter[str]:
         """How many nodes of each type that graph has."""
         return Counter(node.op_type for node in self.optimized().node)
+
+    def _with_all_outputs(self) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+        """A second session, and the tensor of each operation."""
+        if self._all is None:
+            model = onnx.ModelProto()
+            model.CopyFrom(self._model)
+            outputs = operations(model)
+            present = {output.name for output in model.graph.output}
+            for name in dict.fromkeys(outputs.values()):
+                if name not in present:
+                    model.graph.output.add(name=name)
+            self._all = self._load(model.SerializeToString()), outputs
+        return self._all
 
     def _load(self, data: bytes, optimized: Path | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -132,64 +125,16 @@ class OrtRunner:
         except Exception as error:  # onnxruntime has no common base class for its errors
             raise ArtifactError(
                 f"{self.path}: onnxruntime {onnxruntime.__version__} does not accept the file: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     def _run(self, session: Any, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        fits = images.ndim == 4 and all(
-            wanted in (None, got)
-            for wanted, got in zip(self.input_shape, images.shape[1:], strict=True)
-        )
-        if not fits or not len(images):
-            wanted = ", ".join("any" if n is None else str(n) for n in self.input_shape)
-            raise UsageError(
-                f"images have the shape {list(images.shape)}, {self.path} wants [N, {wanted}]"
-            )
+        check_shape(images, self.input_shape, self.path)
         feed = {self._input: np.ascontiguousarray(images, np.float32)}
         try:
             values: list[NDArray[Any]] = session.run(None, feed)
         except Exception as error:
             raise ArtifactError(
-                f"{self.path}: onnxruntime fails to run it: {_first_line(error)}"
+                f"{self.path}: onnxruntime fails to run it: {first_line(error)}"
             ) from error
         return values
-
-
-def _parse(data: bytes, path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's, which comes without annotations
-        raise ArtifactError(f"{path}: is no ONNX file, or was cut off") from error
-    if not model.graph.node:
-        raise ArtifactError(f"{path}: is no ONNX file, or has no graph")
-    # Where onnxruntime would look for external data is not ours to control.
-    if any(tensor.external_data for tensor in _tensors(model.graph)):
-        raise ArtifactError(f"{path}: keeps tensors in other files; store them in the file itself")
-    return model
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The stored tensors of a graph and of the graphs inside its nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t, *attribute.tensors]
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _tensors(inner)
-
-
-def _metadata(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            try:
-                document = strict_json(entry.value)
-            except ValueError as error:
-                raise ArtifactError(f"{path}: its metadata is no JSON; export it again") from error
-            return document if isinstance(document, dict) else {}
-    return {}
-
-
-def _first_line(error: Exception) -> str:
-    """The message without the parts that follow it."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

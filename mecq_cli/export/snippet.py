@@ -6,7 +6,7 @@ from mecq_cli.models.preprocessing import Preprocessing
 
 _TEMPLATE = '''"""Classify images with {file}: python {script} IMAGE...
 
-Needs onnxruntime (1.24.1 or newer), numpy and pillow.
+Needs onnxruntime ({version} or newer), numpy and pillow.
 """
 
 import sys
@@ -36,10 +36,11 @@ for name in sys.argv[1:]:
 '''
 
 
-def snippet(file: str, preprocessing: Preprocessing, classes: list[str]) -> str:
-    """The content of a script beside ``file``."""
+def snippet(file: str, preprocessing: Preprocessing, classes: list[str], version: str) -> str:
+    """The content of a script beside ``file``, which needs that version of onnxruntime."""
     return _TEMPLATE.format(
         file=file,
+        version=version,
         script=file.rsplit(".", 1)[0] + ".py",
         classes=classes,
         mean=list(preprocessing.mean),

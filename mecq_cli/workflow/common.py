@@ -83,6 +83,7 @@ def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedM
         abits=config.abits,
         first_last_bits=config.first_last_bits,
         residual_bits=config.residual_bits,
+        reduce_range=config.reduce_range,
         overrides=[(o.pattern, o.wbits, o.abits) for o in config.layers],
     )
     return insert(
@@ -98,6 +99,7 @@ def artifact_metadata(
         "model": loaded.name,
         "wbits": config.wbits,
         "abits": config.abits,
+        "reduce_range": config.reduce_range,
         "classes": list(classes.names),
         "imagenet": loaded.imagenet,
         "preprocessing": loaded.preprocessing.to_json(),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mecq_cli.config import ExportConfig
@@ -20,13 +19,13 @@ from mecq_cli.data import (
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx, safetensors
-from mecq_cli.export.ort import OrtRunner
+from mecq_cli.export.cpu import cpu_path
+from mecq_cli.export.qonnx import require_qonnx
 from mecq_cli.export.snippet import snippet
 from mecq_cli.integer.ir import IntegerModel
-from mecq_cli.integerize import IntegerModule
+from mecq_cli.integer.saturation import saturating
 from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.storage import atomic_write
-from mecq_cli.verify import Comparison, Predict, compare, count_steps
 from mecq_cli.workflow.common import eval_batch_size
 from mecq_cli.workflow.export_weights import export_weights
 from mecq_cli.workflow.targets import (
@@ -35,52 +34,84 @@ from mecq_cli.workflow.targets import (
     require_artifact,
     settings_of,
 )
+from mecq_cli.workflow.verification import verify
 
 Array = NDArray[np.float32]
-UNFUSED_IMAGES = 8
-"""Images for the check of the graph as written; every integer of every layer is compared."""
+ORT_PROFILES = {"ort": "1.24.1", "portable": "1.15"}
+"""The profiles that onnxruntime runs, and the oldest version that was tried."""
 
 
 def export(config: ExportConfig, listener: Listener) -> dict[str, Any]:
     """Write RUN/model.onnx (or ``output``) and verify it on real images.
 
-    Only the integer artifact is read; the weights the run started from are not needed.
+    Only the integer artifact is read; the weights the run started from are not needed. With
+    ``verify`` False nothing is run, and no images are needed; with True all ways of running the
+    file are replayed layer by layer.
 
     Raises:
         VerificationError: the written file does not agree; it is not kept.
         MecqError: see mecq_cli.errors.
     """
+    profile = _profile(config)
+    if profile == "qonnx" and config.verify is not False:
+        require_qonnx()
     target = resolve_target(config.run)
     source = _source(target)
     model = safetensors.load(source)
     if config.format == "compressed-tensors":
         batches = _images(config, target.run, model, source)
         return export_weights(config, source, model, batches, listener)
-    output = _output(config, target, source)
-    data = onnx.to_bytes(model) if config.format == "onnx" else safetensors.to_bytes(model)
-    images = _images(config, target.run, model, source)
-    with tempfile.TemporaryDirectory() as folder:
-        # What is verified is the file, not what is in memory; and it must not be kept if wrong.
-        trial = Path(folder) / output.name
-        atomic_write(trial, data, force=True)
-        comparison = _verify(trial, output.name, config.format, model, images, listener)
+    output = _output(config, target, source, profile)
+    document: dict[str, Any] = {"path": str(output), "format": config.format, "verified": False}
+    if profile is not None:
+        document |= {"profile": profile, "opset": onnx.PROFILES[profile].opset}
+    if profile in ORT_PROFILES:
+        document["saturation"] = _saturation(model, listener)
+    data = safetensors.to_bytes(model) if profile is None else onnx.to_bytes(model, profile)
+    document["bytes"] = len(data)
+    if config.verify is not False:
+        images = list(_images(config, target.run, model, source))
+        with tempfile.TemporaryDirectory() as folder:
+            # What is verified is the file, not what is in memory; and it must not be kept if wrong.
+            trial, deep = Path(folder) / output.name, config.verify is True
+            atomic_write(trial, data, force=True)
+            document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
     atomic_write(output, data, force=config.force)
-    document: dict[str, Any] = {
-        "path": str(output),
-        "format": config.format,
-        "bytes": len(data),
-        "verified": True,
-        "images": comparison.images,
-        "top1_agreement": 100.0 * comparison.agree / max(comparison.images, 1),
-        "largest_difference": comparison.largest_difference,
-    }
-    if config.format == "onnx":
+    if profile in ORT_PROFILES:
         code = output.with_suffix(".py")
-        preprocessing = preprocessing_of(model.metadata, source)
-        text = snippet(output.name, preprocessing, list(model.metadata.get("classes", ())))
+        preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
+        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile])
         atomic_write(code, text.encode(), force=True)
         document["snippet"] = str(code)
     return document
+
+
+def _classes(model: IntegerModel) -> list[str]:
+    return list(model.metadata.get("classes", ()))
+
+
+def _profile(config: ExportConfig) -> str | None:
+    """Of an ONNX file; None for other formats."""
+    if config.format == "onnx":
+        return config.profile or "ort"
+    if config.profile is not None:
+        raise UsageError(
+            f"--profile {config.profile}: is a form of ONNX files, not of --format "
+            f"{config.format}; leave one of the two out"
+        )
+    return None
+
+
+def _saturation(model: IntegerModel, listener: Listener) -> dict[str, Any]:
+    """Which layers a CPU without VNNI may get wrong, and whether this is one."""
+    cpu, layers = cpu_path(), saturating(model)
+    if layers and cpu.name == "no-vnni":
+        listener.warn(
+            f"{cpu.text}, and {len(layers)} layers have weights that can do that "
+            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}); quantize with "
+            "--reduce-range, or set onnxruntime's session.x64quantprecision to 1"
+        )
+    return {"cpu": cpu.name, "cpu_text": cpu.text, "layers": layers}
 
 
 def _source(target: Target) -> Path:
@@ -93,11 +124,13 @@ def _source(target: Target) -> Path:
     )
 
 
-def _output(config: ExportConfig, target: Target, source: Path) -> Path:
+def _output(config: ExportConfig, target: Target, source: Path, profile: str | None) -> Path:
     if config.output is not None:
         output = config.output
-    elif config.format == "onnx":
+    elif profile == "ort":
         output = source.with_suffix(".onnx")
+    elif profile is not None:
+        output = source.with_name(f"{source.stem}-{profile}.onnx")
     else:
         output = source.with_name(f"{source.stem}-export.safetensors")
     if output.resolve() == source.resolve():
@@ -119,44 +152,3 @@ def _images(
     batch = min(eval_batch_size(preprocessing), 64)
     for images in eval_batches(dataset, batch_size=batch):
         yield normalize(images.images, preprocessing).contiguous().numpy()
-
-
-def _is_integer(model: IntegerModel) -> bool:
-    """Whether every operation from the first to the last layer works on integers."""
-    inner = model.nodes[:-1]
-    return all(node.grid is not None for node in inner if node.op != "flatten")
-
-
-def _verify(
-    path: Path,
-    name: str,
-    kind: str,
-    model: IntegerModel,
-    batches: Iterator[Array],
-    listener: Listener,
-) -> Comparison:
-    """Run the written file and the simulator's operations on the same images."""
-    reference = _torch(IntegerModule(model))
-    images = list(batches)
-    if kind == "onnx":
-        other: Predict = OrtRunner(path).run
-    else:
-        other = _torch(IntegerModule(safetensors.load(path)))
-    listener.note("verifying: against the simulator")
-    comparison = compare(reference, other, images)
-    comparison.require(name, exact=_is_integer(model))
-    if kind == "onnx" and images:
-        listener.note("verifying: each operation, without onnxruntime's optimizations")
-        few = images[0][:UNFUSED_IMAGES]
-        outputs = OrtRunner(path, optimize=False).run_all(few)
-        what = f"{name} (without optimizations)"
-        count_steps(model, outputs, few, what).require(what)
-    return comparison
-
-
-def _torch(module: IntegerModule) -> Predict:
-    def run(images: Array) -> Array:
-        logits: Array = module(torch.from_numpy(images)).numpy()
-        return logits
-
-    return run

@@ -15,7 +15,9 @@ from mecq_cli.config import QuantizeConfig, from_toml
 from mecq_cli.data import Split, open_evaluation, open_training
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export import safetensors
+from mecq_cli.export.onnx_file import read
 from mecq_cli.export.ort import OrtRunner
+from mecq_cli.export.qonnx import QonnxRunner
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.preprocessing import Preprocessing
@@ -50,8 +52,9 @@ def open_artifact(path: Path) -> Opened:
 
 
 def open_onnx(path: Path) -> Opened:
-    """An .onnx file of ours, in onnxruntime."""
-    runner = OrtRunner(path)
+    """An .onnx file of ours, in onnxruntime; one of the profile qonnx in the qonnx package."""
+    by_qonnx = read(path).metadata.get("profile") == "qonnx"
+    runner = QonnxRunner(path) if by_qonnx else OrtRunner(path)
 
     def predict(images: Tensor) -> Tensor:
         return torch.from_numpy(runner.run(np.ascontiguousarray(images.cpu().numpy())))

@@ -199,7 +199,13 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "mec-experts": "exact+linear", "mec-term": "divergence",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
-    switches = ["--no-pretrained", "--reset-classifier", "--no-distill", "--resume"]
+    switches = [
+        "--no-pretrained",
+        "--reset-classifier",
+        "--no-distill",
+        "--resume",
+        "--reduce-range",
+    ]
     assert run([*QUANTIZE, *valued, *switches, "--quiet", "--json"]) == 0
     ((config, origins, _),) = calls
     given = {**numbers, **words, "model": "resnet18", "wbits": 2, "abits": 4, "data": "images"}
@@ -207,6 +213,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         got = getattr(config, key.replace("-", "_"))
         assert got == (Path(str(value)) if isinstance(got, Path) else value), key
     assert (config.pretrained, config.reset_classifier) == (False, True)
+    assert config.reduce_range is True
     assert (config.distill, config.resume, config.force, config.dry_run) == (
         False,
         True,
@@ -214,7 +221,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         False,
     )
     flagged = {key for key, origin in origins.items() if origin == "flag"}
-    assert len(flagged) == len(given) + 4
+    assert len(flagged) == len(given) + 5
     offered = {p.name for p in get_command(app).commands["quantize"].params}  # type: ignore[attr-defined]
     assert flagged | {"force", "dry_run"} == offered & set(QuantizeConfig.model_fields)
 

@@ -1,0 +1,75 @@
+"""Writes the operations that move or clip values as ONNX nodes, the same in every profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mecq_cli.errors import ArtifactError
+from mecq_cli.export.onnx_builder import GraphBuilder
+from mecq_cli.integer.geometry import Windows, windows
+from mecq_cli.integer.ir import Node
+
+
+def pads(axes: tuple[Windows, Windows]) -> list[int]:
+    """Top, left, bottom, right; what ceil_mode needs is in it."""
+    rows, columns = axes
+    return [rows.padding, columns.padding, rows.end_padding, columns.end_padding]
+
+
+def _clip(builder: GraphBuilder, node: Node) -> None:
+    bounds = [node.attributes["min"], node.attributes["max"]]
+    scalars = [builder.scalar(np.float32(bound)) for bound in bounds if bound is not None]
+    builder.emit("Clip", [node.inputs[0], *scalars], node.name)
+
+
+def _max_pool2d(builder: GraphBuilder, node: Node) -> None:
+    axes = windows(node, builder.shapes[node.inputs[0]])
+    if any(axis.end_padding >= axis.kernel for axis in axes):
+        raise ArtifactError(
+            f"{node.name}: onnxruntime has no max pooling with kernel {node.attributes['kernel']}, "
+            f"dilation {node.attributes['dilation']} and that much padding; use another model"
+        )
+    builder.passed(
+        "MaxPool",
+        node,
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        pads=pads(axes),
+    )
+
+
+def _concat(builder: GraphBuilder, node: Node) -> None:
+    builder.passed("Concat", node, axis=1)
+
+
+def _flatten(builder: GraphBuilder, node: Node) -> None:
+    builder.passed("Flatten", node, axis=1)
+
+
+def _slice(builder: GraphBuilder, node: Node) -> None:
+    names = ("starts", "ends", "axes", "steps")
+    vectors = [np.array(node.attributes[name], np.int64) for name in names]
+    stored = [
+        builder.constant(vector, f"{node.name}::{name}")
+        for name, vector in zip(names, vectors, strict=True)
+    ]
+    builder.passed("Slice", node, stored)
+
+
+def _pad(builder: GraphBuilder, node: Node) -> None:
+    widths = [0, *node.attributes["before"], 0, *node.attributes["after"]]
+    stored = builder.constant(np.array(widths, np.int64), f"{node.name}::pads")
+    builder.passed("Pad", node, [stored, builder.zero(builder.input_grid(node))])
+
+
+MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
+    "clip": _clip,
+    "max_pool2d": _max_pool2d,
+    "concat": _concat,
+    "flatten": _flatten,
+    "slice": _slice,
+    "pad": _pad,
+}

@@ -1,0 +1,163 @@
+"""How `mecq export` checks a file before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mecq_cli.events import Listener
+from mecq_cli.export import safetensors
+from mecq_cli.export.ort import OrtRunner
+from mecq_cli.export.qonnx import QonnxRunner, to_integers
+from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.integerize import IntegerModule
+from mecq_cli.kernels import run_all
+from mecq_cli.replay import Values, Way, replay
+from mecq_cli.verify import Comparison, Predict, compare
+
+Array = NDArray[np.float32]
+QUICK_IMAGES = 8
+"""For the layers of a graph that computes in float; every integer of every layer is compared."""
+DEEP_IMAGES = 32
+"""For the layers of every way there is."""
+
+
+def verify(
+    path: Path,
+    name: str,
+    profile: str | None,
+    model: IntegerModel,
+    batches: Sequence[Array],
+    listener: Listener,
+    *,
+    deep: bool,
+) -> dict[str, Any]:
+    """Run a written file and the simulator on the same images; returns what was found.
+
+    Args:
+        path: the file.
+        name: what to call it.
+        profile: of an ONNX file; None for a .safetensors file.
+        model: what was written.
+        batches: preprocessed images [N, C, H, W] each.
+        listener: hears of the progress.
+        deep: replay all ways layer by layer, not only the graphs that compute in float.
+
+    Raises:
+        VerificationError: the file does not compute what it should.
+        EnvironmentFailure: what runs it is missing.
+    """
+    listener.note("verifying: against the simulator")
+    if profile is None:
+        return verify_artifact(safetensors.load(path), name, model, batches, deep=deep)
+    comparison = compare(_torch(model), _runner(path, profile), batches)
+    if profile == "qonnx":
+        # Floats round a few integers the other way: the layers are what can be relied on.
+        comparison.require_images(name)
+    else:
+        comparison.require(name, exact=_is_integer(model))
+    document = _verified(comparison)
+    ways = list(_ways(path, name, profile, model, deep=deep))
+    listener.note(f"verifying: layer by layer, by {', '.join(way.name for way in ways)}")
+    return document | _replayed(ways, name, model, batches, deep=deep)
+
+
+def verify_artifact(
+    stored: IntegerModel,
+    name: str,
+    model: IntegerModel,
+    batches: Sequence[Array],
+    *,
+    deep: bool,
+) -> dict[str, Any]:
+    """The same for a file that holds the integer model, or its weights.
+
+    Args:
+        stored: the model as it was read back.
+        name: what to call the file.
+        model: what was written.
+        batches: preprocessed images [N, C, H, W] each.
+        deep: replay it layer by layer.
+
+    Raises:
+        VerificationError: the file does not compute what it should.
+    """
+    comparison = compare(_torch(model), _torch(stored), batches)
+    comparison.require(name, exact=True)
+    ways = [_by_torch(stored)] if deep else []
+    return _verified(comparison) | _replayed(ways, name, model, batches, deep=deep)
+
+
+def _verified(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "verified": True,
+        "images": comparison.images,
+        "top1_agreement": 100.0 * comparison.agree / comparison.images,
+        "largest_difference": comparison.largest_difference,
+    }
+
+
+def _replayed(
+    ways: Sequence[Way], name: str, model: IntegerModel, batches: Sequence[Array], *, deep: bool
+) -> dict[str, Any]:
+    if not ways:
+        return {}
+    found = replay(model, ways, [_some(batches, DEEP_IMAGES if deep else QUICK_IMAGES)])
+    found.require(name)
+    return {"replay": found.to_json(layers=deep)}
+
+
+def _ways(path: Path, name: str, profile: str, model: IntegerModel, *, deep: bool) -> Iterator[Way]:
+    """What is compared with the NumPy reference."""
+    if deep:
+        yield _by_torch(model)
+    if profile == "qonnx":
+        runner = QonnxRunner(path)
+        yield Way("qonnx", lambda x: to_integers(model, runner.run_all(x), name), exact=False)
+        return
+    if deep:
+        yield Way("onnxruntime", OrtRunner(path).run_all, exact=True)
+    plain = OrtRunner(path, optimize=False)
+    yield Way("onnxruntime without optimizations", plain.run_all, exact=False)
+
+
+def _runner(path: Path, profile: str) -> Predict:
+    return QonnxRunner(path).run if profile == "qonnx" else OrtRunner(path).run
+
+
+def _torch(model: IntegerModel) -> Predict:
+    module = IntegerModule(model)
+
+    def run(images: Array) -> Array:
+        logits: Array = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+def _by_torch(model: IntegerModel) -> Way:
+    @torch.no_grad()
+    def run(images: Array) -> Values:
+        return {k: v.numpy() for k, v in run_all(model, torch.from_numpy(images)).items()}
+
+    return Way("torch", run, exact=True)
+
+
+def _some(batches: Sequence[Array], count: int) -> Array:
+    """``count`` images, or all, evenly over all batches: neighbours are often of one class."""
+    total = sum(len(batch) for batch in batches)
+    chosen = np.linspace(0, total - 1, min(count, total)).astype(int)
+    joined: Array = np.concatenate(batches)
+    picked: Array = joined[chosen]
+    return picked
+
+
+def _is_integer(model: IntegerModel) -> bool:
+    """Whether every operation from the first to the last layer works on integers."""
+    inner = model.nodes[:-1]
+    return all(node.grid is not None for node in inner if node.op != "flatten")
