@@ -29,7 +29,7 @@ def build(seed: int) -> tuple[QuantizedModel, Tensor]:
 
     In every fourth the sizes of the channels go through many orders of magnitude.
     """
-    network, plan, images = random_network(seed, spread=4.0 if seed % 4 == 3 else 0.7)
+    network, plan, images = random_network(seed, spread=4.0 if seed % 4 == 2 else 0.7)
     model = quantized(network, plan, images)
     if seed % 2:
         torch.manual_seed(seed)  # dropout
@@ -87,10 +87,10 @@ def check_counts(counts: Counter[str]) -> None:
 
 
 def test_random_networks_are_exact_and_repeatable(tmp_path: Path) -> None:
-    check_counts(check_seeds(range(28), tmp_path, repeat=4))
+    check_counts(check_seeds(range(24), tmp_path, repeat=3))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_random_networks_are_exact_and_repeatable(tmp_path: Path) -> None:
-    check_counts(check_seeds(range(1_000, 1_500), tmp_path, repeat=2))
+    check_counts(check_seeds(range(1_000, 1_500), tmp_path, repeat=3))
