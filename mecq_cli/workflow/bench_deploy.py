@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ def bench(config: DeployConfig, listener: Listener) -> dict[str, Any]:
         floats = float_nodes(graphs[MECQ])
         if floats:
             listener.warn(_fallback(floats))
+        machine = _machine()
         cells = _cells(config, networks, listener)
         sizes = {arm: path.stat().st_size for arm, path in networks.files.items()}
     metadata = networks.integer.metadata
@@ -69,7 +71,7 @@ def bench(config: DeployConfig, listener: Listener) -> dict[str, Any]:
             "images": len(networks.images),
             "source": "synthetic" if config.data is None else str(config.data),
         },
-        "machine": _machine(),
+        "machine": machine,
         "sizes": {**sizes, "ideal": totals(networks.integer, 0, sizes[MECQ])["ideal_bytes"]},
         "kernels": {arm: _counts(graph) for arm, graph in graphs.items()},
         "float_nodes": [{"name": name, "type": op} for name, op in floats],
@@ -174,6 +176,7 @@ def _machine() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cores(),
+        "load": round(os.getloadavg()[0], 1),
         "integer_instructions": integer_instructions(),
         "onnxruntime": onnxruntime.__version__,
         "torch": torch.__version__,
