@@ -176,7 +176,10 @@ def test_the_small_commands_check_their_flags_too() -> None:
     config = from_flags(EvalConfig, {"target": None, "img_size": 64, "simulator": True})
     assert config == EvalConfig(img_size=64, simulator=True)
     assert from_flags(DemoConfig, {"output": Path("~/x")}).output == Path.home() / "x"
-    with pytest.raises(UsageError, match=r"--format: got 'tflite'; allowed: onnx or safetensors"):
+    with pytest.raises(
+        UsageError,
+        match=r"--format: got 'tflite'; allowed: onnx, safetensors or compressed-tensors",
+    ):
         from_flags(ExportConfig, {"format": "tflite"})
 
 
