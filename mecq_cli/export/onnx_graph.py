@@ -17,7 +17,8 @@ Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations o
 * average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats;
 * products with a float output go through ConvInteger or MatMulInteger, whose sums are exact;
 * a dequantization that float operations follow is spelled out, lest these be fused with a
-  later QuantizeLinear into operators that round otherwise.
+  later QuantizeLinear into operators that round otherwise; so is one before an add of grids that
+  lie so far apart that QLinearAdd would not be exact.
 """
 
 from __future__ import annotations
@@ -91,20 +92,39 @@ def _is_decided(source: Grid, target: Grid) -> bool:
 
 
 def _dequantize(builder: Builder, node: Node) -> None:
-    grid, name = builder.integer_grid(node), node.name
-    value = builder.emit("Cast", node.inputs, f"{name}::cast", to=TensorProto.FLOAT)
+    _spelled_out(builder, node, 0, node.name)
+
+
+def _spelled_out(builder: Builder, node: Node, index: int, name: str) -> str:
+    """An input as float, without a DequantizeLinear that might be fused with what follows."""
+    grid = builder.integer_grid(node, index)
+    value = builder.emit("Cast", [node.inputs[index]], f"{name}::cast", to=TensorProto.FLOAT)
     if grid.zero_point:
         zero = builder.scalar(np.float32(grid.zero_point))
         value = builder.emit("Sub", [value, zero], f"{name}::steps")
-    builder.emit("Mul", [value, builder.scalar(np.float32(grid.scale))], name)
+    return builder.emit("Mul", [value, builder.scalar(np.float32(grid.scale))], name)
 
 
 def _add(builder: Builder, node: Node) -> None:
     if node.grid is None:
         builder.emit("Add", node.inputs, node.name)
         return
-    terms = [builder.dequantized(node, index) for index in range(len(node.inputs))]
+    if _is_fusible(builder, node, node.grid):
+        terms = [builder.dequantized(node, index) for index in (0, 1)]
+    else:
+        terms = [_spelled_out(builder, node, i, f"{node.name}::float_{i}") for i in (0, 1)]
     builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
+
+
+def _is_fusible(builder: Builder, node: Node, target: Grid) -> bool:
+    """Whether QLinearAdd computes this sum exactly.
+
+    It adds q * r of both inputs, r = s_x / s_y, and a constant of all zero points, in fixed point
+    or float32 (24 bits), and lets sums of 2^31 and more wrap around. Three terms of 8 bits take 10
+    bits, which leaves 14 for how far their units r, r and 1 may lie apart.
+    """
+    ratios = [1.0, *(builder.integer_grid(node, i).scale / target.scale for i in (0, 1))]
+    return max(ratios) / min(ratios) <= 2.0**14
 
 
 def _avg_pool2d(builder: Builder, node: Node) -> None:

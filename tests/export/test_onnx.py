@@ -284,6 +284,35 @@ def test_large_sums_do_not_saturate(tmp_path: Path) -> None:
         check(model, maker.images, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("low", [-14, -7, -2, 0, 6])
+@pytest.mark.parametrize("high", [0, 5, 12, 16, 22, 30])
+def test_adds_are_exact_however_far_the_steps_lie_apart(
+    low: int, high: int, tmp_path: Path
+) -> None:
+    """QLinearAdd rounds its constant term, and what exceeds 31 bits wraps around."""
+    rng = np.random.default_rng(0)
+    q = rng.integers(-300, 300, (2, 1, 64, 64)) * rng.choice([0, 1, 1], (2, 1, 64, 64))
+    images = (q * np.where(np.arange(64) < 32, 2.0**low, 2.0**high)).astype(np.float32)
+    cut: dict[str, Any] = {"axes": (3,), "steps": (1,)}
+    for zero_points in ((0, 0, 0), rng.integers(1, 256, 3)):
+        fine, coarse, target = (
+            Grid(2.0**exponent, int(zero_point), 8, 0, 255)
+            for exponent, zero_point in zip(
+                (low, high, 0), zero_points // np.array(2) * 2, strict=True
+            )
+        )
+        nodes = (
+            Node("x", "quantize", (INPUT,), fine),
+            Node("fine", "slice", ("x",), fine, {**cut, "starts": (0,), "ends": (32,)}),
+            Node("y", "quantize", (INPUT,), coarse),
+            Node("coarse", "slice", ("y",), coarse, {**cut, "starts": (32,), "ends": (64,)}),
+            Node("sum", "add", ("fine", "coarse"), target),
+            Node("logits", "flatten", ("sum",), target),
+        )
+        counts = check(IntegerModel(nodes, (1, 64, 64)), images, tmp_path / "model.onnx")
+        assert counts["off"] == 0
+
+
 def test_float_layers(tmp_path: Path) -> None:
     """W2A32 and W32A32, with everything that may lie between."""
     rng = np.random.default_rng(0)
