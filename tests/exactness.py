@@ -103,12 +103,11 @@ def check(network: QuantizedModel, images: Tensor, path: Path) -> Counter[str]:
         Way("torch", lambda x: _numpy(run_all(stored, torch.from_numpy(x))), exact=True),
     ]
     runners = {}
-    for profile in ("ort", "portable"):
-        file = path / f"{profile}.onnx"
-        onnx.save(model, file, profile=profile, force=True)
-        runners[profile] = OrtRunner(file, threads=1)
+    for profile, file in {"ort": "model.onnx", "portable": "portable.onnx"}.items():
+        onnx.save(model, path / file, profile=profile, force=True)
+        runners[profile] = OrtRunner(path / file, threads=1)
         ways.append(Way(profile, runners[profile].run_all, exact=True))
-    plain = OrtRunner(path / "ort.onnx", optimize=False, threads=1)
+    plain = OrtRunner(path / "model.onnx", optimize=False, threads=1)
     ways.append(Way("unoptimized", plain.run_all, exact=False))
     wanted = run(stored, pixels, keep=True)
     found = replay(stored, ways, [pixels])
