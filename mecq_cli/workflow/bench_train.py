@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -30,6 +29,7 @@ from mecq_cli.training.recipe import Recipe, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
+from mecq_cli.workflow.machine import cpu_name
 
 Step = Callable[[], object]
 
@@ -109,7 +109,7 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
         "compile": config.compile,
         "device": str(device),
         "machine": {
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

@@ -6,26 +6,12 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mecq_cli.errors import EnvironmentFailure
+from mecq_cli.workflow.plots import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {"fp32": "#9aa5b1", "static_int8": "#5b8db8", "mecq": "#d9622b", "ideal": "#f2c9b5"}
-
-
-def require() -> None:
-    """Check that a picture can be drawn.
-
-    Raises:
-        EnvironmentFailure: matplotlib is missing.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFailure(
-            "--plot: matplotlib is not installed; pip install 'mecq[report]'"
-        ) from error
 
 
 def draw(document: Mapping[str, Any]) -> bytes:

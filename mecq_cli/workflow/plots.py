@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,30 @@ from mecq_cli.errors import EnvironmentFailure
 from mecq_cli.storage import atomic_write
 
 
+def require() -> None:
+    """Check that a picture can be drawn.
+
+    Raises:
+        EnvironmentFailure: matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFailure(
+            "--plot: matplotlib is not installed; pip install 'mecq[report]'"
+        ) from error
+
+
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
     """A figure and its axes [rows, columns], in inches.
 
     Raises:
         EnvironmentFailure: matplotlib is missing.
     """
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EnvironmentFailure("pictures need matplotlib: pip install 'mecq[report]'") from error
+    require()
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
     rcParams["svg.hashsalt"] = "mecq"  # the same picture, the same bytes
     drawn = Figure(figsize=(width, height), layout="constrained")
     return drawn, drawn.subplots(rows, columns, squeeze=False)
@@ -28,8 +42,6 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
 
 def save(drawn: Any, path: Path) -> None:
     """Write a figure; its bytes depend neither on time nor on the machine."""
-    import io
-
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     atomic_write(path, buffer.getvalue(), force=True)
