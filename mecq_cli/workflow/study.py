@@ -54,6 +54,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "two views, stages 1, alignment only": _two(1.0, "stages", mec_term="alignment"),
     "two views, stages 3, alignment only": _two(3.0, "stages", mec_term="alignment"),
     "two views, stages 10, alignment only": _two(10.0, "stages", mec_term="alignment"),
+    "two views, stages 30, alignment only": _two(30.0, "stages", mec_term="alignment"),
     "two views, stages 1, grid": _two(1.0, "stages", mec_grid=4),
     "two views, stages 1, grid, alignment only": _two(
         1.0, "stages", mec_grid=4, mec_term="alignment"
@@ -70,6 +71,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "divergence and alignment, stages 10": _both(),
     "divergence and alignment, stages 30": _both(30.0),
     "divergence and alignment, stages 100": _both(100.0),
+    "divergence and alignment, stages 300": _both(300.0),
+    "divergence and alignment, stages 1000": _both(1000.0),
+    "divergence and alignment, stages 100, grid": _both(100.0, mec_grid=4),
+    "divergence and alignment, layers 100": _both(100.0, "layers"),
     "divergence and alignment, penultimate 10": _both(on="penultimate"),
     "divergence and alignment, stages 10, exact": _both(mec_estimator="exact"),
     "divergence and alignment, stages 10, taylor": _both(mec_estimator="taylor"),
