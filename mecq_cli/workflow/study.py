@@ -76,9 +76,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "divergence and alignment, stages 100, grid": _both(100.0, mec_grid=4),
     "divergence and alignment, layers 100": _both(100.0, "layers"),
     "divergence and alignment, penultimate 10": _both(on="penultimate"),
-    "divergence and alignment, stages 10, exact": _both(mec_estimator="exact"),
-    "divergence and alignment, stages 10, taylor": _both(mec_estimator="taylor"),
-    "divergence and alignment, stages 10, no distillation": _both(distill=False),
+    "divergence and alignment, stages 300, exact": _both(300.0, mec_estimator="exact"),
+    "divergence and alignment, stages 300, taylor": _both(300.0, mec_estimator="taylor"),
+    "divergence and alignment, stages 300, no distillation": _both(300.0, distill=False),
+    "divergence and alignment, stages 300, float residual": _both(300.0, residual_bits=32),
 }
 """Settings of each arm; all else is the default recipe."""
 
