@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
+from mecq_cli.entropy.pair import PairLengths, pair_lengths
 from mecq_cli.entropy.representation import centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
@@ -129,20 +130,34 @@ class EntropyRegularizer(nn.Module):
             length = self._length(name, normalise(centre(rows)), distortion)
             goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
             return distortion * (length - goal).abs(), length
-        quantized, full = normalise(standardise(rows)), normalise(standardise(fp_rows))
+        # Prepared as one: at these sizes what counts is the number of operations.
+        quantized, full = normalise(standardise(torch.stack((rows, fp_rows)))).unbind()
+        full = full.detach()
         disagreement = -(quantized * full).sum(1).mean()
         if term == "alignment":
             return disagreement, None
-        length = self._length(name, torch.cat([quantized, full], 1) * 0.5**0.5, distortion)
-        loss = -distortion * length
         if term == "divergence":
             # Jensen's gap of the concave logdet: the Jensen-Bregman LogDet divergence of the two
             # Gram matrices, zero where they are the same, whatever rotation lies between.
-            alone = self._length(f"{name}.quantized", quantized, distortion)
-            with torch.no_grad():
-                goal = self._length(f"{name}.fp", full, distortion)
+            length, alone, goal = self._pair(name, quantized, full, distortion)
             loss = distortion * (length - 0.5 * (alone + goal))
+        else:
+            length = self._length(name, _side_by_side(quantized, full), distortion)
+            loss = -distortion * length
         return loss + self.settings.align * disagreement, length
+
+    def _pair(self, name: str, quantized: Tensor, full: Tensor, distortion: float) -> PairLengths:
+        """Of both views and of each alone: at once where that is the mixture's answer anyway."""
+        names = (name, f"{name}.quantized", f"{name}.fp")
+        if self.settings.estimator != "taylor" and not self.settings.experts:
+            found = pair_lengths(quantized, full, distortion)
+            if found is not None:
+                for each in names if self.settings.estimator == "moe" else ():
+                    self.states.setdefault(each, MoeState()).record("exact")
+                return found
+        views = (_side_by_side(quantized, full), quantized, full)
+        lengths = [self._length(*pair, distortion) for pair in zip(names, views, strict=True)]
+        return PairLengths(*lengths)
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
         settings, options = self.settings, dict[str, Any]()
@@ -165,3 +180,8 @@ class EntropyRegularizer(nn.Module):
         """
         for name, state in stored.items():
             self.states.setdefault(name, MoeState()).load_state_dict(state)
+
+
+def _side_by_side(quantized: Tensor, full: Tensor) -> Tensor:
+    """Rows [m, 2 d] of both views; at length one if theirs are."""
+    return torch.cat([quantized, full], 1) * 0.5**0.5

@@ -31,16 +31,16 @@ def as_rows(features: Tensor, grid: int = 1) -> Tensor:
 
 
 def centre(z: Tensor) -> Tensor:
-    """Rows [m, d] minus their mean: the large common part of ReLU features carries nothing."""
-    return z - z.mean(0, keepdim=True)
+    """Rows [..., m, d] minus their mean: the large common part of ReLU features carries nothing."""
+    return z - z.mean(-2, keepdim=True)
 
 
 def normalise(z: Tensor) -> Tensor:
-    """Rows [m, d] at unit length; a row of zeros stays one."""
-    return F.normalize(z, dim=1, eps=1e-6)
+    """Rows [..., m, d] at unit length; a row of zeros stays one."""
+    return F.normalize(z, dim=-1, eps=1e-6)
 
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
-    """Columns [m, d] at mean 0 and variance 1, as a batch norm without affine part does."""
+    """Columns [..., m, d] at mean 0 and variance 1, as a batch norm without affine part does."""
     centred = centre(z)
-    return centred * torch.rsqrt(centred.square().mean(0, keepdim=True) + eps)
+    return centred * torch.rsqrt(centred.square().mean(-2, keepdim=True) + eps)
