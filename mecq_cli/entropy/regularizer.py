@@ -184,4 +184,5 @@ class EntropyRegularizer(nn.Module):
 
 def _side_by_side(quantized: Tensor, full: Tensor) -> Tensor:
     """Rows [m, 2 d] of both views; at length one if theirs are."""
-    return torch.cat([quantized, full], 1) * 0.5**0.5
+    both: Tensor = torch.cat([quantized, full], 1) * 0.5**0.5
+    return both

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def as_rows(features: Tensor, grid: int = 1) -> Tensor:
@@ -18,14 +21,14 @@ def as_rows(features: Tensor, grid: int = 1) -> Tensor:
     Returns:
         [N, d], or [N * cells, d] with a grid.
     """
-    if features.dim() == 3:
-        return features.float().mean(1)
     if features.dim() == 2:
         return features.float()
+    if features.dim() == 3:
+        return _position_mean(features, (1,))
     height, width = features.shape[2:]
     cells = (min(grid, height), min(grid, width))
     if cells == (1, 1):
-        return features.float().mean((2, 3))
+        return _position_mean(features, (2, 3))
     pooled = F.adaptive_avg_pool2d(features.float(), cells)
     return pooled.permute(0, 2, 3, 1).flatten(0, 2)
 
@@ -44,3 +47,32 @@ def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
     """Columns [..., m, d] at mean 0 and variance 1, as a batch norm without affine part does."""
     centred = centre(z)
     return centred * torch.rsqrt(centred.square().mean(-2, keepdim=True) + eps)
+
+
+def _position_mean(features: Tensor, positions: tuple[int, ...]) -> Tensor:
+    rows = _PositionMean.apply(features, positions)
+    assert isinstance(rows, Tensor)
+    return rows
+
+
+class _PositionMean(torch.autograd.Function):
+    """The mean over positions in float32, whose gradient is not written out for every position.
+
+    PyTorch's own fills a map with the gradient, in float32 and in the memory format that suits
+    nobody: for the maps of a ResNet-50 that took three times as long as the mean itself. Here it
+    is a view, in the map's own type.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, positions: tuple[int, ...]) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.positions = features.shape, features.dtype, positions
+        return features.mean(positions, dtype=torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        count = 1
+        for position in ctx.positions:
+            count *= ctx.shape[position]
+            gradient = gradient.unsqueeze(position)
+        return (gradient / count).to(ctx.dtype).expand(ctx.shape), None

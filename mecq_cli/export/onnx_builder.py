@@ -1,7 +1,7 @@
 """Collects the nodes and tensors of an ONNX graph, with names that lead back to the model.
 
 The last ONNX node of an operation carries the operation's name, the ones before it the name
-with a suffix after ``::``.
+with a suffix after ``::`` (in a file, `mecq_cli.export.onnx_compact` shortens these).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from onnx import TensorProto
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
+from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_products import emit_product
 from mecq_cli.integer.geometry import windows
@@ -58,7 +59,8 @@ def build(model: IntegerModel, *, tuned: bool) -> onnx.GraphProto:
     output = model.output
     if output.grid is not None:
         builder.emit("DequantizeLinear", [output.name, *builder.grid(output.grid)], FLOAT_LOGITS)
-    return builder.graph("batch")
+    graph = builder.graph("batch")
+    return compact(graph, [node.name for node in model.nodes]) if tuned else graph
 
 
 def _quantize(builder: Builder, node: Node) -> None:

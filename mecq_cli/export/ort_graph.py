@@ -18,7 +18,7 @@ _QGEMM_WITH_GRID = 9
 
 
 def float_nodes(graph: onnx.GraphProto) -> list[tuple[str, str]]:
-    """(name, type) of the nodes between the first and the last layer whose output is float.
+    """(output, type) of the nodes between the first and the last layer whose output is float.
 
     A DequantizeLinear that only a QuantizeLinear reads is one half of a requantization, and not
     counted.
@@ -36,7 +36,7 @@ def float_nodes(graph: onnx.GraphProto) -> list[tuple[str, str]]:
     layers = [index for index, node in enumerate(graph.node) if node.op_type in PRODUCTS]
     inner = graph.node[layers[0] + 1 : layers[-1]] if layers else []
     return [
-        (node.name, node.op_type)
+        (node.output[0], node.op_type)
         for node in inner
         if types[node.output[0]] == TensorProto.FLOAT
         and not (

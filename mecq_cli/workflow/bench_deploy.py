@@ -15,6 +15,7 @@ import torch
 
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
+from mecq_cli.export.onnx_compact import operations_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.ort_graph import float_nodes
 from mecq_cli.runs import resolve_target
@@ -54,6 +55,9 @@ def bench(config: DeployConfig, listener: Listener) -> dict[str, Any]:
             for arm, path in networks.files.items()
         }
         floats = float_nodes(graphs[MECQ])
+        names = [node.name for node in networks.integer.nodes]
+        owners = operations_of([output for output, _ in floats], names)
+        floats = [(name, op) for name, (_, op) in zip(owners, floats, strict=True)]
         if floats:
             listener.warn(_fallback(floats))
         machine = _machine()
@@ -102,7 +106,7 @@ def _fallback(floats: Sequence[tuple[str, str]]) -> str:
     """The operations that onnxruntime computes with floats, and as what."""
     operations: dict[str, list[str]] = {}
     for name, op in floats:
-        types = operations.setdefault(name.partition("::")[0] or "unnamed", [])
+        types = operations.setdefault(name, [])
         if op not in types:
             types.append(op)
     shown = [f"{name} ({', '.join(types)})" for name, types in list(operations.items())[:4]]

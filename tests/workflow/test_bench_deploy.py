@@ -59,7 +59,7 @@ def test_float_kernels_inside_are_told(tmp_path: Path) -> None:
     done = mecq("bench", "deploy", *flags, cwd=tmp_path)
     assert done.code == 0
     assert "warning: between the first and the last layer" in done.err
-    assert "conv1.dequantize (Cast, Mul)" in done.err
+    assert "conv1.dequantize (Cast, Mul, Transpose)" in done.err
     lines = done.out.splitlines()
     assert lines[0] == "resnet20_cifar, W2 A2, input 3x32x32, random weights"
     assert sum("static INT8" in line for line in lines) == 3  # times, size, kernels
