@@ -277,9 +277,6 @@ INLINE void tables8_tile(const int rows, const int wbits, const uint8_t *tables,
     for (int i = 0; i < rows; i++)
         for (int q = 0; q < wbits; q++)
             for (int h = 0; h < 4; h++) sum[i][q][h] = _mm512_setzero_si512();
-    __m512i even32[2][2], odd32[2][2];
-    (void)even32;
-    (void)odd32;
     int32_t total[2][64];
     memset(total, 0, sizeof total);
     for (int outer = 0; outer < groups; outer += 240) {
@@ -397,6 +394,22 @@ void pack_thirds(const uint8_t *codes, uint8_t *out, int rows, int K) {
     }
 }
 
+/* Rows of a product from a packed picture with a border: in u8 [count, side, side, bytes], out u8
+ * [count, outs, outs, size, size, bytes]. Copies 64 bytes at a time; both need 64 bytes behind. */
+void gather(const uint8_t *in, uint8_t *out, int count, int side, int outs, int stride, int size,
+            int bytes) {
+    int row = size * bytes;
+    for (int p = 0; p < count; p++, in += (int64_t)side * side * bytes)
+        for (int y = 0; y < outs; y++)
+            for (int x = 0; x < outs; x++)
+                for (int dy = 0; dy < size; dy++, out += row) {
+                    const uint8_t *from =
+                        in + ((int64_t)(y * stride + dy) * side + x * stride) * bytes;
+                    for (int i = 0; i < row; i += 64)
+                        _mm512_storeu_si512(out + i, _mm512_loadu_si512(from + i));
+                }
+}
+
 /* Sums int32 [rows, N] to codes u8 [rows, N]: times scale[n], plus shift[n], rounded, 0..most. */
 void requantize(const int32_t *sums, const float *scale, const float *shift, uint8_t *out, int rows,
                 int N, int most) {
@@ -412,26 +425,25 @@ void requantize(const int32_t *sums, const float *scale, const float *shift, uin
 
 /* ---- The innermost instructions alone ------------------------------------------------------ */
 
-#define REPEAT(STEP)                                                          \
-    for (int t = 0; t < times; t++) {                                         \
-        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) {               \
-            STEP;                                                             \
-            KEEP(x[i]);                                                       \
-        }                                                                     \
+#define REPEAT(STEP)                                      \
+    for (int t = 0; t < times; t++) {                     \
+        _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { \
+            STEP;                                         \
+            KEEP(x[i]);                                   \
+        }                                                 \
     }
 
 /* 12 * times steps in registers: 0 vpdpbusd; 1 and, vpopcntq, add; 2 vpermb, add. */
 void instructions(int kind, int times) {
     __m512i x[12], y = _mm512_set1_epi8(7);
     KEEP(y);
+#pragma GCC unroll 12
     for (int i = 0; i < 12; i++) x[i] = _mm512_set1_epi8((char)i);
     if (kind == 0) {
         REPEAT(x[i] = _mm512_dpbusd_epi32(x[i], y, y))
     } else if (kind == 1) {
-        REPEAT(__m512i z = y; KEEP(z);
-               x[i] = _mm512_add_epi64(x[i], _mm512_popcnt_epi64(_mm512_and_si512(z, y))))
+        REPEAT(x[i] = _mm512_add_epi64(x[i], _mm512_popcnt_epi64(_mm512_and_si512(x[i], y))))
     } else {
-        REPEAT(__m512i z = y; KEEP(z);
-               x[i] = _mm512_add_epi8(x[i], _mm512_permutexvar_epi8(z, y)))
+        REPEAT(x[i] = _mm512_add_epi8(x[i], _mm512_permutexvar_epi8(y, x[i])))
     }
 }

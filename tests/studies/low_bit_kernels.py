@@ -158,7 +158,9 @@ def planes(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Prod
     """Bit-serial: for each pair of bit planes and, population count, add."""
     rows, columns = _aligned(_padded(a, 64)), _padded(w, 64)
     m, (n, k) = len(rows), columns.shape
-    bits = np.stack([np.packbits(columns >> q & 1, axis=1, bitorder="little") for q in range(wbits)])
+    bits = np.stack(
+        [np.packbits(columns >> q & 1, axis=1, bitorder="little") for q in range(wbits)]
+    )
     words = bits.view(np.uint64).reshape(wbits, n // 32, 32, k // 64).transpose(0, 1, 3, 2)
     activations = _aligned(np.zeros((abits, m, k // 64), np.uint64))
     pack = _call(lib.pack_planes, rows, activations, m, k, abits)
@@ -201,6 +203,29 @@ def _patterns(columns: Codes, wbits: int) -> Codes:
     sixes = columns.reshape(n, k // 6, 6)
     powers = (1 << np.arange(6)).astype(np.uint8)
     return np.stack([((sixes >> q & 1) * powers).sum(-1, dtype=np.uint8) for q in range(wbits)])
+
+
+def gathered(
+    lib: ctypes.CDLL, picture: Codes, outs: int, stride: int, size: int
+) -> tuple[Callable[[], None], Codes]:
+    """Copies the pixels under each place of a kernel, from packed pictures with their border.
+
+    Args:
+        picture: u8 [count, side, side, bytes].
+        outs: height and width of the output.
+        stride: of the kernel.
+        size: height and width of the kernel.
+
+    Returns:
+        What does it, and u8 [count, outs, outs, size, size, bytes] where it goes.
+    """
+    count, side, _, width = picture.shape
+    shape = (count, outs, outs, size, size, width)
+    total = int(np.prod(shape))
+    source = _aligned(np.concatenate([picture.ravel(), np.zeros(64, np.uint8)]))
+    out = _aligned(np.zeros(total + 64, np.uint8))
+    run = _call(lib.gather, source, out, count, side, outs, stride, size, width)
+    return run, out[:total].reshape(shape)
 
 
 def requantized(lib: ctypes.CDLL, sums: Sums, abits: int) -> Callable[[], None]:
@@ -269,6 +294,7 @@ class Profiled:
         feed: its inputs.
         folder: where the profile goes.
         settings: entries of the session's configuration.
+        optimized: where to write what onnxruntime made of the graph.
     """
 
     def __init__(
@@ -277,12 +303,15 @@ class Profiled:
         feed: Mapping[str, NDArray[Any]],
         folder: Path,
         settings: Mapping[str, str] | None = None,
+        optimized: Path | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / f"profile{id(self)}")
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         for key, value in (settings or {}).items():
             options.add_session_config_entry(key, value)
         self._session = onnxruntime.InferenceSession(
@@ -295,16 +324,23 @@ class Profiled:
         outputs: list[NDArray[Any]] = self._session.run(None, self._feed)
         return outputs
 
-    def seconds(self) -> dict[tuple[str, str], float]:
-        """The least time of each operator, by its type and name. Ends the profile."""
+    def events(self) -> list[dict[str, Any]]:
+        """What onnxruntime noted of each call of an operator. Ends the profile."""
         path = Path(self._session.end_profiling())
         events = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
+        end = "_kernel_time"
+        return [
+            event | {"name": event["name"][: -len(end)]}
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith(end)
+        ]
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """The least time of each operator, by its type and name. Ends the profile."""
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for event in events:
-            name = event["name"]
-            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-                found[event["args"]["op_name"], name[: -len("_kernel_time")]].append(event["dur"])
+        for event in self.events():
+            found[event["args"]["op_name"], event["name"]].append(event["dur"])
         # Whole microseconds, so that 0 may stand there.
         return {key: 1e-6 * min(values) for key, values in found.items()}
 
@@ -476,7 +512,7 @@ def ceilings(lib: ctypes.CDLL) -> dict[str, float]:
     """GMAC/s of the innermost instructions alone, with nothing but registers."""
     times = 100_000
     runs = {kind: _call(lib.instructions, kind, times) for kind in range(3)}
-    seconds = least(runs, 12)
+    seconds = least(runs, 30)
     vpdpbusd, planes_, tables_ = (12 * times / seconds[kind] / 1e9 for kind in range(3))
     return {
         VNNI: 64 * vpdpbusd,
@@ -519,6 +555,7 @@ def kernels_on(
         "MatMulInteger": Profiled(*integer_matmul(shape), folder),
     }
     seconds = least(runs | {name: arm.run for name, arm in stock.items()}, rounds)
+    # Those of onnxruntime by its profile: without the changes of layout around a single operator.
     seconds.update(operator_seconds(stock, 0))
     return {
         "shape": shape,
@@ -562,43 +599,288 @@ class Network:
     """An export, loaded.
 
     Attributes:
+        name: of the model.
         profiled: its session.
         layers: convolutions but the first and those by groups (depthwise).
-        first: name of the first convolution.
-        grouped: names of convolutions by groups.
+        kinds: what other convolutions are, by name: "first" or "depthwise".
     """
 
+    name: str
     profiled: Profiled
     layers: list[Layer]
-    first: str
-    grouped: list[str]
+    kinds: dict[str, str]
 
 
 def network(name: str, folder: Path) -> Network:
     """The export W2 A2 of a model with random weights; 224 x 224 pixels, batch 1."""
+    folder = folder / name.replace("/", "_")
     folder.mkdir(parents=True)
     config = DeployConfig(target=name, wbits=2, abits=2, calibration_images=2)
     made = build(config, resolve_target(name), folder, Listener())
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    path = str(made.files[MECQ])
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: made.images[:1]}
-    graph = onnx.load(options.optimized_model_filepath).graph
+    path, optimized = str(made.files[MECQ]), folder / "optimized.onnx"
+    feed = {onnx.load(path).graph.input[0].name: made.images[:1]}
+    once = Profiled(path, feed, folder, optimized=optimized)
+    once.run()
+    pixels = {event["name"]: _pixels(event["args"]) for event in once.events()}
+    graph = onnx.load(optimized).graph
     shapes = {item.name: tuple(item.dims) for item in graph.initializer}
-    layers, grouped, convolutions = [], [], []
-    sizes = _sizes(graph, session, feed)
+    layers: list[Layer] = []
+    kinds: dict[str, str] = {}
     for node in graph.node:
         if node.op_type != "QLinearConv":
             continue
-        convolutions.append(node.name)
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         columns, channels, *kernel = shapes[node.input[3]]
-        if attributes.get("group", 1) > 1:
-            grouped.append(node.name)
-        elif len(convolutions) > 1:
-            before, after = sizes[node.input[0]], sizes[node.output[0]]
+        groups = {a.name: a.i for a in node.attribute}.get("group", 1)
+        if groups > 1:
+            kinds[node.name] = "depthwise"
+        elif not kinds:
+            kinds[node.name] = "first"
+        else:
+            inputs, outputs = pixels[node.name]
             taps = int(np.prod(kernel))
-            layers.append(Layer(node.name, after, before, channels, columns, taps))
-    return Network(Profiled(path, feed, folder), layers, convolutions[0], grouped)
+            layers.append(Layer(node.name, outputs, inputs, channels, columns, taps))
+    return Network(name, Profiled(path, feed, folder), layers, kinds)
+
+
+def _pixels(event: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the first input and of the output, if they are [1, H, W, C]."""
+    first = [next(iter(item.values())) for item in event["input_type_shape"][:1]]
+    last = [next(iter(item.values())) for item in event["output_type_shape"][:1]]
+    sizes = [int(np.prod(shape[1:-1])) if len(shape) == 4 else 0 for shape in (*first, *last)]
+    return (sizes[0], sizes[-1]) if sizes else (0, 0)
+
+
+SCHEMES = {
+    "W2 A2": ("W2 A2 planes", "W2 A2 tables"),
+    "W1 A2": ("W1 A2 planes", "W1 A2 tables"),
+    "W1 A1": ("W1 A1 planes", "W1 A1 tables"),
+    "W8 A8": (VNNI,),
+}
+"""Kernels that compute it; the last one is no low-bit scheme, but our own 8-bit kernel."""
+
+MULTIPLES = {"planes": 64, "tables": 6, "vpdpbusd": 4}
+
+
+def estimate(lib: ctypes.CDLL, networks: Sequence[Network], rounds: int) -> list[dict[str, Any]]:
+    """What whole networks would gain, if each layer took the fastest kernel there is.
+
+    "products alone" counts a layer's product, with operands packed and in cache. "with all around"
+    adds packing of its input, copies of the pixels under the kernel and requantization, each as a
+    pass of its own. Where onnxruntime is faster it stays.
+    """
+    runs: dict[Any, Callable[[], object]] = {}
+    for net in networks:
+        runs[net.name] = net.profiled.run
+        for layer in net.layers:
+            for arm, key in _kernels(layer):
+                if ("run", *key) not in runs:
+                    _add(lib, runs, arm, layer, key)
+    seconds = least(runs, rounds)
+    return [_estimate(net, net.profiled.seconds(), seconds) for net in networks]
+
+
+def _kernels(layer: Layer) -> list[tuple[str, tuple[Any, ...]]]:
+    """Arms, and what tells their measurements apart."""
+    arms = [arm for arms in SCHEMES.values() for arm in arms]
+    return [
+        (arm, (arm, layer.product(MULTIPLES[arm.split()[-1]]), layer.inputs, layer.channels))
+        for arm in arms
+    ]
+
+
+def _add(
+    lib: ctypes.CDLL,
+    runs: dict[Any, Callable[[], object]],
+    arm: str,
+    layer: Layer,
+    key: tuple[Any, ...],
+) -> None:
+    wbits, abits, make = ARMS[arm]
+    product = make(lib, *operands(key[1], wbits, abits))
+    runs["run", *key] = product.run
+    runs["after", *key] = requantized(lib, product.sums, abits)
+    picture = (layer.inputs, 64, layer.channels)
+    pack = make(lib, *operands(picture, wbits, abits)).pack
+    if pack is None:
+        return
+    runs["pack", *key] = pack
+    side, outs, size = (round(x**0.5) for x in (layer.inputs, layer.pixels, layer.taps))
+    stride = -(-side // outs)
+    if size > 1 or stride > 1:
+        planar = arm.endswith("planes")
+        count, width = (abits, key[1][2] // 8) if planar else (1, key[1][2] // 3)
+        border = np.zeros((count, side + size - 1, side + size - 1, width // layer.taps), np.uint8)
+        runs["gather", *key] = gathered(lib, border, outs, stride, size)[0]
+
+
+def _estimate(
+    net: Network, operators: Mapping[tuple[str, str], float], seconds: Mapping[Any, float]
+) -> dict[str, Any]:
+    stock = {name: t for (kind, name), t in operators.items() if kind == "QLinearConv"}
+    total = sum(operators.values())
+    eligible = sum(stock[layer.name] for layer in net.layers)
+    shares = {
+        "low-bit convolutions": eligible / total,
+        "first convolution": sum(stock[n] for n, k in net.kinds.items() if k == "first") / total,
+        "depthwise convolutions": sum(stock[n] for n, k in net.kinds.items() if k == "depthwise")
+        / total,
+        "last layer": sum(t for (kind, _), t in operators.items() if kind == "QGemm") / total,
+    }
+    shares["all else"] = 1 - sum(shares.values())
+    gains = {}
+    for scheme, arms in SCHEMES.items():
+        bare = whole = total
+        replaced = 0
+        for layer in net.layers:
+            keys = [key for arm, key in _kernels(layer) if arm in arms]
+            now = stock[layer.name]
+            product = min(seconds["run", *key] for key in keys)
+            bare -= max(0.0, now - product)
+            full = min(
+                sum(seconds.get((part, *key), 0.0) for part in ("run", "pack", "gather", "after"))
+                for key in keys
+            )
+            whole -= max(0.0, now - full)
+            replaced += full < now
+        gains[scheme] = {
+            "products alone": total / bare,
+            "with all around": total / whole,
+            "layers replaced": replaced,
+        }
+    return {
+        "network": net.name,
+        "ms": 1e3 * total,
+        "shares": shares,
+        # Amdahl: x * (1 - share + share / needed) = 1 with x the goal.
+        "limit": total / (total - eligible),
+        "needed": _needed(eligible / total),
+        "layers": len(net.layers),
+        "gmacs": sum(_macs(layer) for layer in net.layers) / 1e9,
+        "stock GMAC/s": sum(_macs(layer) for layer in net.layers) / eligible / 1e9,
+        "gains": gains,
+    }
+
+
+def _macs(layer: Layer) -> int:
+    return layer.pixels * layer.columns * layer.channels * layer.taps
+
+
+def _needed(share: float) -> float | None:
+    """How many times faster a share of the time must become for `GOAL`; None: it cannot."""
+    left = 1 / GOAL - (1 - share)
+    return share / left if left > 0 else None
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def study(progress: Callable[[str], None]) -> dict[str, Any]:
+    """All measurements, as docs/kernels.md shows them."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lib = compile_kernels(folder)
+        progress("networks: building")
+        networks = [network(model, folder) for model in NETWORKS]
+        progress("networks: measuring")
+        wholes = estimate(lib, networks, 15)
+        progress("kernels")
+        kernels = [kernels_on(lib, shape, folder, 20) for shape in CONVOLUTIONS]
+        top = ceilings(lib)
+        progress("operators of onnxruntime")
+        operators = [
+            {"shape": shape, "us": {k: 1e6 * v for k, v in found.items()}}
+            for shape in LINEAR + POINTWISE
+            for found in [operator_seconds(onnxruntime_arms(shape, folder), 10)]
+        ]
+    machine = {
+        "cpu": cpu_name(),
+        "integer_instructions": integer_instructions(),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "machine": machine,
+        "networks": wholes,
+        "kernels": kernels,
+        "ceilings": top,
+        "operators": operators,
+    }
+
+
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *body, ""])
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """The tables of docs/kernels.md, from what `study` returns."""
+    networks, kernels = result["networks"], result["kernels"]
+    parts = [f"{key}: {value}\n" for key, value in result["machine"].items()]
+    shares = list(networks[0]["shares"])
+    rows = [["network", "ms", *shares, "limit, x", "needed, x", "GMAC/s"]]
+    for net in networks:
+        needed = "never" if net["needed"] is None else f"{net['needed']:.2f}"
+        percent = (f"{100 * net['shares'][share]:.1f} %" for share in shares)
+        end = (f"{net['limit']:.2f}", needed, f"{net['stock GMAC/s']:.0f}")
+        rows.append([net["network"], f"{net['ms']:.2f}", *percent, *end])
+    parts.append(_rows(rows))
+    shapes = ["x".join(map(str, item["shape"])) for item in kernels]
+    rows = [["kernel", "MAC / instruction", "ceiling", *shapes, "x vpdpbusd"]]
+    for name in [*ARMS, "QLinearConv", "MatMulInteger"]:
+        speeds = [rates(item["shape"], 1e-6 * item["us"][name]) for item in kernels]
+        ratios = [item["us"][VNNI] / item["us"][name] for item in kernels]
+        theory = f"{1 / INSTRUCTIONS[name]:.0f}" if name in INSTRUCTIONS else ""
+        ceiling = f"{result['ceilings'][name]:.0f}" if name in INSTRUCTIONS else ""
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append([name, theory, ceiling, *(f"{x:.0f}" for x in speeds), spread])
+    parts.append(_rows(rows))
+    rows = [["microseconds", *shapes]]
+    for name in ("pack planes", "pack tables", "requantize", "W2 A2 tables", VNNI):
+        rows.append([name, *(f"{item['us'][name]:.1f}" for item in kernels)])
+    parts.append(_rows(rows))
+    wrong = [name for item in kernels for name in item["wrong"]]
+    parts.append(f"not exact: {', '.join(wrong) or 'none'}\n")
+    names = dict.fromkeys(name for item in result["operators"] for name in item["us"])
+    rows = [["operator, GMAC/s", *("x".join(map(str, o["shape"])) for o in result["operators"])]]
+    for name in names:
+        cells = [
+            f"{rates(o['shape'], 1e-6 * max(o['us'][name], 0.5)):.1f}" if name in o["us"] else ""
+            for o in result["operators"]
+        ]
+        rows.append([name, *cells])
+    parts.append(_rows(rows))
+    rows = [["network", "scheme", *networks[0]["gains"]["W2 A2"]]]
+    for net in networks:
+        for scheme, gain in net["gains"].items():
+            alone, whole, replaced = gain.values()
+            count = f"{replaced} of {net['layers']}"
+            rows.append([net["network"], scheme, f"{alone:.2f}", f"{whole:.2f}", count])
+    parts.append(_rows(rows))
+    return "\n".join(parts)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main() -> int:
+    """Exit code 0; 1 if a kernel was not exact, 2 if this machine cannot run the study."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    options = parser.parse_args()
+    try:
+        result = study(_say)
+    except Unavailable as reason:
+        sys.stderr.write(f"cannot run: {reason}\n")
+        return 2
+    sys.stdout.write(report(result))
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return int(any(not item["exact"] for item in result["kernels"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
