@@ -429,7 +429,7 @@ void requantize(const int32_t *sums, const float *scale, const float *shift, uin
     for (int t = 0; t < times; t++) {                     \
         _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) { \
             STEP;                                         \
-            KEEP(x[i]);                                   \
+            __asm__ volatile("" : "+v"(x[i]));            \
         }                                                 \
     }
 
