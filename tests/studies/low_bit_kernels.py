@@ -101,8 +101,8 @@ def _cpu_flags() -> set[str]:
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy that begins at a multiple of 64 bytes."""
-    raw = np.zeros(array.nbytes + 64, np.uint8)
+    """A copy that begins at a multiple of 64 bytes, with 64 more behind it."""
+    raw = np.zeros(array.nbytes + 128, np.uint8)
     start = -raw.ctypes.data % 64
     out = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     out[...] = array
@@ -137,11 +137,13 @@ class Product:
         run: computes the product once.
         sums: int32 [M, N] where it goes.
         pack: what has to happen to activations before; None where codes are used as they are.
+        activations: where it puts them; else the codes.
     """
 
     run: Callable[[], None]
     sums: Sums
     pack: Callable[[], None] | None
+    activations: NDArray[Any]
 
 
 def vnni(lib: ctypes.CDLL, a: Codes, w: Codes) -> Product:
@@ -150,8 +152,8 @@ def vnni(lib: ctypes.CDLL, a: Codes, w: Codes) -> Product:
     m, (n, k) = len(rows), columns.shape
     packed = columns.reshape(n // 64, 64, k // 4, 4).transpose(0, 2, 1, 3)
     out = _aligned(np.zeros((m, n), np.int32))
-    run = _call(lib.gemm_vnni, _aligned(rows), _aligned(packed.astype(np.int8)), out, m, n, k)
-    return Product(run, out, None)
+    rows, weights = _aligned(rows), _aligned(packed.astype(np.int8))
+    return Product(_call(lib.gemm_vnni, rows, weights, out, m, n, k), out, None, rows)
 
 
 def planes(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Product:
@@ -167,7 +169,7 @@ def planes(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Prod
     pack()
     out = _aligned(np.zeros((m, n), np.int32))
     run = _call(lib.gemm_planes, activations, _aligned(words), out, m, n, k, abits, wbits)
-    return Product(run, out, pack)
+    return Product(run, out, pack, activations)
 
 
 def tables(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Product:
@@ -183,7 +185,7 @@ def tables(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Prod
     pack()
     out = _aligned(np.zeros((m, n), np.int32))
     run = _call(lib.gemm_tables, activations, packed, out, m, n, k, abits, wbits, vectors)
-    return Product(run, out, pack)
+    return Product(run, out, pack, activations)
 
 
 def tables8(lib: ctypes.CDLL, a: Codes, w: Codes, wbits: int) -> Product:
@@ -194,7 +196,8 @@ def tables8(lib: ctypes.CDLL, a: Codes, w: Codes, wbits: int) -> Product:
     packed = _aligned(patterns.transpose(1, 3, 0, 2))
     scratch = _aligned(np.zeros((k // 6, 2, 2, 64), np.uint8))
     out = _aligned(np.zeros((m, n), np.int32))
-    return Product(_call(lib.gemm_tables8, rows, packed, out, m, n, k, wbits, scratch), out, None)
+    run = _call(lib.gemm_tables8, rows, packed, out, m, n, k, wbits, scratch)
+    return Product(run, out, None, rows)
 
 
 def _patterns(columns: Codes, wbits: int) -> Codes:
@@ -206,7 +209,12 @@ def _patterns(columns: Codes, wbits: int) -> Codes:
 
 
 def gathered(
-    lib: ctypes.CDLL, picture: Codes, outs: int, stride: int, size: int
+    lib: ctypes.CDLL,
+    picture: Codes,
+    outs: int,
+    stride: int,
+    size: int,
+    out: NDArray[Any] | None = None,
 ) -> tuple[Callable[[], None], Codes]:
     """Copies the pixels under each place of a kernel, from packed pictures with their border.
 
@@ -215,6 +223,7 @@ def gathered(
         outs: height and width of the output.
         stride: of the kernel.
         size: height and width of the kernel.
+        out: where to copy them, if not into a new array; 64 bytes behind it get lost.
 
     Returns:
         What does it, and u8 [count, outs, outs, size, size, bytes] where it goes.
@@ -222,10 +231,10 @@ def gathered(
     count, side, _, width = picture.shape
     shape = (count, outs, outs, size, size, width)
     total = int(np.prod(shape))
-    source = _aligned(np.concatenate([picture.ravel(), np.zeros(64, np.uint8)]))
-    out = _aligned(np.zeros(total + 64, np.uint8))
-    run = _call(lib.gather, source, out, count, side, outs, stride, size, width)
-    return run, out[:total].reshape(shape)
+    place = _aligned(np.zeros(total, np.uint8)) if out is None else out.reshape(-1).view(np.uint8)
+    assert place.size == total
+    run = _call(lib.gather, _aligned(picture), place, count, side, outs, stride, size, width)
+    return run, place.reshape(shape)
 
 
 def requantized(lib: ctypes.CDLL, sums: Sums, abits: int) -> Callable[[], None]:
@@ -675,7 +684,8 @@ def estimate(lib: ctypes.CDLL, networks: Sequence[Network], rounds: int) -> list
     "products alone" counts a layer's product, with operands packed and in a near cache. "all
     around" adds packing of the layer's input, copies of the pixels under the kernel and
     requantization, each as a pass of its own; "far" has the product's operands come from memory or
-    a farther cache besides. Where onnxruntime is faster it stays.
+    a farther cache besides. "in order" times all layers of a network as they follow each other.
+    Where onnxruntime is faster it stays.
     """
     runs: dict[Any, Callable[[], object]] = {}
     for net in networks:
@@ -685,7 +695,14 @@ def estimate(lib: ctypes.CDLL, networks: Sequence[Network], rounds: int) -> list
                 if ("run", *key) not in runs:
                     _add(lib, runs, arm, layer, key)
     cold, warm = least(runs, rounds)
-    return [_estimate(net, net.profiled.seconds(), cold, warm) for net in networks]
+    found = []
+    for net in networks:
+        operators = net.profiled.seconds()
+        chains = _in_order(lib, net, {name: t for (_, name), t in operators.items()}, warm)
+        _, times = least({scheme: chain for scheme, (_, chain) in chains.items()}, rounds)
+        whole = {scheme: kept + times[scheme] for scheme, (kept, _) in chains.items()}
+        found.append(_estimate(net, operators, cold, warm, whole))
+    return found
 
 
 def _kernels(layer: Layer) -> list[tuple[str, tuple[Any, ...]]]:
@@ -704,22 +721,62 @@ def _add(
     layer: Layer,
     key: tuple[Any, ...],
 ) -> None:
+    runs.update({(part, *key): run for part, run in _parts(lib, arm, layer).items()})
+
+
+def _parts(lib: ctypes.CDLL, arm: str, layer: Layer) -> dict[str, Callable[[], None]]:
+    """What a layer does, in its order."""
     wbits, abits, make = ARMS[arm]
-    product = make(lib, *operands(key[1], wbits, abits))
-    runs["run", *key] = product.run
-    runs["after", *key] = requantized(lib, product.sums, abits)
-    picture = (layer.inputs, 64, layer.channels)
-    pack = make(lib, *operands(picture, wbits, abits)).pack
-    if pack is None:
-        return
-    runs["pack", *key] = pack
+    shape = layer.product(MULTIPLES[arm.split()[-1]])
+    product = make(lib, *operands(shape, wbits, abits))
+    parts: dict[str, Callable[[], None]] = {}
     side, outs, size = (round(x**0.5) for x in (layer.inputs, layer.pixels, layer.taps))
     stride = -(-side // outs)
-    if size > 1 or stride > 1:
-        planar = arm.endswith("planes")
-        count, width = (abits, key[1][2] // 8) if planar else (1, key[1][2] // 3)
-        border = np.zeros((count, side + size - 1, side + size - 1, width // layer.taps), np.uint8)
-        runs["gather", *key] = gathered(lib, border, outs, stride, size)[0]
+    if product.pack is not None and size == 1 and stride == 1:
+        parts["pack"] = product.pack
+    elif product.pack is not None:
+        picture = (layer.inputs, 64, layer.channels)
+        pack = make(lib, *operands(picture, wbits, abits)).pack
+        assert pack is not None
+        count = abits if arm.endswith("planes") else 1
+        width = product.activations.nbytes // (count * layer.pixels * layer.taps)
+        border = np.zeros((count, side + size - 1, side + size - 1, width), np.uint8)
+        gather = gathered(lib, border, outs, stride, size, product.activations)[0]
+        parts |= {"pack": pack, "gather": gather}
+    parts["run"] = product.run
+    parts["after"] = requantized(lib, product.sums, abits)
+    return parts
+
+
+def _chain(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _in_order(
+    lib: ctypes.CDLL, net: Network, stock: Mapping[str, float], warm: Mapping[Any, float]
+) -> dict[str, tuple[float, Callable[[], None]]]:
+    """Of each scheme all layers in a row, each with weights of its own: by the kernel that was the
+    fastest alone. Beside it the seconds of those where onnxruntime was faster still."""
+    chains = {}
+    for scheme, arms in SCHEMES.items():
+        kept, calls = 0.0, []
+        for layer in net.layers:
+            times = {
+                arm: sum(warm.get((part, *key), 0.0) for part in ("pack", "gather", "run", "after"))
+                for arm, key in _kernels(layer)
+                if arm in arms
+            }
+            arm = min(times, key=lambda name: times[name])
+            if times[arm] < stock[layer.name]:
+                calls += list(_parts(lib, arm, layer).values())
+            else:
+                kept += stock[layer.name]
+        chains[scheme] = kept, _chain(calls)
+    return chains
 
 
 def _estimate(
@@ -727,6 +784,7 @@ def _estimate(
     operators: Mapping[tuple[str, str], float],
     cold: Mapping[Any, float],
     warm: Mapping[Any, float],
+    in_order: Mapping[str, float],
 ) -> dict[str, Any]:
     stock = {name: t for (kind, name), t in operators.items() if kind == "QLinearConv"}
     total = sum(operators.values())
@@ -760,6 +818,7 @@ def _estimate(
             "products alone": total / bare,
             "all around, near": total / near,
             "all around, far": total / far,
+            "in order": total / (total - eligible + in_order[scheme]),
             "layers replaced": replaced,
         }
     return {
