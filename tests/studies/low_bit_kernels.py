@@ -177,6 +177,7 @@ def tables(lib: ctypes.CDLL, a: Codes, w: Codes, abits: int, wbits: int) -> Prod
     choose from it."""
     rows, columns = _aligned(_padded(a, 6)), _padded(w, 6)
     m, (n, k) = len(rows), columns.shape
+    assert k * ((1 << abits) - 1) * ((1 << wbits) - 1) < 1 << 16, "sums are of 16 bits"
     vectors = max(v for v in ((1, 2, 4) if wbits == 1 else (1, 2)) if n % (64 * v) == 0)
     patterns = _patterns(columns, wbits).reshape(wbits, n // (64 * vectors), vectors, 64, k // 6)
     packed = _aligned(patterns.transpose(1, 4, 2, 0, 3))
@@ -287,7 +288,7 @@ def prepare(lib: ctypes.CDLL, arm: str, shape: Shape, seed: int = 0) -> tuple[Pr
     """The product of random codes, and what it must be: int32 [M, N]."""
     wbits, abits, make = ARMS[arm]
     a, w = operands(shape, wbits, abits, seed)
-    # Exact: all sums stay below 2**24 with the bits and sizes used here, or go by float64.
+    # float64 holds all of these sums exactly.
     right = np.rint(a.astype(np.float64) @ w.T.astype(np.float64)).astype(np.int32)
     return make(lib, a, w), right
 
