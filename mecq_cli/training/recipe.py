@@ -22,7 +22,7 @@ WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 """At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
 
-MEC_DEFAULTS = {"divergence": (30.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
+MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
 
 COMPILE_FROM = 600
