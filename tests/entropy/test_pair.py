@@ -13,7 +13,8 @@ from mecq_cli.entropy.pair import WIDEST_SIDE, pair_lengths
 
 
 def side_by_side(first: Tensor, second: Tensor) -> Tensor:
-    return torch.cat((first, second), 1) * 0.5**0.5
+    both: Tensor = torch.cat((first, second), 1) * 0.5**0.5
+    return both
 
 
 def views(samples: int, features: int, rank: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -90,5 +91,6 @@ def test_the_divergence_does_not_depend_on_the_way(shape: tuple[int, int]) -> No
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, z)[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    cosine = torch.nn.functional.cosine_similarity(*(g.flatten() for g in gradients), dim=0)
+    one, other = (gradient.flatten() for gradient in gradients)
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0)
     assert cosine > 0.999

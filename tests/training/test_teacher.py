@@ -26,7 +26,8 @@ class Small(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)) + x)
         x = torch.relu(self.bn3(self.hidden(x.mean((2, 3)))))
-        return self.fc(self.drop(x))
+        logits: torch.Tensor = self.fc(self.drop(x))
+        return logits
 
 
 def test_the_teacher_is_the_network_in_evaluation() -> None:
@@ -38,6 +39,8 @@ def test_the_teacher_is_the_network_in_evaluation() -> None:
         ):
             norm.weight.normal_()  # negative ones too
             norm.bias.normal_()
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.1, 3.0)
     network.eval().requires_grad_(False)
