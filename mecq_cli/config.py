@@ -34,6 +34,7 @@ from mecq_cli.settings import (
     Count,
     CountOrZero,
     CropPct,
+    DataName,
     Experts,
     Fraction,
     Name,
@@ -46,6 +47,7 @@ from mecq_cli.settings import (
     Share,
     Sites,
     UserPath,
+    absolute_data,
     label_of,
     validated,
 )
@@ -87,7 +89,8 @@ class QuantizeConfig(Settings):
     Attributes:
         model: timm name, "torchvision/NAME" or one of our CIFAR ResNets.
         wbits, abits: bits of weights and activations, 1 to 8, or 32 for float.
-        data: image folder with a training and an evaluation split.
+        data: images with a training and an evaluation split: a folder, tar files, wds/PATH or
+            hfds/NAME (see mecq_cli.data.sources).
         checkpoint: weights to start from; else the library's pretrained ones.
         pretrained: False starts from random weights.
         reset_classifier: replace a classifier whose size does not fit the data.
@@ -129,7 +132,7 @@ class QuantizeConfig(Settings):
     model: Name
     wbits: Bits
     abits: Bits
-    data: UserPath
+    data: DataName
     checkpoint: UserPath | None = None
     pretrained: bool = True
     reset_classifier: bool = False
@@ -186,7 +189,7 @@ class EvalConfig(Settings):
     """What ``mecq eval`` does. ``target`` None is the latest run, ``data`` None its data."""
 
     target: str | None = None
-    data: UserPath | None = None
+    data: DataName | None = None
     checkpoint: UserPath | None = None
     pretrained: bool = True
     split: Name | None = None
@@ -218,7 +221,7 @@ class ExportConfig(Settings):
     profile: Literal["ort", "portable", "qonnx"] | None = None
     verify: bool | None = None
     output: UserPath | None = None
-    data: UserPath | None = None
+    data: DataName | None = None
     images: Count = 256
     force: bool = False
 
@@ -366,6 +369,7 @@ def to_toml(config: QuantizeConfig) -> str:
     for key, value in values.items():
         if isinstance(value, Path):
             values[key] = str(value.absolute())
+    values["data"] = absolute_data(config.data)
     # TOML wants tables after the plain keys, and `layers` is the last field.
     return tomli_w.dumps(values)
 

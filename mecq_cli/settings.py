@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mecq_cli.errors import UsageError
 
@@ -57,6 +57,39 @@ Sites = Annotated[str, _joined(*SITES)]
 EXPERTS = ("linear", "head_order1", "head_order2", "centred", "chebyshev", "exact")
 Experts = Annotated[str, _joined("all", *EXPERTS)]
 UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+
+DATA_PREFIXES = ("tar", "wds", "hfds", "hfids", "tfds")
+
+
+def split_data_name(data: str) -> tuple[str, str]:
+    """(prefix, rest) of what ``--data`` says: ("wds", "shards"); the prefix may be empty."""
+    prefix, slash, rest = data.partition("/")
+    return (prefix.lower(), rest) if slash and prefix.lower() in DATA_PREFIXES else ("", data)
+
+
+def _local(data: Any) -> Any:
+    """Paths as text, "~" expanded."""
+    if not isinstance(data, (str, Path)):
+        return data
+    prefix, rest = split_data_name(str(data))
+    if rest.startswith("~"):
+        rest = str(Path(rest).expanduser())
+    return f"{prefix}/{rest}" if prefix else rest
+
+
+def absolute_data(data: str) -> str:
+    """The same data set, named so that it does not matter from where."""
+    prefix, rest = split_data_name(data)
+    # A name on the Hugging Face Hub is no path.
+    if prefix in ("hfids", "tfds") or (prefix == "hfds" and not Path(rest).exists()):
+        return data
+    return f"{prefix}/{Path(rest).absolute()}" if prefix else str(Path(rest).absolute())
+
+
+DataName = Annotated[
+    str, BeforeValidator(_local), _within("a folder, a .tar file, wds/PATH or hfds/NAME", bool)
+]
+"""See mecq_cli.data.sources."""
 
 
 class Settings(BaseModel):

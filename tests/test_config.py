@@ -156,7 +156,7 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_to_change_them(tmp_pat
     assert resolve(None, {**resuming, "amp": "auto"})[0].amp == "bf16"
 
     moved, origins = resolve(None, {**FLAGS, **resuming, "data": tmp_path, "workers": 2})
-    assert (moved.data, moved.workers, origins["wbits"]) == (tmp_path, 2, "flag")
+    assert (moved.data, moved.workers, origins["wbits"]) == (str(tmp_path), 2, "flag")
 
     with pytest.raises(UsageError, match=r"--lr: got 0.1, but .* was started with 0.02; leave"):
         resolve(None, {**resuming, "lr": 0.1})

@@ -85,8 +85,8 @@ def deploy(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Images to calibrate with (default: synthetic ones)."),
+        str | None,
+        typer.Option(metavar="DATA", help="Images to calibrate with (default: synthetic ones)."),
     ] = None,
     calibration_images: Annotated[
         int | None, typer.Option(metavar="N", help="How many (default 32).")

@@ -18,7 +18,7 @@ def mec(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for mecq quantize.")],
     wbits: Annotated[int, typer.Option(metavar="W", help="Bits of the weights.")],
     abits: Annotated[int, typer.Option(metavar="A", help="Bits of the activations.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Image folder with train/.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Images, as in mecq quantize.")],
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Keeps the runs; started again, it goes on.")
     ],

@@ -22,8 +22,10 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Image folder (default: the data of the run)."),
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Images, as in mecq quantize (default: the data of the run)."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,

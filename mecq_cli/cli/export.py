@@ -53,8 +53,8 @@ def export(
         typer.Option("--output", "-o", metavar="FILE", help="Default: model.onnx in the run."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Images to verify on (default: the data of the run)."),
+        str | None,
+        typer.Option(metavar="DATA", help="Images to verify on (default: the data of the run)."),
     ] = None,
     images: Annotated[
         int | None, typer.Option(metavar="N", help="How many to verify on (default 256).")

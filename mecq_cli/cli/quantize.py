@@ -61,10 +61,11 @@ def quantize(
         ),
     ] = None,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR",
-            help="Image folder: train/ and val/, each with a folder a class.",
+            metavar="DATA",
+            help="Folder with train/ and val/, each with a folder a class; or tar files, "
+            "wds/PATH, hfds/NAME.",
             rich_help_panel=_DATA,
         ),
     ] = None,

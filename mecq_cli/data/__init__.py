@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 from mecq_cli.data.augmentation import SMALL
-from mecq_cli.data.folder import (
-    Split,
-    find_splits,
-    hold_out,
-    limit_per_class,
-    open_evaluation,
-    open_split,
-    open_training,
-)
 from mecq_cli.data.images import read_image, scan
 from mecq_cli.data.loader import (
     Batch,
@@ -21,6 +12,8 @@ from mecq_cli.data.loader import (
     normalize,
     train_batches,
 )
+from mecq_cli.data.sources import find_splits, open_evaluation, open_split, open_training
+from mecq_cli.data.split import Split, hold_out, limit_per_class
 
 __all__ = [
     "SMALL",

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mecq_cli.data.folder import Split
+from mecq_cli.data.split import Encoded, Split
 from mecq_cli.errors import DataError
 from mecq_cli.events import Listener
 
@@ -50,7 +50,7 @@ class Unreadable:
     message: str
 
 
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str] | Encoded) -> NDArray[np.uint8]:
     """Pixels uint8 [H, W, 3], RGB.
 
     Raises:
@@ -60,13 +60,13 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return np.array(open_rgb(path), dtype=np.uint8)
 
 
-def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
+def open_rgb(path: str | os.PathLike[str] | Encoded) -> Image.Image:
     """As `read_image`, but a Pillow image of mode RGB, decoded and detached from its file."""
     with _opened(path) as image:
         return _to_rgb(image)
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
+def check_header(path: str | os.PathLike[str] | Encoded) -> None:
     """Raise DataError where the head of the file already tells that it cannot be used."""
     with _opened(path):
         pass
@@ -99,20 +99,22 @@ def scan(
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     """The open image with its head checked; whatever fails inside becomes a DataError."""
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+        with path.open() if isinstance(path, Encoded) else open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
                 raise _Unusable("the file is empty (0 bytes)")
+            file.seek(0)
             with Image.open(file, formats=_FORMATS) as image:
                 _check(image)
                 yield image
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files
+        name = path.name if isinstance(path, Encoded) else os.fspath(path)
         raise DataError(
-            f"cannot use image {os.fspath(path)!r}: {_reason(error)}; replace it or remove it"
+            f"cannot use image {name!r}: {_reason(error)}; replace it or remove it"
         ) from error
 
 

@@ -26,9 +26,9 @@ from mecq_cli.data.augmentation import (
     pad_crop_flip,
     random_resized_crop,
 )
-from mecq_cli.data.folder import Split
 from mecq_cli.data.images import open_rgb
 from mecq_cli.data.order import Purpose, permutation, random_words
+from mecq_cli.data.split import Split
 from mecq_cli.errors import DataError, EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.models.preprocessing import Preprocessing

@@ -20,7 +20,7 @@ class ClassMap:
 
     Attributes:
         names: one for each output of the model, for people to read.
-        indices: one for each class folder, in sorted order: the output that means that class.
+        indices: one for each class of the data, in its order: the output that means it.
     """
 
     names: tuple[str, ...]
@@ -32,20 +32,22 @@ def match_classes(
 ) -> ClassMap:
     """Find the output of the model for every class folder.
 
-    As many folders as outputs: they match in sorted order. A model with ImageNet's outputs and
-    folders that are named by its WordNet ids: each goes to its own output, so that any subset
-    of ImageNet will do.
+    As many folders as outputs: they match in the order of the data (sorted, for folders). A model
+    with ImageNet's outputs and folders that are named by its WordNet ids: each goes to its own
+    output, so that any subset of ImageNet will do.
 
     Args:
-        folder_names: of the classes, in any order.
+        folder_names: of the classes, in the order of the labels.
         num_classes: outputs of the model.
         imagenet: whether those are the classes of ImageNet-1k, in its order.
 
     Raises:
         UsageError: neither is the case.
     """
-    folders = sorted(folder_names)
+    folders = tuple(folder_names)
     if len(folders) == num_classes:
+        if imagenet and folders == tuple(map(str, range(num_classes))):
+            return ClassMap(imagenet_names(), tuple(range(num_classes)))
         return ClassMap(tuple(map(class_name, folders)), tuple(range(num_classes)))
     advice = (
         "use data of the model's classes, or give --reset-classifier to train a new last layer "

@@ -58,7 +58,7 @@ def demo(config: DemoConfig, listener: Listener) -> dict[str, Any]:
             model=MODEL,
             wbits=2,
             abits=2,
-            data=data,
+            data=str(data),
             checkpoint=weights,
             img_size=SIZE,
             epochs=QAT_EPOCHS,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from mecq_cli.settings import Bits, Count, Positive, ResidualBits, Settings, UserPath
+from mecq_cli.settings import Bits, Count, DataName, Positive, ResidualBits, Settings, UserPath
 
 MODEL_ONLY = (
     *("wbits", "abits", "first_last_bits", "residual_bits"),
@@ -53,7 +53,7 @@ class DeployConfig(Settings):
     residual_bits: ResidualBits | None = None
     checkpoint: UserPath | None = None
     img_size: Count | None = None
-    data: UserPath | None = None
+    data: DataName | None = None
     calibration_images: Count = 32
     threads: Counts = (1, 2)
     batch_sizes: Counts = (1, 8)

@@ -112,8 +112,8 @@ def preprocessing_of(metadata: Any, path: Path) -> Preprocessing:
         ) from error
 
 
-def data_of(config: QuantizeConfig | None, data: Path | None) -> Path:
-    """The folder of images: the one named, or that of the run."""
+def data_of(config: QuantizeConfig | None, data: str | None) -> str:
+    """The images: those named, or those of the run."""
     if data is not None:
         return data
     if config is not None:
@@ -122,7 +122,7 @@ def data_of(config: QuantizeConfig | None, data: Path | None) -> Path:
 
 
 def evaluation_split(
-    config: QuantizeConfig | None, data: Path | None, split: str | None = None
+    config: QuantizeConfig | None, data: str | None, split: str | None = None
 ) -> Split:
     """The images to evaluate on, of ``data`` or of the run with the settings ``config``.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mecq_cli.data.folder import (
+from mecq_cli.data import (
     find_splits,
     hold_out,
     limit_per_class,
@@ -43,7 +43,7 @@ def test_lists_classes_and_nested_images_in_order(root: Path) -> None:
     assert val.labels.dtype == np.int64
     assert len(train) == 20
     assert train.paths[:10] == tuple(f"train/a dog/{i:02}.png" for i in range(10))
-    assert Path(train.file(3)).is_file()
+    assert Path(str(train.file(3))).is_file()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from mecq_cli.data import loader
-from mecq_cli.data.folder import Split, limit_per_class, open_split
+from mecq_cli.data.folder import open_split
 from mecq_cli.data.images import open_rgb, read_image
 from mecq_cli.data.loader import (
     Batch,
@@ -23,6 +24,7 @@ from mecq_cli.data.loader import (
     normalize,
     train_batches,
 )
+from mecq_cli.data.split import Split, limit_per_class
 from mecq_cli.errors import DataError, EnvironmentFailure, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 
@@ -157,11 +159,11 @@ def test_an_unreadable_image_is_one_line_from_any_process(
     tmp_path: Path, kind: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
     split = request.getfixturevalue(kind).take(range(8))
-    shutil.copytree(split.root / "train", tmp_path / "train")
+    shutil.copytree(Path(split.root, "train"), tmp_path / "train")
     bad = tmp_path / split.paths[5]
     bad.write_bytes(bad.read_bytes()[:-200])
     dataset = ImageDataset(
-        Split(tmp_path, split.name, split.classes, split.paths, split.labels),
+        replace(split, files=open_split(tmp_path, "train").files),
         SMALL if kind == "small" else LARGE,
         train=True,
     )

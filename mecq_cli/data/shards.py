@@ -1,0 +1,359 @@
+"""Data sets in tar files, read in place: nothing is unpacked, and any image can be reached.
+
+Two layouts, told apart by what is inside of a file:
+
+* class folders, as a data folder packed by `tar`: ``train/cat/1.jpg``, or ``cat/1.jpg``, or loose
+  images where the tar file itself is named after its class (``train/cat.tar``);
+* WebDataset: samples ``KEY.jpg`` with ``KEY.cls`` beside it, a number or a name, or ``KEY.json``
+  with "cls" or "label". Numbers are named by ``classnames.txt`` (a line each) if there is one.
+
+The heads of all members are read once, which tells where each image lies; the images themselves
+are read when they are needed. So the order of an epoch is as random as with a folder, and a run
+continues at the very image it stopped at, which streaming readers cannot do.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from mecq_cli.data.folder import EVALUATION, FLAT, TRAIN, is_image, is_passed_over, readable
+from mecq_cli.data.split import Encoded, Indices, NameList, Names, Split
+from mecq_cli.errors import DataError, UsageError
+
+CLASS_NAMES = "classnames.txt"
+_SPLITS = (TRAIN, *EVALUATION)
+_LABEL_BYTES = 2**20
+"""The largest .cls or .json that is read."""
+_LABELS = ("cls", "json")
+_PADDING = 2**20
+"""The most zero bytes at the end of a tar file; `tar` writes up to 10,240."""
+
+
+@dataclass(frozen=True)
+class TarFiles:
+    """Images inside of tar files.
+
+    Attributes:
+        paths: of the tar files, absolute.
+        names: of the members.
+        tars: int64 [len], which of the tar files.
+        offsets, sizes: int64 [len], bytes.
+    """
+
+    paths: tuple[str, ...]
+    names: Names
+    tars: Indices
+    offsets: Indices
+    sizes: Indices
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return f"{Path(self.paths[self.tars[index]]).name}:{self.names[index]}"
+
+    def file(self, index: int) -> Encoded:
+        path = self.paths[self.tars[index]]
+
+        def read() -> BinaryIO:
+            # Opened each time: shards may be more than the files a process may hold open.
+            return io.BytesIO(_read(path, int(self.offsets[index]), int(self.sizes[index])))
+
+        return Encoded(f"{path}:{self.names[index]}", read)
+
+
+@dataclass
+class Shards:
+    """A data set of tar files: one file, a folder of them, or a pattern.
+
+    Which split a file belongs to is said by a word in its name (``train.tar``,
+    ``imagenet-val-0003.tar``), by its folder (``train/0003.tar``), or by folders inside of it.
+    """
+
+    where: str
+    _paths: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._paths = tuple(_find(self.where))
+
+    def splits(self) -> tuple[str, ...]:
+        """Which of train, val, validation and test are there, in this order."""
+        found = {_split_of(path) for path in self._paths}
+        if found == {None} and len(self._paths) == 1:
+            found = set(_inner_splits(_members(self._paths[0])))
+        return tuple(name for name in _SPLITS if name in found)
+
+    def open(self, split: str) -> Split:
+        """List the images of ``split``; `FLAT` means all, where no splits are told apart."""
+        paths = [path for path in self._paths if split in (FLAT, _split_of(path))]
+        inner = not paths and len(self._paths) == 1 and split in self.splits()
+        if inner:
+            paths = list(self._paths)
+        if not paths:
+            there = ", ".join(self.splits()) or "no file named after one"
+            raise DataError(f"{self.where!r} has no split {split!r} (it has {there})")
+        index = _Index(self.where)
+        for number, path in enumerate(paths):
+            index.add(number, path, split if inner else None)
+        return index.split(paths, split, _class_names(paths[0]))
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    offset: int
+    size: int
+    path: PurePosixPath
+
+
+class _Index:
+    """Gathers the images of a split over its tar files."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.names: list[str] = []
+        self.places: list[tuple[int, int, int]] = []
+        self.labels: list[str | int] = []
+
+    def add(self, number: int, path: str, inner: str | None) -> None:
+        """Read the heads of one tar file; of the split ``inner`` alone if that is given."""
+        members = _members(path)
+        if not members:
+            raise DataError(f"tar file {path!r} holds no files; add images to it or remove it")
+        if any(_ending(member) in _LABELS for member in members):
+            labelled = _samples(path, members)
+        else:
+            labelled = _by_folder(path, members, inner)
+        for member, label in labelled:
+            self.names.append(member.name)
+            self.places.append((number, member.offset, member.size))
+            self.labels.append(label)
+
+    def split(self, paths: list[str], name: str, known: tuple[str, ...] | None) -> Split:
+        """All that was added, in the order of a folder where the labels are folders."""
+        kinds = {type(label) for label in self.labels}
+        if len(kinds) != 1:
+            raise DataError(f"the labels in {self.where!r} are numbers and names; use one of them")
+        if int in kinds:
+            highest = max(int(label) for label in self.labels)
+            classes = known or tuple(map(str, range(highest + 1)))
+            labels = np.array(self.labels, dtype=np.int64)
+            if highest >= len(classes):
+                raise DataError(
+                    f"{self.where!r} has label {highest}, but its {CLASS_NAMES} names "
+                    f"{len(classes)} classes, 0 to {len(classes) - 1}"
+                )
+            rows = np.arange(len(labels), dtype=np.int64)
+        else:
+            classes = tuple(sorted({str(label) for label in self.labels}))
+            numbers = {label: n for n, label in enumerate(classes)}
+            labels = np.array([numbers[str(label)] for label in self.labels], dtype=np.int64)
+            order = sorted(range(len(labels)), key=lambda i: (labels[i], self.names[i]))
+            rows = np.array(order, dtype=np.int64)
+        names = NameList()
+        names.extend(self.names)
+        tars, offsets, sizes = np.array(self.places, dtype=np.int64).T
+        files = TarFiles(tuple(paths), names.packed(), tars, offsets, sizes)
+        return Split(self.where, name, classes, files, rows, labels[rows])
+
+
+def _find(where: str) -> Iterator[str]:
+    """The tar files, sorted by path."""
+    if "{" in where and not Path(where).exists():
+        raise UsageError(f"{where!r}: braces are not expanded here; use * or name the folder")
+    if glob.has_magic(where) and not Path(where).exists():
+        place = Path(where)
+        found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
+        paths = [path.absolute() for path in found]
+        if not paths:
+            raise DataError(f"no file matches {where!r}")
+    elif Path(where).is_dir():
+        with readable(where):
+            paths = [*Path(where).absolute().glob("*.tar"), *Path(where).absolute().glob("*/*.tar")]
+        if not paths:
+            raise DataError(f"{where!r} holds no .tar files; mecq reads uncompressed tar files")
+    else:
+        paths = [Path(where).absolute()]
+    return iter(sorted(str(path) for path in paths))
+
+
+def _split_of(path: str) -> str | None:
+    """The split that a word of the name, or the folder, says."""
+    place = Path(path)
+    words = re.split(r"[^a-z]+", place.stem.lower())
+    return next((name for name in _SPLITS if name in (*words, place.parent.name)), None)
+
+
+def _members(path: str) -> list[_Member]:
+    """The regular files in a tar file, those passed over left out.
+
+    Raises:
+        DataError: unreadable, compressed, damaged, truncated; or it holds links or devices.
+    """
+    found: list[_Member] = []
+    seen: set[str] = set()
+    try:
+        length = Path(path).stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            last = -1
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                end = member.offset_data + member.size
+                if member.offset <= last or member.size < 0 or end > length:
+                    raise _damaged(path, f"at {member.name!r}")
+                last = member.offset
+                # Nothing is unpacked, so that a path that leads out of the file is just a name.
+                parts = PurePosixPath(member.name).parts
+                place = PurePosixPath(*(part for part in parts if part not in ("/", "..")))
+                if member.isdir() or any(map(is_passed_over, place.parts)):
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise DataError(
+                        f"tar file {path!r}: {member.name!r} is no plain file (a link, a device or "
+                        "a sparse file); pack the files themselves"
+                    )
+                if member.name in seen:
+                    raise DataError(f"tar file {path!r} holds {member.name!r} twice; remove one")
+                seen.add(member.name)
+                found.append(_Member(member.name, member.offset_data, member.size, place))
+            # tarfile takes a damaged head for the end; at the true end there are zeros alone.
+            rest = _read(path, tar.offset, min(length - tar.offset, _PADDING + 1))
+            if not rest or rest.strip(b"\0") or len(rest) > _PADDING:
+                raise _damaged(path, "behind its last file")
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path!r} is no uncompressed tar file, or damaged ({' '.join(str(error).split())})"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read tar file {path!r}: {error.strerror or error}") from error
+    return found
+
+
+def _damaged(path: str, where: str) -> DataError:
+    return DataError(
+        f"tar file {path!r} is damaged or incomplete {where} (or several were joined); make or "
+        "fetch it again"
+    )
+
+
+def _samples(path: str, members: list[_Member]) -> Iterator[tuple[_Member, str | int]]:
+    """The images of WebDataset samples and their labels."""
+    samples: dict[str, dict[str, _Member]] = {}
+    for member in members:
+        key = str(member.path.parent / member.path.name.partition(".")[0])
+        samples.setdefault(key, {})[_ending(member)] = member
+    for key, parts in samples.items():
+        images = [ending for ending in parts if is_image(f".{ending}")]
+        label = next((parts[ending] for ending in _LABELS if ending in parts), None)
+        if len(images) != 1 or label is None:
+            raise DataError(
+                f"tar file {path!r}: sample {key!r} has {len(images)} images and "
+                f"{'no' if label is None else 'a'} label (.cls or .json); one of each is needed"
+            )
+        yield parts[images[0]], _label(path, label)
+
+
+def _label(path: str, member: _Member) -> str | int:
+    if member.size > _LABEL_BYTES:
+        raise DataError(f"tar file {path!r}: {member.name!r} is too large for a label")
+    content = _read(path, member.offset, member.size)
+    try:
+        text = content.decode("utf-8").strip()
+        value = json.loads(text) if _ending(member) == "json" else text
+        if isinstance(value, dict):
+            value = next(value[key] for key in ("cls", "label") if key in value)
+    except (ValueError, StopIteration, RecursionError):
+        value = None
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    named = isinstance(value, str) and value.isprintable() and value != ""
+    numbered = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**6
+    if not (named or numbered):
+        raise DataError(
+            f"tar file {path!r}: {member.name!r} is no label; expected a number from 0 on, or a "
+            'name, in .json under "cls" or "label"'
+        )
+    assert isinstance(value, (str, int))
+    return value
+
+
+def _by_folder(
+    path: str, members: list[_Member], inner: str | None
+) -> Iterator[tuple[_Member, str]]:
+    """The images below class folders; the path of a class begins behind the split's folder."""
+    folders = [member.path.parts[:-1] for member in members]
+    start = _common_depth(folders)
+    for member, parts in zip(members, folders, strict=True):
+        at = next((n for n, part in enumerate(parts) if part in _SPLITS), None)
+        if inner is not None and (at is None or parts[at] != inner):
+            continue
+        below = parts[start:] if at is None else parts[at + 1 :]
+        if not is_image(member.path.name):
+            raise DataError(f"tar file {path!r}: {member.name!r} is no image; leave it out")
+        if below:
+            yield member, below[0]
+        elif at is None and _split_of(path) not in (None, *_words(path)):
+            yield member, Path(path).stem
+        else:
+            raise DataError(
+                f"tar file {path!r}: {member.name!r} lies outside of any class folder and has no "
+                ".cls beside it; give each image a class"
+            )
+
+
+def _words(path: str) -> list[str]:
+    return re.split(r"[^a-z]+", Path(path).stem.lower())
+
+
+def _common_depth(folders: list[tuple[str, ...]]) -> int:
+    """How many folders all images share, less those that must stay to name a class."""
+    shared = min(folders, key=len)
+    depth = max(len(shared) - 1, 0)
+    while depth and any(parts[:depth] != shared[:depth] for parts in folders):
+        depth -= 1
+    return depth
+
+
+def _inner_splits(members: list[_Member]) -> Iterator[str]:
+    """The first part of each path that is the name of a split."""
+    for member in members:
+        name = next((part for part in member.path.parts[:-1] if part in _SPLITS), None)
+        if name is not None:
+            yield name
+
+
+def _class_names(path: str) -> tuple[str, ...] | None:
+    """Those that lie beside the tar file, or in the folder above."""
+    for folder in Path(path).parents[:2]:
+        file = folder / CLASS_NAMES
+        if file.is_file():
+            try:
+                lines = file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"cannot read {str(file)!r}: {error}") from error
+            return tuple(line.strip() for line in lines if line.strip())
+    return None
+
+
+def _ending(member: _Member) -> str:
+    """What follows the key of a WebDataset sample, such as "jpg"."""
+    return member.path.name.partition(".")[2].lower()
+
+
+def _read(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) != size:
+        raise DataError(f"tar file {path!r} has become shorter since it was opened")
+    return content
