@@ -104,7 +104,7 @@ class QuantizeConfig(Settings):
         batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe.
         scale_lr: learning rate of the quantizer scales, as a multiple of ``lr``.
         seed: of initialisation and of the order of the images.
-        workers: loader processes; 0 loads in the main one.
+        workers: loader processes; 0 loads in the main one. None: by the device and the cores.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         amp, compile: of the training step only.
         distill, distill_weight, distill_temperature: learn from the float model's logits.
@@ -151,7 +151,7 @@ class QuantizeConfig(Settings):
     scale_lr: PositiveOrZero = 1.0
     warmup_epochs: PositiveOrZero | None = None
     seed: CountOrZero = 0
-    workers: CountOrZero = 0
+    workers: CountOrZero | None = None
     device: Name = "auto"
     amp: Literal["auto", "bf16", "off"] = "auto"
     compile: Literal["auto", "model", "off"] = "auto"
@@ -197,7 +197,7 @@ class EvalConfig(Settings):
     img_size: Count | None = None
     crop_pct: CropPct | None = None
     batch_size: Count | None = None
-    workers: CountOrZero = 0
+    workers: CountOrZero | None = None
     device: Name = "auto"
 
 

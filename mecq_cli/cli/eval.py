@@ -60,7 +60,10 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images at a time.")] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Loader processes (default 0).")
+        int | None,
+        typer.Option(
+            metavar="N", help="Loader processes (default: one a core with a GPU, else 0)."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto).")

@@ -24,6 +24,8 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.events import Listener
 
+SLOW_DATA = 0.1
+"""The time waited for images is shown where it is more than this share of the step's."""
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines about one task where there is no terminal."""
 
@@ -207,6 +209,9 @@ def row_text(row: Mapping[str, Any]) -> str:
         parts.append(f"train {row['train_top1']:.1f} %")
     if row.get("seconds") is not None:
         parts.append(f"{1000 * row['seconds']:.0f} ms")
+        waited = row.get("data_seconds") or 0.0
+        if waited > SLOW_DATA * row["seconds"]:
+            parts.append(f"+ {1000 * waited:.0f} ms for data")
     return "  ".join(parts)
 
 

@@ -103,7 +103,11 @@ def quantize(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Loader processes (default 0).", rich_help_panel=_DATA),
+        typer.Option(
+            metavar="N",
+            help="Loader processes (default: one a core with a GPU, else 0).",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,

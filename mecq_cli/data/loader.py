@@ -255,6 +255,7 @@ def _batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),  # else a copy to the GPU waits for itself
         generator=torch.Generator(),  # else starting the workers would draw from the global one
     )
     return _checked(loader)

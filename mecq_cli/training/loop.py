@@ -96,12 +96,14 @@ class Trainer:
                 self._interrupted(watch.received, resume_command)
             while progress.step < recipe.total_steps:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
+                asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
-                    self._one(images, labels, epoch, log)
+                    self._one(images, labels, epoch, log, time.perf_counter() - asked)
                     if watch.received:
                         self._interrupted(watch.received, resume_command)
                     if progress.step >= recipe.total_steps:
                         break
+                    asked = time.perf_counter()
         # What follows takes a while too, and need not be paid for with steps.
         self.save()
         self.listener.finish("train")
@@ -110,7 +112,7 @@ class Trainer:
         """The metrics, written line by line: no checkpoint is ahead of them."""
         return self.metrics.open("a", encoding="utf-8", buffering=1)
 
-    def _one(self, images: Tensor, labels: Tensor, epoch: int, log: TextIO) -> None:
+    def _one(self, images: Tensor, labels: Tensor, epoch: int, log: TextIO, waited: float) -> None:
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
@@ -128,6 +130,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_top1": 100.0 * losses.correct / len(labels),
             "seconds": round(time.perf_counter() - started, 4),
+            "data_seconds": round(waited, 4),
         }
         log.write(json.dumps(row) + "\n")
         progress.step += 1

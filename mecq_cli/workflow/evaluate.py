@@ -16,6 +16,7 @@ from mecq_cli.events import Listener
 from mecq_cli.models.classes import match_classes
 from mecq_cli.runs import Target, resolve_target
 from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device
+from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
     Opened,
     evaluation_split,
@@ -51,7 +52,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         dataset,
         batch_size=config.batch_size or eval_batch_size(opened.preprocessing),
         device=device,
-        workers=config.workers,
+        workers=loader_workers(config.workers, device),
         listener=listener,
     )
     return {

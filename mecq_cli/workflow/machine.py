@@ -6,6 +6,10 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
+MOST_WORKERS = 16
+"""Chosen unasked; each holds some 200 MB and two batches."""
 _CPUINFO = Path("/proc/cpuinfo")
 _INTEGER = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX"}
 """Flags of instructions that multiply and add up 8-bit integers, and their names."""
@@ -27,6 +31,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def loader_workers(asked: int | None, device: torch.device) -> int:
+    """How many processes decode images, where the user does not say: one a core for a GPU.
+
+    On a CPU the step itself needs the cores, and one more process at work keeps its threads
+    waiting for each other; there the images are decoded in between.
+    """
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(cores(), MOST_WORKERS)
 
 
 def _field(name: str) -> str:

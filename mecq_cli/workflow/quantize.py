@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ from mecq_cli.workflow.common import (
     pick_device,
     taps_of,
 )
+from mecq_cli.workflow.machine import loader_workers
+from mecq_cli.workflow.phases import Phases
 
 COMPARED_IMAGES = 128
 CALIBRATION_EPOCH = 2**20
@@ -71,6 +73,8 @@ class Job:
     val: ImageDataset
     recipe: Recipe
     listener: Listener
+    workers: int = 0
+    phases: Phases = field(default_factory=Phases)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches on the device."""
@@ -84,7 +88,7 @@ class Job:
             batch_size=self.recipe.batch_size,
             epoch=epoch,
             start_batch=first,
-            workers=self.config.workers,
+            workers=self.workers,
         ):
             images = normalize(batch.images, self.train.preprocessing, self.device)
             yield images, batch.labels.to(self.device)
@@ -105,6 +109,14 @@ class Job:
             )
         return (x for x, _ in islice(self._batches(dataset, epoch), count)), count
 
+    def told(self, task: str, batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+        """The same batches; the listener hears how many of ``count`` have been used."""
+        self.listener.start(task, count)
+        for number, images in enumerate(batches, 1):
+            yield images
+            self.listener.advance(task, number)
+        self.listener.finish(task)
+
     def top1(self, model: nn.Module) -> tuple[float, int]:
         """Top-1 in percent and the number of images, in float32."""
         accuracy = evaluate(
@@ -112,7 +124,7 @@ class Job:
             self.val,
             batch_size=eval_batch_size(self.loaded.preprocessing),
             device=self.device,
-            workers=self.config.workers,
+            workers=self.workers,
             listener=self.listener,
         )
         return accuracy.top1, accuracy.images
@@ -193,7 +205,8 @@ def _open(
         )
     steps = batches_per_epoch(len(train_split), batch_size)
     recipe = choose(config, steps, batch_size, device)
-    return Job(config, device, loaded, classes, train, val, recipe, listener)
+    workers = loader_workers(config.workers, device)
+    return Job(config, device, loaded, classes, train, val, recipe, listener, workers)
 
 
 def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
@@ -250,9 +263,11 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         listener=listener,
     )
     resumed_at = _begin(job, run, trainer, plain)
-    trainer.train(command)
+    with job.phases("training"):
+        trainer.train(command)
     if config.bn_images > 0:
-        _renew_statistics(job, model, plain)
+        with job.phases("batch norm"):
+            _renew_statistics(job, model, plain)
     model.eval()
     return _finish(job, run, trainer, model, resumed_at, started)
 
@@ -264,14 +279,17 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
         listener.note(f"resumed at step {trainer.progress.step}")
         return trainer.progress.step
     if job.recipe.total_steps:
-        job.train.preload(job.config.workers, listener)
+        with job.phases("reading images"):
+            job.train.preload(job.workers, listener)
     listener.note("the float model is evaluated first")
-    top1, images = job.top1(plain)
+    with job.phases("float evaluation"):
+        top1, images = job.top1(plain)
     listener.note(f"float top-1 {top1:.2f} % on {images} images")
     trainer.progress.facts = {"fp_top1": top1}
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
-    calibrate(trainer.model, batches, count)
+    with job.phases("calibration"):
+        calibrate(trainer.model, job.told("calibrate", batches, count), count)
     run.metrics.write_text("", encoding="utf-8")
     trainer.save()
     return None
@@ -286,8 +304,8 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     """
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
-    images, _ = job.some_images(BN_EPOCH, job.config.bn_images)
-    reestimate_batch_norm(model, images)
+    images, count = job.some_images(BN_EPOCH, job.config.bn_images)
+    reestimate_batch_norm(model, job.told("batch norm", images, count))
     if distance is None or _distance(job, model, plain) < distance:
         job.listener.note("batch norm statistics were measured anew")
     else:
@@ -338,12 +356,14 @@ def _finish(
     metadata = artifact_metadata(job.loaded, job.classes, job.config)
     fp32 = fp32_bytes(job.loaded.module)
     metadata["fp32_bytes"] = fp32
-    integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
-    safetensors.save(integer, run.artifact, force=True)
-    trainer.progress.finished = True
-    trainer.save()
-    simulator_top1, images = job.top1(model)
-    top1 = _artifact_top1(job, run.artifact)
+    with job.phases("writing"):
+        integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
+        safetensors.save(integer, run.artifact, force=True)
+        trainer.progress.finished = True
+        trainer.save()
+    with job.phases("evaluation"):
+        simulator_top1, images = job.top1(model)
+        top1 = _artifact_top1(job, run.artifact)
     summary = {
         "run": str(run.path),
         "model": job.config.model,
@@ -356,6 +376,7 @@ def _finish(
         "sizes": totals(integer, fp32, run.artifact.stat().st_size),
         "steps": trainer.progress.step,
         "seconds": round(time.perf_counter() - started, 1),
+        "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
         "finished": True,
     }

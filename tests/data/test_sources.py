@@ -167,7 +167,7 @@ def test_the_labels_are_those_of_timm(photos: Path, tmp_path: Path, kind: str) -
         pytest.importorskip("webdataset")
         data = shards(photos, tmp_path)
         reader = create_reader(
-            "wds/", root=str(tmp_path), split="set-train-{000..001}.tar|12", input_key="png",
+            "wds/", root=str(tmp_path), split="set-train-{000..001}.tar|12",
             input_img_mode="RGB",
         )  # fmt: skip
         ours = open_split(data, "train")
@@ -350,7 +350,7 @@ def test_hugging_face_columns(
         with pytest.raises(DataError, match=said):
             opened(spoilt)
     empty = opened(made.map(lambda row: {"image": None}, features=made.features))
-    with pytest.raises(DataError, match=r"x \.\[0\]': the row has no image"):
+    with pytest.raises(DataError, match=r"x \.\[\d\]': the row has no image"):
         next(iter(train_batches(ImageDataset(empty, LARGE), batch_size=6, epoch=0)))
     with pytest.raises(DataError, match="has no split 'test'"):
         open_split(f"hfds/{tmp_path / 'x'}", "test")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 from collections.abc import Callable
@@ -57,12 +59,14 @@ def whole(place: Path) -> Path:
     return place / "whole"
 
 
-def stop(place: Path, output: str, number: int, when: Callable[[Path], bool]) -> tuple[int, str]:
+def stop(
+    place: Path, output: str, number: int, when: Callable[[Path], bool], *more: str
+) -> tuple[int, str]:
     """Start a run in a process of its own and send it a signal; (exit code, last line)."""
     # Who watches must not wait for the processor until the run is over.
     command = ["nice", sys.executable, "-m", "mecq_cli", "quantize", "--config", "run.toml"]
     process = subprocess.Popen(
-        [*command, "--output", output],
+        [*command, "--output", output, *more],
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,7 +95,7 @@ def after(step: int) -> Callable[[Path], bool]:
 def rows(run: Path) -> list[dict[str, Any]]:
     """The metrics without what a clock decides."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
 
 
 def resume(place: Path, output: str) -> dict[str, Any]:
@@ -124,6 +128,34 @@ def test_a_stopped_run_goes_on_exactly(place: Path, whole: Path, number: signal.
     summary = resume(place, output)
     assert 6 <= summary["resumed_at"] < STEPS
     same(place / output, whole)
+
+
+def test_a_run_on_shards_is_that_on_the_folder_and_goes_on_exactly(
+    place: Path, whole: Path
+) -> None:
+    for split in ("train", "val"):
+        files = sorted((place / "data" / split).rglob("*.png"))
+        for shard in range(2):
+            with tarfile.open(place / f"shards-{split}-{shard}.tar", "w") as tar:
+                for file in files[shard * len(files) // 2 : (shard + 1) * len(files) // 2]:
+                    key = f"{file.parent.name}-{file.stem}"
+                    tar.add(file, f"{key}.png")
+                    label = file.parent.name.encode()
+                    info = tarfile.TarInfo(f"{key}.cls")
+                    info.size = len(label)
+                    tar.addfile(info, io.BytesIO(label))
+    data = f"wds/{place}/shards-*.tar"
+    code, _ = stop(place, "sharded", signal.SIGKILL, after(6), "--data", data)
+    assert code == -signal.SIGKILL
+    with (place / "sharded/config.toml").open("rb") as file:
+        assert tomllib.load(file)["data"] == data
+    summary = resume(place, "sharded")
+    assert 6 <= summary["resumed_at"] < STEPS
+    same(place / "sharded", whole)
+    phases = summary["seconds_by_phase"]
+    assert [*phases] == ["training", "batch norm", "writing", "evaluation"]
+    assert 0 < sum(phases.values()) <= summary["seconds"] + 0.1
+    assert mecq("eval", "sharded", "--json", cwd=place).document["top1"] == summary["top1"]
 
 
 def test_a_signal_before_the_first_step_names_the_command_too(place: Path, whole: Path) -> None:
