@@ -147,8 +147,7 @@ def test_a_run_on_shards_is_that_on_the_folder_and_goes_on_exactly(
     data = f"wds/{place}/shards-*.tar"
     code, _ = stop(place, "sharded", signal.SIGKILL, after(6), "--data", data)
     assert code == -signal.SIGKILL
-    with (place / "sharded/config.toml").open("rb") as file:
-        assert tomllib.load(file)["data"] == data
+    assert tomllib.loads((place / "sharded/config.toml").read_text())["data"] == data
     summary = resume(place, "sharded")
     assert 6 <= summary["resumed_at"] < STEPS
     same(place / "sharded", whole)
