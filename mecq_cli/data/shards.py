@@ -21,8 +21,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -108,12 +108,14 @@ class Shards:
         return index.split(paths, split, _class_names(paths[0]))
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
+    """A file in a tar file; ``folders`` and ``base`` are the parts of its path."""
+
     name: str
     offset: int
     size: int
-    path: PurePosixPath
+    folders: tuple[str, ...]
+    base: str
 
 
 class _Index:
@@ -213,9 +215,8 @@ def _members(path: str) -> list[_Member]:
                     raise _damaged(path, f"at {member.name!r}")
                 last = member.offset
                 # Nothing is unpacked, so that a path that leads out of the file is just a name.
-                parts = PurePosixPath(member.name).parts
-                place = PurePosixPath(*(part for part in parts if part not in ("/", "..")))
-                if member.isdir() or any(map(is_passed_over, place.parts)):
+                parts = [p for p in member.name.split("/") if p not in ("", ".", "..")]
+                if member.isdir() or any(map(is_passed_over, parts)):
                     continue
                 if not member.isreg() or member.issparse():
                     raise DataError(
@@ -225,7 +226,10 @@ def _members(path: str) -> list[_Member]:
                 if member.name in seen:
                     raise DataError(f"tar file {path!r} holds {member.name!r} twice; remove one")
                 seen.add(member.name)
-                found.append(_Member(member.name, member.offset_data, member.size, place))
+                *folders, base = parts or [member.name]
+                found.append(
+                    _Member(member.name, member.offset_data, member.size, tuple(folders), base)
+                )
             # tarfile takes a damaged head for the end; at the true end there are zeros alone.
             rest = _read(path, tar.offset, min(length - tar.offset, _PADDING + 1))
             if not rest or rest.strip(b"\0") or len(rest) > _PADDING:
@@ -250,7 +254,7 @@ def _samples(path: str, members: list[_Member]) -> Iterator[tuple[_Member, str |
     """The images of WebDataset samples and their labels."""
     samples: dict[str, dict[str, _Member]] = {}
     for member in members:
-        key = str(member.path.parent / member.path.name.partition(".")[0])
+        key = "/".join((*member.folders, member.base.partition(".")[0]))
         samples.setdefault(key, {})[_ending(member)] = member
     for key, parts in samples.items():
         images = [ending for ending in parts if is_image(f".{ending}")]
@@ -291,14 +295,14 @@ def _by_folder(
     path: str, members: list[_Member], inner: str | None
 ) -> Iterator[tuple[_Member, str]]:
     """The images below class folders; the path of a class begins behind the split's folder."""
-    folders = [member.path.parts[:-1] for member in members]
+    folders = [member.folders for member in members]
     start = _common_depth(folders)
     for member, parts in zip(members, folders, strict=True):
         at = next((n for n, part in enumerate(parts) if part in _SPLITS), None)
         if inner is not None and (at is None or parts[at] != inner):
             continue
         below = parts[start:] if at is None else parts[at + 1 :]
-        if not is_image(member.path.name):
+        if not is_image(member.base):
             raise DataError(f"tar file {path!r}: {member.name!r} is no image; leave it out")
         if below:
             yield member, below[0]
@@ -327,7 +331,7 @@ def _common_depth(folders: list[tuple[str, ...]]) -> int:
 def _inner_splits(members: list[_Member]) -> Iterator[str]:
     """The first part of each path that is the name of a split."""
     for member in members:
-        name = next((part for part in member.path.parts[:-1] if part in _SPLITS), None)
+        name = next((part for part in member.folders if part in _SPLITS), None)
         if name is not None:
             yield name
 
@@ -347,7 +351,7 @@ def _class_names(path: str) -> tuple[str, ...] | None:
 
 def _ending(member: _Member) -> str:
     """What follows the key of a WebDataset sample, such as "jpg"."""
-    return member.path.name.partition(".")[2].lower()
+    return member.base.partition(".")[2].lower()
 
 
 def _read(path: str, offset: int, size: int) -> bytes:

@@ -61,6 +61,8 @@ def test_a_file_gets_a_line_now_and_then() -> None:
 
 def test_the_numbers_of_a_step_fit_80_columns() -> None:
     assert len(row_text({**ROW, "top1": 100.0})) <= 80
+    assert row_text({**ROW, "data_seconds": 0.02}) == row_text(ROW)
+    assert row_text({**ROW, "data_seconds": 0.2}).endswith("310 ms  + 200 ms for data")
     assert row_text({}) == ""
 
 
