@@ -34,8 +34,8 @@ class FakeQuantize(torch.autograd.Function):
         """``x`` of any shape; ``scale`` broadcasts against it. Returns x's shape and dtype."""
         ctx.save_for_backward(x, scale)
         ctx.settings = (qmin, qmax, grad_scale, binary)
-        v = x.float() / scale
-        return (_round(v, qmin, qmax, binary) * scale).to(x.dtype)
+        v = _units(x, scale)
+        return (_round(v, torch.clamp(v, qmin, qmax), binary) * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,22 +43,33 @@ class FakeQuantize(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         qmin, qmax, grad_scale, binary = ctx.settings
         grad = grads[0].float()
-        v = x.float() / scale
-        inside = (v >= qmin) & (v <= qmax)
-        grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
-        rounding = _round(v, qmin, qmax, binary) - torch.where(inside, v, 0.0)
-        grad_scale_full = grad * rounding
+        v = _units(x, scale)
+        clipped = torch.clamp(v, qmin, qmax)
+        # One comparison, and a gradient that is needed anyway: grad * (round(v) - v) inside.
+        grad_x = torch.where(clipped == v, grad, 0.0)
+        products = grad * _round(v, clipped, binary) - grad_x * v
         if scale.numel() == 1:
-            grad_s = grad_scale_full.sum().reshape(scale.shape)
+            # By image and channel first, in the order in which the batch norm in front sums too.
+            if x.dim() == 4:
+                products = products.sum((2, 3)).sum(0)
+            grad_s = products.sum().reshape(scale.shape)
         else:
-            grad_s = grad_scale_full.flatten(1).sum(1).reshape(scale.shape)
-        return grad_x, grad_s * grad_scale, None, None, None, None
+            # Not flattened: in a channels_last weight that would be another order.
+            grad_s = products.sum(list(range(1, x.dim()))).reshape(scale.shape)
+        return grad_x.to(x.dtype), grad_s * grad_scale, None, None, None, None
 
 
-def _round(v: Tensor, qmin: float, qmax: float, binary: bool) -> Tensor:
+def _units(x: Tensor, scale: Tensor) -> Tensor:
+    """Values in units of the step, float32."""
+    if scale.numel() == 1:
+        return x.float() * scale.reciprocal()  # a division takes a CPU several times as long
+    return x.float() / scale
+
+
+def _round(v: Tensor, clipped: Tensor, binary: bool) -> Tensor:
     if binary:
         return torch.where(v >= 0, 1.0, -1.0)
-    return torch.round(torch.clamp(v, qmin, qmax))
+    return torch.round(clipped)
 
 
 def fake_quantize(

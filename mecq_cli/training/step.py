@@ -86,8 +86,9 @@ class TrainingStep:
         target, other = None, None
         with torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
             if self.teacher is not None:
+                seen = max(round(self.recipe.teacher_share * len(images)), 1)
                 with torch.no_grad():
-                    target, *other = self.teacher(images)
+                    target, *other = self.teacher(images[:seen])
             logits, *features = self.run(images)
         logits = logits.float()
         task = self._task(logits, target, labels)
@@ -114,13 +115,15 @@ class TrainingStep:
             return torch.zeros(()), {}
         names = self.model.taps
         sites = dict(zip(names, features, strict=True))
+        reference = None
+        if self.two_views and other is not None:
+            reference = dict(zip(names, other, strict=True))
+            # The order of a batch is random: its first images are any images.
+            sites = {name: rows[: len(reference[name])] for name, rows in sites.items()}
         for name, weight, quantizer in self.weights:
             sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(
                 1
             )
-        reference = None
-        if self.two_views and other is not None:
-            reference = dict(zip(names, other, strict=True))
         term = self.regularizer(sites, reference, step / max(self.recipe.total_steps, 1))
         return term.loss, {name: float(value) for name, value in term.coding_lengths.items()}
 
@@ -129,7 +132,7 @@ class TrainingStep:
         if target is None or self.recipe.distill_weight == 0:
             return cross_entropy
         t, share = self.recipe.distill_temperature, self.recipe.distill_weight
-        student = F.log_softmax(logits / t, 1)
+        student = F.log_softmax(logits[: len(target)] / t, 1)
         teacher = F.log_softmax(target.float() / t, 1)
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
         return (1 - share) * cross_entropy + share * distance
