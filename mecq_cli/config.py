@@ -153,7 +153,7 @@ class QuantizeConfig(Settings):
     workers: CountOrZero = 0
     device: Name = "auto"
     amp: Literal["auto", "bf16", "off"] = "auto"
-    compile: Literal["auto", "model", "off"] = "auto"
+    compile: Literal["auto", "model", "quantizers", "off"] = "auto"
     distill: bool = True
     distill_weight: Fraction = 0.5
     distill_temperature: Positive = 1.0

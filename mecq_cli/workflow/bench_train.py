@@ -24,7 +24,7 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
-from mecq_cli.training.compiling import compiled
+from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.recipe import Recipe, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
@@ -154,8 +154,8 @@ def _fp_step(
     network.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     run: Callable[[Tensor], Tensor] = network
-    if recipe.compile:
-        run = compiled(network, listener)
+    if recipe.compile == "model":
+        run = Compiler(listener).compiled(network)
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):

@@ -211,7 +211,7 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
             "mec_align": recipe.mec.align,
             "mec_term": recipe.mec.term,
             "amp": "bf16" if recipe.bf16 else "off",
-            "compile": "model" if recipe.compile else "off",
+            "compile": recipe.compile,
         }
     )
 
@@ -319,7 +319,7 @@ def _describe(job: Job, model: QuantizedModel) -> None:
         "distillation" if recipe.distill_weight else "",
         f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
         "bf16" if recipe.bf16 else "",
-        "compiled" if recipe.compile else "",
+        {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     job.listener.note(
