@@ -33,6 +33,7 @@ from mecq_cli.settings import (
     Bits,
     Count,
     CountOrZero,
+    CropPct,
     Experts,
     Fraction,
     Name,
@@ -43,7 +44,6 @@ from mecq_cli.settings import (
     Settings,
     SettingsModel,
     Share,
-    ShareOrAll,
     Sites,
     UserPath,
     label_of,
@@ -105,8 +105,6 @@ class QuantizeConfig(Settings):
         device: "auto", "cpu", "cuda", "cuda:1", ...
         amp, compile: of the training step only.
         distill, distill_weight, distill_temperature: learn from the float model's logits.
-        teacher_share: share of each batch that the float model looks at, for its logits and
-            features; its time falls with it.
         mec_weight: weight of the entropy regularizer; 0 switches it off.
         mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
         mec_views: "quantized" features alone, or jointly with those of the float model.
@@ -140,7 +138,7 @@ class QuantizeConfig(Settings):
     reduce_range: bool = False
     val_split: Share | None = None
     img_size: Count | None = None
-    crop_pct: ShareOrAll | None = None
+    crop_pct: CropPct | None = None
     epochs: CountOrZero | None = None
     max_steps: CountOrZero | None = None
     batch_size: Count | None = None
@@ -157,7 +155,6 @@ class QuantizeConfig(Settings):
     distill: bool = True
     distill_weight: Fraction = 0.5
     distill_temperature: Positive = 1.0
-    teacher_share: ShareOrAll = 1.0
     mec_weight: PositiveOrZero | None = None
     mec_distortion: Positive = 0.06
     mec_warmup: Fraction = 0.1
@@ -195,7 +192,7 @@ class EvalConfig(Settings):
     split: Name | None = None
     simulator: bool = False
     img_size: Count | None = None
-    crop_pct: ShareOrAll | None = None
+    crop_pct: CropPct | None = None
     batch_size: Count | None = None
     workers: CountOrZero = 0
     device: Name = "auto"

@@ -36,7 +36,7 @@ CountOrZero = Annotated[int, _within("0 or more", lambda v: v >= 0)]
 Positive = Annotated[float, _within("more than 0", lambda v: v > 0)]
 PositiveOrZero = Annotated[float, _within("0 or more", lambda v: v >= 0)]
 Fraction = Annotated[float, _within("0 to 1", lambda v: 0 <= v <= 1)]
-ShareOrAll = Annotated[float, _within("more than 0, at most 1", lambda v: 0 < v <= 1)]
+CropPct = Annotated[float, _within("more than 0, at most 1", lambda v: 0 < v <= 1)]
 Share = Annotated[float, _within("between 0 and 1", lambda v: 0 < v < 1)]
 Name = Annotated[str, _within("a name, not an empty one", lambda v: bool(v.strip()))]
 

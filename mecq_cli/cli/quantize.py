@@ -152,14 +152,6 @@ def quantize(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
-    teacher_share: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Share of each batch that the float model looks at.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
     mec_weight: Annotated[
         float | None,
         typer.Option(

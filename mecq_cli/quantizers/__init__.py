@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mecq_cli.quantizers.base import (
+    MIN_SCALE,
     ActivationQuantizer,
     Kernels,
     Quantizer,
@@ -13,6 +14,7 @@ from mecq_cli.quantizers.base import (
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 
 __all__ = [
+    "MIN_SCALE",
     "ActivationQuantizer",
     "Kernels",
     "LsqActivation",

@@ -149,6 +149,10 @@ def fake_quantize(
     return out
 
 
+MIN_SCALE = 1e-8
+"""No step may fall below it, much less cross zero."""
+
+
 class Quantizer(nn.Module):
     """Common part of weight and activation quantizers.
 
@@ -168,11 +172,6 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.active = True
         self.kernels = PLAIN
-
-    def project(self) -> None:
-        """Keep the step positive after an optimizer step; it must never cross zero."""
-        with torch.no_grad():
-            self.scale.clamp_(min=1e-8)
 
 
 class WeightQuantizer(Quantizer):

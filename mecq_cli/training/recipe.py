@@ -44,7 +44,6 @@ class Recipe:
         warmup_steps: linear warm-up of the learning rate.
         distill_weight: share of the distillation in the task loss; 0 without a teacher.
         distill_temperature: of both softmaxes.
-        teacher_share: share of a batch whose logits and features the FP network computes.
         mec_weight: of the entropy regularizer; it has no influence where that is 0.
         mec_on: what it codes (penultimate, stages, layers, weights).
         mec_views: 1, or 2 for the quantized and the FP features jointly.
@@ -64,7 +63,6 @@ class Recipe:
     warmup_steps: int
     distill_weight: float
     distill_temperature: float
-    teacher_share: float
     mec_weight: float
     mec_on: tuple[str, ...]
     mec_views: int
@@ -116,7 +114,6 @@ def choose(
         warmup_steps=min(warmup, total),
         distill_weight=config.distill_weight if config.distill else 0.0,
         distill_temperature=config.distill_temperature,
-        teacher_share=config.teacher_share,
         mec_weight=mec_weight,
         mec_on=tuple(config.mec_on.split("+")),
         mec_views=2 if config.mec_views == "fp+quantized" else 1,

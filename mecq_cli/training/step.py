@@ -89,9 +89,8 @@ class TrainingStep:
         target, other = None, None
         with torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
             if self.teacher is not None:
-                seen = max(round(self.recipe.teacher_share * len(images)), 1)
                 with torch.no_grad():
-                    target, *other = self.teacher(images[:seen])
+                    target, *other = self.teacher(images)
             logits, *features = self.run(images)
         logits = logits.float()
         task = self._task(logits, target, labels)
@@ -121,8 +120,6 @@ class TrainingStep:
         reference = None
         if self.two_views and other is not None:
             reference = dict(zip(names, other, strict=True))
-            # The order of a batch is random: its first images are any images.
-            sites = {name: rows[: len(reference[name])] for name, rows in sites.items()}
         for name, weight, quantizer in self.weights:
             sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(
                 1
@@ -135,7 +132,7 @@ class TrainingStep:
         if target is None or self.recipe.distill_weight == 0:
             return cross_entropy
         t, share = self.recipe.distill_temperature, self.recipe.distill_weight
-        student = F.log_softmax(logits[: len(target)] / t, 1)
+        student = F.log_softmax(logits / t, 1)
         teacher = F.log_softmax(target.float() / t, 1)
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
         return (1 - share) * cross_entropy + share * distance

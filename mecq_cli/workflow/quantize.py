@@ -235,7 +235,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     teacher = None
     if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
         shape = job.loaded.preprocessing.input_size
-        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
+        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
     model = insert_quantizers(job.loaded, config).to(job.device)
     model.to(memory_format=torch.channels_last)
     _describe(job, model)

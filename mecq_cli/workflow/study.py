@@ -79,8 +79,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "divergence and alignment, stages 300, exact": _both(300.0, mec_estimator="exact"),
     "divergence and alignment, stages 300, taylor": _both(300.0, mec_estimator="taylor"),
     "divergence and alignment, stages 300, no distillation": _both(300.0, distill=False),
-    "divergence and alignment, stages 300, half a batch": _both(300.0, teacher_share=0.5),
-    "divergence and alignment, stages 300, quarter of a batch": _both(300.0, teacher_share=0.25),
     "divergence and alignment, stages 300, float residual": _both(300.0, residual_bits=32),
 }
 """Settings of each arm; all else is the default recipe."""
