@@ -154,7 +154,7 @@ class QuantizeConfig(Settings):
     workers: CountOrZero | None = None
     device: Name = "auto"
     amp: Literal["auto", "bf16", "off"] = "auto"
-    compile: Literal["auto", "model", "off"] = "auto"
+    compile: Literal["auto", "model", "quantizers", "off"] = "auto"
     distill: bool = True
     distill_weight: Fraction = 0.5
     distill_temperature: Positive = 1.0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 from mecq_cli.capture import capture
@@ -21,7 +22,13 @@ from mecq_cli.entropy import as_rows
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
-from mecq_cli.quantizers import ActivationQuantizer, LsqActivation, LsqWeight, WeightQuantizer
+from mecq_cli.quantizers import (
+    MIN_SCALE,
+    ActivationQuantizer,
+    LsqActivation,
+    LsqWeight,
+    Quantizer,
+)
 from mecq_cli.sites import (
     AddSite,
     AveragePoolSite,
@@ -130,9 +137,9 @@ class QuantizedModel(nn.Module):
 
     def project(self) -> None:
         """After an optimizer step: keep the steps of all quantizers positive."""
-        for module in self.modules():
-            if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
-                module.project()
+        scales: list[Tensor] = [m.scale for m in self.modules() if isinstance(m, Quantizer)]
+        with torch.no_grad():
+            torch._foreach_clamp_min_(scales, MIN_SCALE)
 
 
 def insert(

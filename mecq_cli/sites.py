@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid, Node, weight_multiplier
 from mecq_cli.kernels import run_node
+from mecq_cli.normalization import batch_norm
 from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
 
 BIAS_LIMIT = 2**30
@@ -101,11 +102,19 @@ class Site(nn.Module):
                 y = torch.clamp(y, 0.0, self.ceiling)
             elif not clips:
                 y = F.relu(y)
-        return y if q is None else q(y)
+        # Under autocast a batch norm may have given float32; what goes on has the type of all.
+        stream = _stream_type(y)
+        return y.to(stream) if q is None else q(y).to(stream)
 
     def node(self, inputs: tuple[str, ...]) -> Node:
         """The integer operation, with its tensors."""
         return Node(self.name, self.op, inputs, self.output_grid())
+
+
+def _stream_type(y: Tensor) -> torch.dtype:
+    """What the activations of a network are, which autocast decides where it is on."""
+    kind = y.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else y.dtype
 
 
 class QuantizeSite(Site):
@@ -182,7 +191,12 @@ class ProductSite(Site):
                 x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
             a = self.attributes
             y = F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
-        return y if self.norm is None else self.norm(y)
+        if self.norm is None:
+            return y
+        if torch.compiler.is_compiling():
+            return batch_norm(self.norm, y)
+        normalised: Tensor = self.norm(y)
+        return normalised
 
     def node(self, inputs: tuple[str, ...]) -> Node:
         """The integer weight with the batch norm folded into its scales and bias."""

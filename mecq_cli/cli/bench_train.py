@@ -25,7 +25,7 @@ def train(
         int, typer.Option(min=1, metavar="N", help="Timed steps of each arm, in turns.")
     ] = 15,
     compile: Annotated[
-        str, typer.Option(metavar="auto|model|off", help="The same for all arms.")
+        str, typer.Option(metavar="auto|model|quantizers|off", help="The same for all arms.")
     ] = "auto",
     amp: Annotated[str, typer.Option(metavar="auto|bf16|off", help="The same for all.")] = "auto",
     mec_on: Annotated[str | None, typer.Option(metavar="WHAT", help="As for quantize.")] = None,

@@ -268,7 +268,7 @@ def quantize(
     compile: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|model|off",
+            metavar="auto|model|quantizers|off",
             help="torch.compile of the training step (default auto).",
             rich_help_panel=_TRAINING,
         ),

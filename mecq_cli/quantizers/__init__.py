@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from mecq_cli.quantizers.base import ActivationQuantizer, Quantizer, WeightQuantizer
+from mecq_cli.quantizers.base import (
+    MIN_SCALE,
+    ActivationQuantizer,
+    Kernels,
+    Quantizer,
+    WeightQuantizer,
+    round_backward,
+    round_forward,
+)
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 
-__all__ = ["ActivationQuantizer", "LsqActivation", "LsqWeight", "Quantizer", "WeightQuantizer"]
+__all__ = [
+    "MIN_SCALE",
+    "ActivationQuantizer",
+    "Kernels",
+    "LsqActivation",
+    "LsqWeight",
+    "Quantizer",
+    "WeightQuantizer",
+    "round_backward",
+    "round_forward",
+]

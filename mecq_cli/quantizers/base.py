@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid
+
+
+def round_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, binary: bool) -> Tensor:
+    """``round(clip(x / s, qmin, qmax)) * s``; shape and dtype of x."""
+    v = _units(x, scale)
+    return (_round(v, torch.clamp(v, qmin, qmax), binary) * scale).to(x.dtype)
+
+
+def round_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, binary: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients to x and, not yet scaled, to the step, of the output's gradient."""
+    grad = grad.float()
+    v = _units(x, scale)
+    clipped = torch.clamp(v, qmin, qmax)
+    # One comparison, and a gradient that is needed anyway: grad * (round(v) - v) inside.
+    grad_x = torch.where(clipped == v, grad, 0.0)
+    products = grad * _round(v, clipped, binary) - grad_x * v
+    if scale.numel() == 1:
+        # By image and channel first, in the order in which the batch norm in front sums too.
+        if x.dim() == 4:
+            products = products.sum((2, 3)).sum(0)
+        grad_scale = products.sum()
+    else:
+        # Not flattened: in a channels_last weight that would be another order.
+        grad_scale = products.sum(list(range(1, x.dim())))
+    return grad_x.to(x.dtype), grad_scale.reshape(scale.shape)
+
+
+class Kernels(NamedTuple):
+    """How the two are computed: `round_forward` and `round_backward`, or compiled ones.
+
+    Attributes:
+        forward, backward: with the arguments of the two.
+        dense: they see tensors as vectors, or weights as rows [O, K], in the order of the memory:
+            one program is enough for all shapes.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, Tensor]]
+    dense: bool
+
+
+PLAIN = Kernels(round_forward, round_backward, dense=False)
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -30,43 +75,82 @@ class FakeQuantize(torch.autograd.Function):
         qmax: float,
         grad_scale: float,
         binary: bool,
+        kernels: Kernels,
     ) -> Tensor:
         """``x`` of any shape; ``scale`` broadcasts against it. Returns x's shape and dtype."""
         ctx.save_for_backward(x, scale)
-        ctx.settings = (qmin, qmax, grad_scale, binary)
-        v = x.float() / scale
-        return (_round(v, qmin, qmax, binary) * scale).to(x.dtype)
+        ctx.settings = (qmin, qmax, grad_scale, binary, kernels)
+        if not kernels.dense:
+            return kernels.forward(x, scale, qmin, qmax, binary)
+        rows, steps = _dense(x, scale)
+        return _shaped(kernels.forward(rows, steps, qmin, qmax, binary), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x and s; None for the settings."""
         x, scale = ctx.saved_tensors
-        qmin, qmax, grad_scale, binary = ctx.settings
-        grad = grads[0].float()
-        v = x.float() / scale
-        inside = (v >= qmin) & (v <= qmax)
-        grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
-        rounding = _round(v, qmin, qmax, binary) - torch.where(inside, v, 0.0)
-        grad_scale_full = grad * rounding
-        if scale.numel() == 1:
-            grad_s = grad_scale_full.sum().reshape(scale.shape)
+        qmin, qmax, grad_scale, binary, kernels = ctx.settings
+        if not kernels.dense:
+            grad_x, grad_s = kernels.backward(grads[0], x, scale, qmin, qmax, binary)
         else:
-            grad_s = grad_scale_full.flatten(1).sum(1).reshape(scale.shape)
-        return grad_x, grad_s * grad_scale, None, None, None, None
+            rows, steps = _dense(x, scale)
+            like = torch.channels_last if _channels_last(x) else torch.contiguous_format
+            grad, _ = _dense(grads[0].contiguous(memory_format=like), scale, _channels_last(x))
+            flat, grad_s = kernels.backward(grad, rows, steps, qmin, qmax, binary)
+            grad_x = _shaped(flat, x)
+        return grad_x, (grad_s * grad_scale).reshape(scale.shape), None, None, None, None, None
 
 
-def _round(v: Tensor, qmin: float, qmax: float, binary: bool) -> Tensor:
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _dense(x: Tensor, scale: Tensor, channels_last: bool | None = None) -> tuple[Tensor, Tensor]:
+    """X as a vector, or as rows where there are several steps, in the order of the memory."""
+    last = _channels_last(x) if channels_last is None else channels_last
+    ordered = x.permute(0, 2, 3, 1) if last else x
+    if scale.numel() == 1:
+        return ordered.reshape(-1), scale
+    return ordered.reshape(len(x), -1), scale.reshape(-1, 1)
+
+
+def _shaped(dense: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_dense`."""
+    if not _channels_last(like):
+        return dense.reshape(like.shape)
+    n, c, h, w = like.shape
+    return dense.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _units(x: Tensor, scale: Tensor) -> Tensor:
+    """Values in units of the step, float32."""
+    if scale.numel() == 1:
+        return x.float() * scale.reciprocal()  # a division takes a CPU several times as long
+    return x.float() / scale
+
+
+def _round(v: Tensor, clipped: Tensor, binary: bool) -> Tensor:
     if binary:
         return torch.where(v >= 0, 1.0, -1.0)
-    return torch.round(torch.clamp(v, qmin, qmax))
+    return torch.round(clipped)
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, qmin: float, qmax: float, grad_scale: float, binary: bool = False
+    x: Tensor,
+    scale: Tensor,
+    qmin: float,
+    qmax: float,
+    grad_scale: float,
+    binary: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> Tensor:
     """Apply `FakeQuantize`."""
-    out: Tensor = FakeQuantize.apply(x, scale, qmin, qmax, grad_scale, binary)
+    out: Tensor = FakeQuantize.apply(x, scale, qmin, qmax, grad_scale, binary, kernels)
     return out
+
+
+MIN_SCALE = 1e-8
+"""No step may fall below it, much less cross zero."""
 
 
 class Quantizer(nn.Module):
@@ -76,6 +160,7 @@ class Quantizer(nn.Module):
         bits: 1 to 8.
         scale: the learned step, a parameter; float32 whatever the rest is.
         active: False lets values through untouched (used while calibrating).
+        kernels: what computes the rounding and its gradients.
     """
 
     scale: nn.Parameter
@@ -86,11 +171,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"a quantizer has 1 to 8 bits, not {bits}")
         self.bits = bits
         self.active = True
-
-    def project(self) -> None:
-        """Keep the step positive after an optimizer step; it must never cross zero."""
-        with torch.no_grad():
-            self.scale.clamp_(min=1e-8)
+        self.kernels = PLAIN
 
 
 class WeightQuantizer(Quantizer):

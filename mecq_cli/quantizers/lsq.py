@@ -46,7 +46,9 @@ class LsqWeight(WeightQuantizer):
             return weight
         scale = self.scale.reshape(-1, *([1] * (weight.dim() - 1)))
         grad_scale = 1.0 / (math.sqrt(weight[0].numel()) * self.qmax)
-        return fake_quantize(weight, scale, self.qmin, self.qmax, grad_scale, self.binary)
+        return fake_quantize(
+            weight, scale, self.qmin, self.qmax, grad_scale, self.binary, self.kernels
+        )
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """int8 weight [O, ...] and float32 step [O]."""
@@ -116,7 +118,7 @@ class LsqActivation(ActivationQuantizer):
             return x
         grad_scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
         low, high = -self.offset, self.qmax - self.offset
-        return fake_quantize(x, self.effective_scale(), low, high, grad_scale)
+        return fake_quantize(x, self.effective_scale(), low, high, grad_scale, kernels=self.kernels)
 
     def grid(self) -> Grid:
         """The integer grid, as it will be exported."""

@@ -8,36 +8,59 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
 from mecq_cli.events import Listener
+from mecq_cli.quantizers import Kernels, Quantizer, round_backward, round_forward
 
 
-def compiled(function: Callable[..., Any], listener: Listener) -> Callable[..., Any]:
-    """``function``, compiled at its first call.
+class Compiler:
+    """Compiles functions at their first call, as long as that works.
 
-    A compiler that is missing or fails is not the user's problem: the function then runs as it
-    is, slower, and the listener hears of it once.
+    A compiler that is missing or fails is not the user's problem: from then on every function
+    runs as it is, slower, and the listener hears of it once.
     """
-    # One batch size a run; a last smaller batch compiles once more rather than for any size.
-    fast = torch.compile(function, dynamic=False)
-    broken = False
 
-    def call(*arguments: Any) -> Any:
-        nonlocal broken
-        if broken:
-            return function(*arguments)
-        try:
-            with _quiet():
-                return fast(*arguments)
-        except (TorchDynamoException, InductorError) as error:
-            broken = True
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            listener.warn(f"torch.compile does not work here ({first}); going on without it")
-            return function(*arguments)
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.works = listener, True
 
-    return call
+    def compiled(
+        self, function: Callable[..., Any], *, dynamic: bool = False
+    ) -> Callable[..., Any]:
+        """``function``, faster.
+
+        Args:
+            function: of tensors.
+            dynamic: one program for all shapes. Else there is one for each: a run has one batch
+                size, and a last smaller batch.
+        """
+        fast = torch.compile(function, dynamic=dynamic)
+
+        def call(*arguments: Any) -> Any:
+            if not self.works:
+                return function(*arguments)
+            try:
+                with _quiet():
+                    return fast(*arguments)
+            except (TorchDynamoException, InductorError) as error:
+                self.works = False
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.listener.warn(
+                    f"torch.compile does not work here ({first}); going on without it"
+                )
+                return function(*arguments)
+
+        return call
+
+    def quantizers(self, model: nn.Module) -> None:
+        """Let the quantizers of a model round by one program for all layers."""
+        forward = self.compiled(round_forward, dynamic=True)
+        kernels = Kernels(forward, self.compiled(round_backward, dynamic=True), dense=True)
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.kernels = kernels
 
 
 class _quiet:

@@ -25,8 +25,10 @@ BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
 
-COMPILE_FROM = 600
-"""Steps from which compiling (about a minute) pays for itself on a CPU."""
+COMPILE_MODEL_FROM = 600
+COMPILE_QUANTIZERS_FROM = 100
+"""Steps from which compiling pays for itself on a CPU: it takes about a minute for the model, and
+some seconds for the quantizers alone."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Recipe:
         mec_views: 1, or 2 for the quantized and the FP features jointly.
         mec: what it computes.
         bf16: autocast of the training step.
-        compile: torch.compile of the network.
+        compile: what is compiled: model, quantizers, off.
     """
 
     epochs: int
@@ -66,7 +68,7 @@ class Recipe:
     mec_views: int
     mec: EntropySettings
     bf16: bool
-    compile: bool
+    compile: str
 
 
 def default_batch_size(images: int, input_size: int) -> int:
@@ -117,8 +119,14 @@ def choose(
         mec_views=2 if config.mec_views == "fp+quantized" else 1,
         mec=mec,
         bf16=use_bf16(config.amp, device),
-        compile=config.compile == "model" or (config.compile == "auto" and total >= COMPILE_FROM),
+        compile=_choose_compile(total) if config.compile == "auto" else config.compile,
     )
+
+
+def _choose_compile(steps: int) -> str:
+    if steps >= COMPILE_MODEL_FROM:
+        return "model"
+    return "quantizers" if steps >= COMPILE_QUANTIZERS_FROM else "off"
 
 
 def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:

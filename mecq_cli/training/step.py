@@ -15,7 +15,7 @@ from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
-from mecq_cli.training.compiling import compiled
+from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -66,10 +66,13 @@ class TrainingStep:
             if isinstance(site, ProductSite) and "weights" in recipe.mec_on
         ]
         self.run: Callable[[Tensor], tuple[Tensor, ...]] = model.graph
-        if recipe.compile:
-            self.run = compiled(model.graph, listener)
+        compiler = Compiler(listener)
+        if recipe.compile == "model":
+            self.run = compiler.compiled(model.graph)
             if self.teacher is not None:
-                self.teacher = compiled(self.teacher, listener)
+                self.teacher = compiler.compiled(self.teacher)
+        elif recipe.compile == "quantizers":
+            compiler.quantizers(model)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> Losses:
         """Train on one batch.
@@ -114,13 +117,13 @@ class TrainingStep:
             return torch.zeros(()), {}
         names = self.model.taps
         sites = dict(zip(names, features, strict=True))
+        reference = None
+        if self.two_views and other is not None:
+            reference = dict(zip(names, other, strict=True))
         for name, weight, quantizer in self.weights:
             sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(
                 1
             )
-        reference = None
-        if self.two_views and other is not None:
-            reference = dict(zip(names, other, strict=True))
         term = self.regularizer(sites, reference, step / max(self.recipe.total_steps, 1))
         return term.loss, {name: float(value) for name, value in term.coding_lengths.items()}
 

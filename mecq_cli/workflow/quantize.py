@@ -224,7 +224,7 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
             "mec_align": recipe.mec.align,
             "mec_term": recipe.mec.term,
             "amp": "bf16" if recipe.bf16 else "off",
-            "compile": "model" if recipe.compile else "off",
+            "compile": recipe.compile,
         }
     )
 
@@ -248,7 +248,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     teacher = None
     if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
         shape = job.loaded.preprocessing.input_size
-        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
+        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
     model = insert_quantizers(job.loaded, config).to(job.device)
     model.to(memory_format=torch.channels_last)
     _describe(job, model)
@@ -337,7 +337,7 @@ def _describe(job: Job, model: QuantizedModel) -> None:
         "distillation" if recipe.distill_weight else "",
         f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
         "bf16" if recipe.bf16 else "",
-        "compiled" if recipe.compile else "",
+        {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     job.listener.note(

@@ -1,0 +1,55 @@
+"""The two ways of rounding compute the same: on tensors as they are, and on dense vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mecq_cli.quantizers import Kernels, round_backward, round_forward
+from mecq_cli.quantizers.base import PLAIN, fake_quantize
+
+DENSE = Kernels(round_forward, round_backward, dense=True)
+
+
+def results(
+    x: Tensor, scale: Tensor, binary: bool, kernels: Kernels, upstream: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
+    low, high = (-1, 1) if binary else (-2, 1)
+    out = fake_quantize(x, scale, low, high, 0.25, binary, kernels)
+    out.backward(upstream)
+    assert x.grad is not None
+    assert scale.grad is not None
+    return out.detach(), x.grad, scale.grad
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("layout", ["rows", "contiguous", "channels_last", "mixed"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dense_kernels_agree_with_plain_ones(layout: str, per_channel: bool, binary: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 5) if layout == "rows" else (6, 5, 3, 2)
+    x, upstream = (torch.randn(shape, generator=generator) for _ in range(2))
+    if layout in ("channels_last", "mixed"):
+        x = x.to(memory_format=torch.channels_last)
+    if layout == "channels_last":
+        upstream = upstream.to(memory_format=torch.channels_last)
+    scale = torch.full((6, *[1] * (x.dim() - 1)) if per_channel else (), 0.4)
+    plain = results(x, scale, binary, PLAIN, upstream)
+    dense = results(x, scale, binary, DENSE, upstream)
+    assert torch.equal(plain[0], dense[0])
+    assert torch.equal(plain[1], dense[1])
+    torch.testing.assert_close(plain[2], dense[2])
+
+
+def test_gradient_of_the_step_is_that_of_lsq() -> None:
+    """Equation 3 of arXiv 1902.08153, element by element."""
+    x = torch.tensor([-3.0, -0.9, 0.1, 0.7, 5.0])
+    scale = torch.tensor(0.5, requires_grad=True)
+    fake_quantize(x, scale, -2, 1, 1.0).sum().backward()
+    v = x / 0.5
+    inside = (v >= -2) & (v <= 1)
+    expected = torch.where(inside, v.round() - v, v.clamp(-2, 1))
+    assert scale.grad is not None
+    torch.testing.assert_close(scale.grad, expected.sum())
