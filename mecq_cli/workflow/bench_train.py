@@ -84,17 +84,20 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
     listener.start(task, bench.rounds)
     for i in range(bench.rounds):
         for name, step in steps.items():
-            times[name].append(_timed(step, device))
+            times[name].append(timed(step, device))
         listener.advance(task, i + 1)
     listener.finish(task)
     steps.clear()
-    peaks = {name: _peak(name, bench) if bench.memory else None for name in ARMS}
+    threads = torch.get_num_threads()
+    peaks = {
+        name: in_own_process(_peak, name, bench, threads) if bench.memory else None for name in ARMS
+    }
     rows = [
         {
             "arm": name,
             "what": what,
             "step_ms": 1e3 * statistics.median(times[name]),
-            "ratio": _ratio(times[name], times["fp"]),
+            "ratio": ratio(times[name], times["fp"]),
             "images_per_second": bench.batch_size / statistics.median(times[name]),
             "peak_mb": peaks[name],
         }
@@ -117,7 +120,7 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
         "fp_step_ms": by_name["fp"]["step_ms"],
         "qat_step_ms": by_name["recipe"]["step_ms"],
         "ratio": by_name["recipe"]["ratio"],
-        "regularizer_share": 1.0 - _ratio(times["distillation"], times["recipe"]),
+        "regularizer_share": 1.0 - ratio(times["distillation"], times["recipe"]),
         "fp_peak_mb": peaks["fp"],
         "qat_peak_mb": peaks["recipe"],
         "rows": rows,
@@ -201,7 +204,8 @@ def _qat_step(
     return step
 
 
-def _timed(step: Step, device: torch.device) -> float:
+def timed(step: Step, device: torch.device) -> float:
+    """Seconds of one step."""
     _wait(device)
     started = time.perf_counter()
     step()
@@ -214,26 +218,30 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ratio(times: list[float], others: list[float]) -> float:
+def ratio(times: list[float], others: list[float]) -> float:
     """Of two arms that took turns, the median ratio within a round."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
-def _peak(name: str, bench: Bench) -> float:
-    """Peak memory of some steps in MB, of a process of its own, without what it began with.
+def in_own_process(function: Callable[..., float], *arguments: object) -> float:
+    """``function(*arguments)``, computed in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _peak(name: str, bench: Bench, threads: int) -> float:
+    torch.set_num_threads(threads)
+    device = pick_device(bench.config.device)
+    return peak_of(lambda: make_step(name, bench, Listener()), device)
+
+
+def peak_of(make: Callable[[], Step], device: torch.device) -> float:
+    """Peak memory of some steps in MB, without what the process has begun with.
 
     On a CPU that is resident memory, with what the libraries' allocator and the compiler keep.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_measure_peak, (name, bench, torch.get_num_threads()))
-
-
-def _measure_peak(name: str, bench: Bench, threads: int) -> float:
-    torch.set_num_threads(threads)
-    device = pick_device(bench.config.device)
     before = _resident_peak()
-    step = make_step(name, bench, Listener())
+    step = make()
     step()  # compiled
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
