@@ -175,7 +175,6 @@ def joined(device: str) -> Iterator[Processes]:
         ) from error
     # Only where all goes well: with a process missing it could wait for that one.
     accelerator.end_training()
-    dist.destroy_process_group()
 
 
 def _accelerator(device: str) -> Any:

@@ -58,11 +58,13 @@ class MicroBatches(nn.Module):
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
     """The second run of a part must not count as another batch."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        # They must be passed all the same: both runs have to save the same tensors.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, counted) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counted
