@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from mecq_cli import launch
 from mecq_cli.errors import EnvironmentFailure, MecqError, UsageError
@@ -186,7 +187,7 @@ def _accelerator(device: str) -> Any:
         )
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise EnvironmentFailure(
             f"{launch.processes()} processes were launched, which takes the accelerate library "
@@ -199,15 +200,35 @@ def _accelerator(device: str) -> Any:
             f"machine, and this is its process number {launch.local_rank() + 1}; launch no more "
             "processes than GPUs, or give --device cpu"
         )
+    _meet("gloo" if on_cpu else "nccl")
     # The buffers need no broadcast: batch norm is that of all processes, so they are equal.
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="no",  # the step has an autocast of its own (--amp)
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=_timeout())),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
+
+
+def _meet(backend: str) -> None:
+    """Make the process group, which accelerate then takes over.
+
+    Where torchrun starts processes again, it may keep the store of those before: their addresses
+    in it must not be taken for ours.
+    """
+    timeout = timedelta(seconds=_timeout())
+    if backend == "nccl":
+        torch.cuda.set_device(launch.local_rank())
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        own = dist.PrefixStore(f"mecq/{launch.attempt()}/{count}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise EnvironmentFailure(
+            f"process {launch.rank()} of {launch.processes()}: the processes cannot reach each "
+            f"other ({str(error).splitlines()[0]}); check the addresses given to the launcher"
+        ) from error
 
 
 def _timeout() -> float:

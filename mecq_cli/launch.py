@@ -28,6 +28,11 @@ def restarts() -> bool:
     return "RANK" in os.environ and _number("TORCHELASTIC_MAX_RESTARTS") > 0
 
 
+def attempt() -> int:
+    """How often the launcher has started the processes again."""
+    return _number("TORCHELASTIC_RESTART_COUNT")
+
+
 def alone_by_mistake() -> bool:
     """Whether ``accelerate launch --cpu`` was asked for several processes and started one.
 
