@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.distributed import ALONE, Processes, joined
-from mecq_cli.errors import Interrupted, NumericError
+from mecq_cli.errors import EnvironmentFailure, Interrupted, NumericError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, Tap, insert
 from mecq_cli.training.loop import Trainer
@@ -134,7 +135,25 @@ def resumed(folder: Path, processes: Processes) -> int:
     return step
 
 
+def killed(folder: Path, processes: Processes) -> None:
+    """The second process dies within the fourth step."""
+
+    def die() -> None:
+        if processes.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer(folder, processes, listener=At(3, die)).train("")
+
+
 def _worker(rank: int, port: int, folder: str) -> None:
+    try:
+        _scenarios(rank, port, folder)
+    except EnvironmentFailure as error:
+        Path(folder, "lost.txt").write_text(str(error))
+        sys.exit(1)
+
+
+def _scenarios(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
@@ -149,7 +168,9 @@ def _worker(rank: int, port: int, folder: str) -> None:
             "poisoned": poisoned(root / "poisoned", processes),
             "resumed": resumed(root / "stopped", processes),
         }
-    torch.save(result, root / f"{rank}.pt")
+        torch.save(result, root / f"{rank}.pt")
+        # The last thing they do: with one of them gone the group is of no use.
+        killed(root / "killed", processes)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +184,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     workers = [context.Process(target=_worker, args=(rank, port, str(folder))) for rank in range(2)]
     for worker in workers:
         worker.start()
-    for worker in workers:
+    for worker, code in zip(workers, (1, -signal.SIGKILL), strict=True):
         worker.join(timeout=200)
-        assert worker.exitcode == 0
+        assert worker.exitcode == code
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -196,3 +217,13 @@ def test_they_stop_as_one_and_go_on(both: Any) -> None:
     # Bit by bit the run that nobody stopped.
     assert losses(folder / "stopped") == losses(folder / "whole")
     assert not (folder / "stopped" / "elsewhere").is_file()
+
+
+def test_after_a_kill_the_other_one_ends_and_one_process_goes_on(both: Any) -> None:
+    folder, _ = both
+    assert "process 0 of 2: another process of this run ended" in (folder / "lost.txt").read_text()
+    one = trainer(folder / "killed", ALONE)
+    assert one.resume()
+    assert one.progress.step == 2  # saved every two steps
+    one.train("")
+    assert np.allclose(losses(folder / "killed"), losses(folder / "whole"), rtol=1e-4, atol=1e-5)
