@@ -56,7 +56,7 @@ FLAG_ONLY = frozenset({"resume", "dry_run", "force"})
 """They say what to do now, not what a run is: never read from nor written to a file."""
 
 CHANGEABLE_ON_RESUME = frozenset(
-    {"data", "checkpoint", "output", "workers", "device", "checkpoint_every"}
+    {"data", "checkpoint", "output", "workers", "device", "checkpoint_every", "accumulate"}
 )
 """What a continued run may do otherwise than before without becoming another run."""
 
@@ -101,7 +101,9 @@ class QuantizeConfig(Settings):
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
-        batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe.
+        batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe; the batch is that of
+            all processes together.
+        accumulate: micro-batches that a batch is computed in, for less memory.
         scale_lr: learning rate of the quantizer scales, as a multiple of ``lr``.
         seed: of initialisation and of the order of the images.
         workers: loader processes; 0 loads in the main one. None: by the device and the cores.
@@ -145,6 +147,7 @@ class QuantizeConfig(Settings):
     epochs: CountOrZero | None = None
     max_steps: CountOrZero | None = None
     batch_size: Count | None = None
+    accumulate: Count = 1
     lr: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: PositiveOrZero | None = None
@@ -257,13 +260,15 @@ def from_flags(kind: type[SettingsModel], flags: Mapping[str, Any]) -> SettingsM
 
 
 def resolve(
-    file: Path | None, flags: Mapping[str, Any]
+    file: Path | None, flags: Mapping[str, Any], *, restarts: bool = False
 ) -> tuple[QuantizeConfig, dict[str, Origin]]:
     """The settings of a run, and the origin of each.
 
     Args:
         file: the TOML file named by --config.
         flags: by field name; None stands for a flag that was not given.
+        restarts: a launcher repeats this very command when a process fails, so it continues what
+            it finds in the output folder.
 
     Raises:
         UsageError: an unknown or missing key, a value out of its range, flags that contradict
@@ -277,6 +282,9 @@ def resolve(
     for origin, source in layers:
         values |= source
         origins |= dict.fromkeys(source, origin)
+    if restarts and not values.get("dry_run"):
+        _check_repeatable(values)
+        values["resume"] = True
     if values.get("resume") and values.get("force"):
         raise UsageError("--resume and --force: one continues a run, the other starts it over")
     output = values.get("output")
@@ -285,6 +293,20 @@ def resolve(
     if values.get("resume") and isinstance(output, (str, Path)):
         _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
     return validated(QuantizeConfig, values, origins, file), origins
+
+
+def _check_repeatable(values: Mapping[str, Any]) -> None:
+    """Whether the same command, given again, goes on with the run it began."""
+    if values.get("output") is None:
+        raise UsageError(
+            "--output is missing: the launcher may restart this command (--max-restarts), which "
+            "then has to find its run; give --output DIR"
+        )
+    if values.get("force"):
+        raise UsageError(
+            "--force: the launcher may restart this command (--max-restarts), which would start "
+            "over each time; leave it out and give another --output"
+        )
 
 
 def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[str, Origin]) -> None:

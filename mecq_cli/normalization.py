@@ -44,10 +44,12 @@ def _update(norm: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
     """Running statistics, as `nn.BatchNorm2d` keeps them: the variance without bias."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum
-    share = 1.0 / norm.num_batches_tracked.float() if momentum is None else momentum
+    share: float | Tensor | None = norm.momentum
+    if norm.num_batches_tracked is not None:  # else it is a batch that was counted before
+        norm.num_batches_tracked.add_(1)
+    if share is None:  # a plain average
+        assert norm.num_batches_tracked is not None
+        share = 1.0 / norm.num_batches_tracked.float()
     norm.running_mean.add_((mean - norm.running_mean) * share)
     unbiased = variance * (count / max(count - 1, 1))
     norm.running_var.add_((unbiased - norm.running_var) * share)

@@ -193,7 +193,7 @@ class ProductSite(Site):
             y = F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
         if self.norm is None:
             return y
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and type(self.norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
             return batch_norm(self.norm, y)
         normalised: Tensor = self.norm(y)
         return normalised

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mecq_cli import __version__
+from mecq_cli import __version__, launch
 from mecq_cli.cli.bench import bench
 from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_features import features
@@ -19,6 +19,7 @@ from mecq_cli.cli.export import export
 from mecq_cli.cli.inspect import inspect
 from mecq_cli.cli.predict import predict
 from mecq_cli.cli.quantize import quantize
+from mecq_cli.errors import UsageError
 
 STEPS = """\
 mecq trains a vision model at 1 to 8 bits and writes it down as integers.
@@ -80,5 +81,10 @@ def start(
 
     Train a vision model at 1 to 8 bits, measure it, and export it as integers.
     """
+    if launch.processes() > 1 and ctx.invoked_subcommand != "quantize":
+        raise UsageError(
+            f"{launch.processes()} processes were launched, and only mecq quantize shares its work "
+            "among several; start this command without a launcher"
+        )
     if ctx.invoked_subcommand is None:
         typer.echo(STEPS, nl=False)

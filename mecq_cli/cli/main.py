@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
+from mecq_cli import launch
 from mecq_cli.cli.app import app
 from mecq_cli.cli.errors import describe
+from mecq_cli.errors import Interrupted, NumericError, UsageError
 
 
 def main() -> None:
@@ -38,7 +41,14 @@ def _fail(error: BaseException, debug: bool) -> int:
     line, code = describe(error)
     if debug:
         traceback.print_exception(error)
-    sys.stderr.write(line + "\n")
+    if launch.rank() == 0:
+        sys.stderr.write(line + "\n")
+    elif isinstance(error, (UsageError, NumericError, Interrupted)):
+        # It came to all processes and the first one tells, unless the launcher ends it before:
+        # which it does as soon as one has left.
+        time.sleep(1.0)
+    else:
+        sys.stderr.write(f"process {launch.rank()}: {line}\n")
     return code
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli import launch
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 _START = "Where it starts"
@@ -143,7 +144,18 @@ def quantize(
         typer.Option(metavar="N", help="Stop after so many steps.", rich_help_panel=_TRAINING),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images a step.", rich_help_panel=_TRAINING)
+        int | None,
+        typer.Option(
+            metavar="N", help="Images a step, of all processes together.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Compute each batch in K parts, for less memory (default 1).",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(metavar="F", help="Learning rate.", rich_help_panel=_TRAINING)
@@ -325,11 +337,19 @@ def quantize(
     from mecq_cli.cli import render
     from mecq_cli.config import resolve
 
-    settings, origins = resolve(config, flags_of(ctx, "config"))
-    with working(quiet=quiet) as listener:
+    first = launch.rank() == 0
+    settings, origins = resolve(config, flags_of(ctx, "config"), restarts=launch.restarts())
+    with working(quiet=quiet or not first) as listener:
+        if launch.alone_by_mistake():
+            listener.warn(
+                "accelerate launch --cpu starts one process, whatever --num_processes says; "
+                "torchrun --nproc-per-node N starts several"
+            )
         from mecq_cli.workflow.quantize import quantize as quantize_model
 
         document = quantize_model(settings, origins, listener)
+    if not first:
+        return
     if settings.dry_run:
         render.show(document, render.sites, as_json=as_json)
         return

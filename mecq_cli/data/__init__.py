@@ -7,6 +7,7 @@ from mecq_cli.data.images import read_image, scan
 from mecq_cli.data.loader import (
     Batch,
     ImageDataset,
+    Part,
     batches_per_epoch,
     eval_batches,
     normalize,
@@ -19,6 +20,7 @@ __all__ = [
     "SMALL",
     "Batch",
     "ImageDataset",
+    "Part",
     "Split",
     "batches_per_epoch",
     "eval_batches",

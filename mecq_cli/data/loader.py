@@ -11,7 +11,7 @@ and put together to batches, by the workers.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,8 @@ MEMORY_BUDGET = 2**30
 _PRELOAD_BATCH = 256
 
 Indices = NDArray[np.int64]
+Part = Callable[[Indices], Indices]
+"""What one of several processes takes of a batch."""
 
 
 class Batch(NamedTuple):
@@ -148,7 +150,7 @@ class ImageDataset:
         plain = ImageDataset(self.split, self.preprocessing)
         plain.in_memory = False
         done = 0
-        for batch in _batches(plain, missing, _PRELOAD_BATCH, workers=workers):
+        for batch in _batches(plain, _chunks(missing, _PRELOAD_BATCH), workers):
             chunk = missing[done : done + len(batch.labels)]
             self._pixels[chunk], self._decoded[chunk] = batch.images.numpy(), True
             done += len(chunk)
@@ -172,6 +174,7 @@ def train_batches(
     start_batch: int = 0,
     workers: int = 0,
     drop_last: bool = True,
+    part: Part | None = None,
 ) -> Iterator[Batch]:
     """One epoch in random order.
 
@@ -182,6 +185,7 @@ def train_batches(
         start_batch: leave out this many, to continue an epoch.
         workers: processes that decode; 0 for this one.
         drop_last: leave out a last, smaller batch, unless it is the only one.
+        part: of each batch; None: all of it.
 
     Raises:
         DataError: an image is unreadable.
@@ -190,18 +194,23 @@ def train_batches(
     count = batches_per_epoch(len(dataset), batch_size, drop_last)
     order = permutation(len(dataset), Purpose.ORDER, dataset.seed, epoch)
     dataset.set_epoch(epoch)
-    return _batches(dataset, order[: count * batch_size], batch_size, start_batch, workers)
+    chunks = _chunks(order[: count * batch_size], batch_size)[start_batch:]
+    return _batches(dataset, chunks if part is None else [part(c) for c in chunks], workers)
 
 
-def eval_batches(dataset: ImageDataset, *, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def eval_batches(
+    dataset: ImageDataset, *, batch_size: int, workers: int = 0, first: int = 0, every: int = 1
+) -> Iterator[Batch]:
     """All the images in the order of the split; the last batch may be smaller.
+
+    Of several processes each takes ``every`` so manieth batch, from its ``first`` one on.
 
     Raises:
         DataError: an image is unreadable.
         EnvironmentFailure: a worker process died.
     """
     order = np.arange(len(dataset), dtype=np.int64)
-    return _batches(dataset, order, batch_size, workers=workers)
+    return _batches(dataset, _chunks(order, batch_size)[first::every], workers)
 
 
 def normalize(
@@ -240,12 +249,14 @@ class _BatchSource(Dataset["Batch | str"]):
             return str(error)  # raised, it would come back wrapped into a traceback
 
 
-def _batches(
-    dataset: ImageDataset, order: Indices, batch_size: int, start: int = 0, workers: int = 0
-) -> Iterator[Batch]:
-    """The images in ``order``, less the first ``start`` batches."""
+def _chunks(order: Indices, batch_size: int) -> list[Indices]:
+    """The batches of ``order``; the last may be smaller."""
     count = batches_per_epoch(len(order), batch_size, drop_last=False)
-    chunks = [order[n * batch_size : (n + 1) * batch_size] for n in range(start, count)]
+    return [order[n * batch_size : (n + 1) * batch_size] for n in range(count)]
+
+
+def _batches(dataset: ImageDataset, chunks: Sequence[Indices], workers: int) -> Iterator[Batch]:
+    """The images at ``chunks``."""
     workers = 0 if dataset.in_memory else min(workers, len(chunks))
     if workers == 0:
         return (dataset.batch(chunk) for chunk in chunks)

@@ -37,7 +37,8 @@ class Recipe:
 
     Attributes:
         epochs: passes over the images.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
+        accumulate: micro-batches a step.
         steps_per_epoch, total_steps: after ``max_steps``.
         optimizer, lr, weight_decay: of the weights.
         scale_lr: learning rate of the quantizer steps, as a multiple of ``lr``.
@@ -54,6 +55,7 @@ class Recipe:
 
     epochs: int
     batch_size: int
+    accumulate: int
     steps_per_epoch: int
     total_steps: int
     optimizer: str
@@ -105,6 +107,7 @@ def choose(
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=config.accumulate,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         optimizer=config.optimizer,

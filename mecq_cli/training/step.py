@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.entropy import EntropyRegularizer
 from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
+from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
@@ -24,7 +26,8 @@ from mecq_cli.training.teacher import Teacher
 class Losses:
     """Loss parts of one step, as plain numbers.
 
-    ``total = task + mec_weight * mec``; ``correct`` of the batch's images were classified right;
+    ``total = task + mec_weight * mec``; ``correct`` of the batch's images were classified right.
+    All of it is of the batch of all processes;
     ``coding_lengths`` are nats by site.
     """
 
@@ -45,6 +48,7 @@ class TrainingStep:
         recipe: weights of the loss parts.
         optimizer: of the model's parameters.
         listener: hears of a compiler that is missing.
+        processes: which share the batch.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class TrainingStep:
         recipe: Recipe,
         optimizer: torch.optim.Optimizer,
         listener: Listener,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
+        self.processes = processes
         self.two_views = recipe.mec_weight > 0 and recipe.mec_views == 2
         needed = recipe.distill_weight > 0 or self.two_views
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
@@ -73,12 +79,17 @@ class TrainingStep:
                 self.teacher = compiler.compiled(self.teacher)
         elif recipe.compile == "quantizers":
             compiler.quantizers(model)
+        if recipe.accumulate > 1 or processes.count > 1:
+            parts = MicroBatches(model.graph, self.run, recipe.accumulate)
+            self.run = processes.data_parallel(parts)
+            if teacher is not None and self.teacher is not None:
+                self.teacher = MicroBatches(teacher, self.teacher, recipe.accumulate)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> Losses:
         """Train on one batch.
 
         Args:
-            images: normalised, float32 [N, C, H, W].
+            images: normalised, float32 [N, C, H, W]; of several processes, this one's part.
             labels: int64 [N].
             step: number of the step, from 0.
 
@@ -96,7 +107,7 @@ class TrainingStep:
         task = self._task(logits, target, labels)
         mec, lengths = self._entropy(features, other, step)
         total = task + self.recipe.mec_weight * mec
-        values = (float(total.detach()), float(task.detach()), float(mec.detach()))
+        values, correct = self._together(total, task, mec, logits, labels)
         if not all(math.isfinite(v) for v in values):
             raise NumericError(
                 f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
@@ -107,7 +118,20 @@ class TrainingStep:
         self._check_gradients(step)
         self.optimizer.step()
         self.model.project()
-        return Losses(*values, int((logits.argmax(1) == labels).sum()), lengths)
+        return Losses(*values, correct, lengths)
+
+    def _together(
+        self, total: Tensor, task: Tensor, mec: Tensor, logits: Tensor, labels: Tensor
+    ) -> tuple[tuple[float, float, float], int]:
+        """The losses and the number of right answers, of all processes.
+
+        So all of them see a loss that is not finite, before the first waits for the gradients.
+        """
+        values = [float(total.detach()), float(task.detach()), float(mec.detach())]
+        hits = int((logits.argmax(1) == labels).sum())
+        *sums, hits_of_all = self.processes.sums([*values, hits])
+        loss, of_task, of_mec = (value / self.processes.count for value in sums)
+        return (loss, of_task, of_mec), int(hits_of_all)
 
     def _entropy(
         self, features: Sequence[Tensor], other: Sequence[Tensor] | None, step: int

@@ -33,15 +33,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def loader_workers(asked: int | None, device: torch.device) -> int:
+def loader_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:
     """How many processes decode images, where the user does not say: one a core for a GPU.
+
+    Of ``sharing`` processes on this machine each gets its part of the cores.
 
     On a CPU the step itself needs the cores, and one more process at work keeps its threads
     waiting for each other; there the images are decoded in between.
     """
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(cores(), MOST_WORKERS)
+    return 0 if device.type == "cpu" else min(max(cores() // sharing, 1), MOST_WORKERS)
 
 
 def _field(name: str) -> str:

@@ -7,7 +7,9 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mecq_cli import launch
 from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.config import QuantizeConfig, to_toml
 from mecq_cli.data import (
     SMALL,
     ImageDataset,
+    Part,
     Split,
     batches_per_epoch,
     normalize,
     open_training,
     train_batches,
 )
+from mecq_cli.distributed import Processes, check_divides, joined
 from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
@@ -73,15 +78,17 @@ class Job:
     val: ImageDataset
     recipe: Recipe
     listener: Listener
+    processes: Processes
     workers: int = 0
     phases: Phases = field(default_factory=Phases)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches on the device."""
-        return self._batches(self.train, epoch, first)
+        """Training batches on the device; of several processes, the part of this one."""
+        part = partial(self.processes.part, parts=self.recipe.accumulate)
+        return self._batches(self.train, epoch, first, part)
 
     def _batches(
-        self, dataset: ImageDataset, epoch: int, first: int = 0
+        self, dataset: ImageDataset, epoch: int, first: int = 0, part: Part | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in train_batches(
             dataset,
@@ -89,11 +96,14 @@ class Job:
             epoch=epoch,
             start_batch=first,
             workers=self.workers,
+            part=part,
         ):
             images = normalize(batch.images, self.train.preprocessing, self.device)
             yield images, batch.labels.to(self.device)
 
-    def some_images(self, epoch: int, images: int) -> tuple[Iterator[Tensor], int]:
+    def some_images(
+        self, epoch: int, images: int, part: Part | None = None
+    ) -> tuple[Iterator[Tensor], int]:
         """About so many training images for statistics, and how many batches they come in.
 
         Large images without augmentation: statistics of random crops are not those of whole
@@ -107,7 +117,8 @@ class Job:
             dataset = ImageDataset(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
-        return (x for x, _ in islice(self._batches(dataset, epoch), count)), count
+        batches = self._batches(dataset, epoch, part=part)
+        return (x for x, _ in islice(batches, count)), count
 
     def told(self, task: str, batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         """The same batches; the listener hears how many of ``count`` have been used."""
@@ -126,6 +137,7 @@ class Job:
             device=self.device,
             workers=self.workers,
             listener=self.listener,
+            processes=self.processes,
         )
         return accuracy.top1, accuracy.images
 
@@ -138,6 +150,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a model; returns the content of summary.json (or the site table, if a dry run).
 
+    Where a launcher started several processes, each of them calls this, and they work on one run.
+
     Args:
         config: the settings.
         origins: where each came from.
@@ -147,22 +161,46 @@ def quantize(
     Raises:
         MecqError: see mecq_cli.errors; each message is one line.
     """
+    with joined(config.device) as processes:
+        config = processes.broadcast(config)  # of a run to continue, only the first may see it
+        return _quantize(
+            config, origins, listener if processes.first else Listener(), splits, processes
+        )
+
+
+def _quantize(
+    config: QuantizeConfig,
+    origins: Mapping[str, str],
+    listener: Listener,
+    splits: tuple[Split, Split] | None,
+    processes: Processes,
+) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    job = _open(config, origins, listener, splits)
+    job = _open(config, origins, listener, splits, processes)
     if config.dry_run:
         return _dry_run(job)
     config = _resolved(job.config, job.recipe)
     job.config = config
-    with create_run(config) as run:
-        if config.resume and run.summary.exists():
+    with ExitStack() as folder:
+        run = processes.from_first(lambda: folder.enter_context(create_run(config)))
+        finished = processes.from_first(lambda: _finished(run) if config.resume else None)
+        if finished is not None:
             listener.note(f"{run.path}: this run is finished; nothing to do")
-            finished: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
             return finished
         command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
         with stopping(f"stopped between two steps; continue with: {command}"):
-            atomic_write(run.config, to_toml(config).encode(), force=True)
+            if processes.first:
+                atomic_write(run.config, to_toml(config).encode(), force=True)
             return _work(job, run, command, started)
+
+
+def _finished(run: RunFolder) -> dict[str, Any] | None:
+    """The summary of a run that is over."""
+    if not run.summary.exists():
+        return None
+    summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    return summary
 
 
 def _open(
@@ -170,8 +208,9 @@ def _open(
     origins: Mapping[str, str],
     listener: Listener,
     splits: tuple[Split, Split] | None,
+    processes: Processes,
 ) -> Job:
-    device = pick_device(config.device)
+    device = processes.device or pick_device(config.device)
     train_split, val_split = splits or open_training(config.data, config.val_split, config.seed)
     loaded, classes = load_for_data(
         config.model,
@@ -198,6 +237,10 @@ def _open(
     val = evaluation_data(val_split, preprocessing, classes)
     # A last batch of one image has no variance: batch norm cannot train on it.
     batch_size = min(batch_size, len(train_split))
+    if config.batch_size != batch_size:  # ours to choose: one that can be divided
+        shares = processes.count * config.accumulate
+        batch_size = max(batch_size // shares, 1) * shares
+    check_divides(batch_size, processes.count, config.accumulate)
     if batch_size < 2 and config.epochs != 0:
         raise UsageError(
             f"training needs batches of at least 2 images, got --batch-size {batch_size} with "
@@ -205,8 +248,8 @@ def _open(
         )
     steps = batches_per_epoch(len(train_split), batch_size)
     recipe = choose(config, steps, batch_size, device)
-    workers = loader_workers(config.workers, device)
-    return Job(config, device, loaded, classes, train, val, recipe, listener, workers)
+    workers = loader_workers(config.workers, device, launch.local_processes())
+    return Job(config, device, loaded, classes, train, val, recipe, listener, processes, workers)
 
 
 def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
@@ -261,6 +304,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         metrics=run.metrics,
         checkpoint_every=config.checkpoint_every,
         listener=listener,
+        processes=job.processes,
     )
     resumed_at = _begin(job, run, trainer, plain)
     with job.phases("training"):
@@ -290,7 +334,9 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
     with job.phases("calibration"):
         calibrate(trainer.model, job.told("calibrate", batches, count), count)
-    run.metrics.write_text("", encoding="utf-8")
+    trainer.share_state()
+    if job.processes.first:
+        run.metrics.write_text("", encoding="utf-8")
     trainer.save()
     return None
 
@@ -304,9 +350,10 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     """
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
-    images, count = job.some_images(BN_EPOCH, job.config.bn_images)
+    # Batch norm in training mode is that of all processes: each brings its part.
+    images, count = job.some_images(BN_EPOCH, job.config.bn_images, job.processes.part)
     reestimate_batch_norm(model, job.told("batch norm", images, count))
-    if distance is None or _distance(job, model, plain) < distance:
+    if distance is None or job.processes.broadcast(_distance(job, model, plain) < distance):
         job.listener.note("batch norm statistics were measured anew")
     else:
         model.load_state_dict(before, strict=False)
@@ -338,6 +385,8 @@ def _describe(job: Job, model: QuantizedModel) -> None:
         f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
         "bf16" if recipe.bf16 else "",
         {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
+        f"{job.processes.count} processes" if job.processes.count > 1 else "",
+        f"{recipe.accumulate} micro-batches" if recipe.accumulate > 1 else "",
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     job.listener.note(
@@ -353,12 +402,8 @@ def _finish(
     resumed_at: int | None,
     started: float,
 ) -> dict[str, Any]:
-    metadata = artifact_metadata(job.loaded, job.classes, job.config)
-    fp32 = fp32_bytes(job.loaded.module)
-    metadata["fp32_bytes"] = fp32
     with job.phases("writing"):
-        integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
-        safetensors.save(integer, run.artifact, force=True)
+        sizes = job.processes.from_first(lambda: _write_artifact(job, run, model))
         trainer.progress.finished = True
         trainer.save()
     with job.phases("evaluation"):
@@ -373,18 +418,30 @@ def _finish(
         "simulator_top1": simulator_top1,
         "top1": top1,
         "images": images,
-        "sizes": totals(integer, fp32, run.artifact.stat().st_size),
+        "sizes": sizes,
         "steps": trainer.progress.step,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
+        "processes": job.processes.count,
         "finished": True,
     }
-    atomic_write(run.summary, (json.dumps(summary, indent=2) + "\n").encode(), force=True)
+    if job.processes.first:
+        atomic_write(run.summary, (json.dumps(summary, indent=2) + "\n").encode(), force=True)
     return summary
+
+
+def _write_artifact(job: Job, run: RunFolder, model: QuantizedModel) -> dict[str, Any]:
+    """Write the integer model; returns its sizes."""
+    metadata = artifact_metadata(job.loaded, job.classes, job.config)
+    fp32 = fp32_bytes(job.loaded.module)
+    metadata["fp32_bytes"] = fp32
+    integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
+    safetensors.save(integer, run.artifact, force=True)
+    return totals(integer, fp32, run.artifact.stat().st_size)
 
 
 def _artifact_top1(job: Job, path: Path) -> float:
     """Accuracy of what was written, read back."""
-    stored: IntegerModel = safetensors.load(path)
+    stored: IntegerModel = job.processes.from_first(lambda: safetensors.load(path))
     return job.top1(IntegerModule(stored))[0]
