@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from mecq_cli.errors import EnvironmentFailure, Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
-from mecq_cli.storage import atomic_write
+from mecq_cli.memory import is_out_of_memory, out_of_memory
+from mecq_cli.storage import sync_file
 from mecq_cli.training import state
+from mecq_cli.training.metrics import MetricsLog, cut
 from mecq_cli.training.recipe import Recipe, make_optimizer
 from mecq_cli.training.signals import SignalWatch
 from mecq_cli.training.step import TrainingStep
@@ -36,6 +37,7 @@ class Trainer:
         checkpoints: folder of the checkpoints.
         metrics: the metrics.jsonl.
         checkpoint_every: steps between checkpoints; None: once an epoch.
+        keep_checkpoints: how many are kept, the last ones.
         listener: hears of every step.
     """
 
@@ -50,7 +52,9 @@ class Trainer:
         metrics: Path,
         checkpoint_every: int | None,
         listener: Listener,
+        keep_checkpoints: int = state.KEEP,
     ) -> None:
+        self.keep = keep_checkpoints
         self.model, self.recipe, self.batches = model, recipe, batches
         self.checkpoints, self.metrics, self.listener = checkpoints, metrics, listener
         self.every = checkpoint_every or max(recipe.steps_per_epoch, 1)
@@ -69,13 +73,19 @@ class Trainer:
         if progress is None:
             return False
         self.progress = progress
-        _cut_metrics(self.metrics, progress.step)
+        cut(self.metrics, progress.step)
         return True
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, after the metrics that lead to it."""
+        sync_file(self.metrics)
         return state.save(
-            self.checkpoints, self.model, self.optimizer, self.step.regularizer, self.progress
+            self.checkpoints,
+            self.model,
+            self.optimizer,
+            self.step.regularizer,
+            self.progress,
+            self.keep,
         )
 
     def train(self, resume_command: str) -> None:
@@ -97,7 +107,8 @@ class Trainer:
             while progress.step < recipe.total_steps:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 for images, labels in self.batches(epoch, first):
-                    self._one(images, labels, epoch, log)
+                    with _advice(len(labels), resume_command):
+                        self._one(images, labels, epoch, log)
                     if watch.received:
                         self._interrupted(watch.received, resume_command)
                     if progress.step >= recipe.total_steps:
@@ -106,18 +117,15 @@ class Trainer:
         self.save()
         self.listener.finish("train")
 
-    def _log(self) -> TextIO:
+    def _log(self) -> MetricsLog:
         """The metrics, written line by line: no checkpoint is ahead of them."""
-        return self.metrics.open("a", encoding="utf-8", buffering=1)
+        return MetricsLog(self.metrics)
 
-    def _one(self, images: Tensor, labels: Tensor, epoch: int, log: TextIO) -> None:
+    def _one(self, images: Tensor, labels: Tensor, epoch: int, log: MetricsLog) -> None:
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
-        try:
-            losses = self.step(images, labels, progress.step)
-        except torch.OutOfMemoryError as error:
-            raise EnvironmentFailure(_out_of_memory(len(labels))) from error
+        losses = self.step(images, labels, progress.step)
         row: dict[str, Any] = {
             "step": progress.step,
             "epoch": epoch,
@@ -129,7 +137,7 @@ class Trainer:
             "train_top1": 100.0 * losses.correct / len(labels),
             "seconds": round(time.perf_counter() - started, 4),
         }
-        log.write(json.dumps(row) + "\n")
+        log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
         if progress.step % self.every == 0 and progress.step < self.recipe.total_steps:
@@ -144,23 +152,12 @@ class Trainer:
         )
 
 
-def _out_of_memory(batch: int) -> str:
-    return (
-        f"out of memory at a batch of {batch} images; try --batch-size {max(batch // 2, 1)} in a "
-        "new run (the batch size of a run cannot change), or another --device with --resume"
-    )
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Forget rows after the checkpoint: those steps are done again."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a killed process
-        if row["step"] < step:
-            kept.append(line)
-    atomic_write(path, "".join(line + "\n" for line in kept).encode(), force=True)
+@contextmanager
+def _advice(batch: int, resume_command: str) -> Iterator[None]:
+    """Say what to do where a step runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EnvironmentFailure(out_of_memory(batch, resume_command)) from error

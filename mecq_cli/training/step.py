@@ -16,6 +16,7 @@ from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
 from mecq_cli.training.compiling import compiled
+from mecq_cli.training.diagnosis import label, not_finite
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -97,7 +98,8 @@ class TrainingStep:
         if not all(math.isfinite(v) for v in values):
             raise NumericError(
                 f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
-                f"entropy {values[2]}); nothing was updated; try a smaller --lr"
+                f"entropy {values[2]}), {not_finite(self.model, images)}; nothing was updated; "
+                "try a smaller --lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -141,8 +143,7 @@ class TrainingStep:
             return
         for name, p in self.model.named_parameters():
             if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                layer = name.removeprefix("graph.").replace(".site", "")
                 raise NumericError(
-                    f"step {step}: the gradient of {layer} is not finite; nothing was updated; "
-                    "try a smaller --lr"
+                    f"step {step}: the gradient of {label(name)} is not finite; nothing was "
+                    "updated; try a smaller --lr"
                 )

@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,20 +28,21 @@ from mecq_cli.data import (
     open_training,
     train_batches,
 )
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
+from mecq_cli.memory import is_out_of_memory, out_of_memory
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
-from mecq_cli.runs import RunFolder, create_run
+from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.loop import Trainer
-from mecq_cli.training.recipe import Recipe, choose, default_batch_size
+from mecq_cli.training.recipe import Recipe, choose, default_batch_size, make_optimizer
 from mecq_cli.training.signals import stopping
 from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import (
@@ -52,6 +54,8 @@ from mecq_cli.workflow.common import (
     pick_device,
     taps_of,
 )
+from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 
 COMPARED_IMAGES = 128
 CALIBRATION_EPOCH = 2**20
@@ -144,13 +148,29 @@ def quantize(
     job.config = config
     with create_run(config) as run:
         if config.resume and run.summary.exists():
+            make_latest(run)
             listener.note(f"{run.path}: this run is finished; nothing to do")
             finished: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
             return finished
         command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
-        with stopping(f"stopped between two steps; continue with: {command}"):
+        with (
+            stopping(f"stopped between two steps; continue with: {command}"),
+            _memory_advice(run, job.recipe, command),
+        ):
             atomic_write(run.config, to_toml(config).encode(), force=True)
             return _work(job, run, command, started)
+
+
+@contextmanager
+def _memory_advice(run: RunFolder, recipe: Recipe, command: str) -> Iterator[None]:
+    """Calibration, evaluation and statistics may run out of memory as well as a step."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        resume = command if run.has_begun else None
+        raise EnvironmentFailure(out_of_memory(recipe.batch_size, resume)) from error
 
 
 def _open(
@@ -225,6 +245,9 @@ def _dry_run(job: Job) -> dict[str, Any]:
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
+        "disk": disk_need(
+            job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
+        ).document(job.config.output or RUNS),
     }
 
 
@@ -248,8 +271,12 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         metrics=run.metrics,
         checkpoint_every=config.checkpoint_every,
         listener=listener,
+        keep_checkpoints=config.keep_checkpoints,
     )
+    need = disk_need(config, recipe, model, trainer.optimizer, run)
+    listener.note(need.require(run.path))
     resumed_at = _begin(job, run, trainer, plain)
+    make_latest(run)
     trainer.train(command)
     if config.bn_images > 0:
         _renew_statistics(job, model, plain)
@@ -260,7 +287,11 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
 def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:
     """Resume, or evaluate FP and calibrate; returns the step resumed at."""
     listener = job.listener
+    same = {"images": digest_of_images(job.train.split, job.val.split)}
+    if job.loaded.weights != "random":
+        same["weights"] = digest_of_weights(plain)
     if job.config.resume and trainer.resume():
+        require_same(trainer.progress.facts, same)
         listener.note(f"resumed at step {trainer.progress.step}")
         return trainer.progress.step
     if job.recipe.total_steps:
@@ -268,11 +299,11 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     listener.note("the float model is evaluated first")
     top1, images = job.top1(plain)
     listener.note(f"float top-1 {top1:.2f} % on {images} images")
-    trainer.progress.facts = {"fp_top1": top1}
+    trainer.progress.facts = {"fp_top1": top1, **same}
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
     calibrate(trainer.model, batches, count)
-    run.metrics.write_text("", encoding="utf-8")
+    atomic_write(run.metrics, b"", force=True)
     trainer.save()
     return None
 
