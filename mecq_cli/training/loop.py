@@ -64,9 +64,8 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False where there is none."""
-        regularizer = self.step.regularizer
         progress, complaints = state.restore(
-            self.checkpoints, self.model, self.optimizer, self.schedule, regularizer
+            self.checkpoints, self.model, self.optimizer, self.step.regularizer
         )
         for complaint in complaints:
             self.listener.warn(f"{complaint}; the checkpoint before it is used")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from mecq_cli.entropy import EntropyRegularizer
@@ -147,10 +146,9 @@ def restore(
     folder: Path,
     model: QuantizedModel,
     optimizer: torch.optim.Optimizer,
-    schedule: CosineLRScheduler,
     regularizer: EntropyRegularizer,
 ) -> tuple[Progress | None, list[str]]:
-    """Load the newest checkpoint that is whole.
+    """Load the newest checkpoint that is whole. The schedule needs none: it follows the step.
 
     Returns:
         (progress, complaints): progress is None where there is no checkpoint at all; a complaint
@@ -179,7 +177,6 @@ def restore(
                 f"{path}: holds something else than the state of this run ({type(error).__name__});"
                 " remove it to continue from the one before, or start over with --force"
             ) from error
-        schedule.step_update(step)
         return progress, complaints
     if complaints:
         raise CheckpointError(
