@@ -86,10 +86,10 @@ def start(warm: Warm, place: Path, *, size: int = 16, workers: int = 0, steps: i
     write_patterns(place / "data", {"train": 16, "val": 4}, size=size)
     work = place / "work"
     work.mkdir()
-    (work / "run.toml").write_text(SETTINGS)
+    (place / "run.toml").write_text(SETTINGS)
     arguments = (
-        "quantize", "--config", "run.toml", "--epochs", -(-steps // 4), "--max-steps", steps,
-        "--workers", workers, "--img-size", size,
+        "quantize", "--config", place / "run.toml", "--epochs", -(-steps // 4),
+        "--max-steps", steps, "--workers", workers, "--img-size", size,
     )  # fmt: skip
     done = warm.run(*arguments, "--output", "whole", cwd=work, fault=(work, 0, "eio"))
     assert done.code == 0, done.err

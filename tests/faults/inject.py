@@ -59,7 +59,7 @@ def install(fault: Fault) -> None:
     def where(target: Any) -> str:
         if isinstance(target, int):
             return paths.get(target, "")
-        return str(Path(target).absolute())
+        return os.path.normpath(Path(target).absolute())
 
     def wrapped(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(target: Any, *rest: Any, **options: Any) -> Any:
