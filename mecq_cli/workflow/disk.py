@@ -64,8 +64,8 @@ class DiskNeed:
         """
         free = free_space(folder)
         text = (
-            f"{megabytes(self.needed)} of disk are needed ({self.checkpoints} checkpoints of "
-            f"{megabytes(self.checkpoint)}, {megabytes(self.other)} other), {megabytes(free)} are "
+            f"{readable(self.needed)} of disk are needed ({self.checkpoints} checkpoints of "
+            f"{readable(self.checkpoint)}, {readable(self.other)} other), {readable(free)} are "
             "free"
         )
         if free < self.needed:
@@ -100,6 +100,9 @@ def disk_need(
     )
 
 
-def megabytes(size: int) -> str:
+def readable(size: int) -> str:
     """A size for people."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"

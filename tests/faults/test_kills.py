@@ -82,9 +82,9 @@ def told(what: str, met: Counter[str], runs: int, seconds: float, seed: int) -> 
     ("kills", "workers", "seed"),
     [
         (20, 0, 1),
-        (8, 2, 2),
-        pytest.param(200, 0, 3, marks=pytest.mark.long),
-        pytest.param(200, 2, 4, marks=pytest.mark.long),
+        (6, 2, 2),
+        *(pytest.param(50, 0, seed, marks=pytest.mark.long) for seed in range(10, 14)),
+        *(pytest.param(50, 2, seed, marks=pytest.mark.long) for seed in range(20, 24)),
     ],
 )
 def test_kills_at_random_moments(
@@ -94,15 +94,14 @@ def test_kills_at_random_moments(
     course = start(warm, tmp_path, size=72 if workers else 16, workers=workers, steps=STEPS)
     met, runs, seconds = soak(warm, course, kills, seed, (signal.SIGKILL,))
     report(told(f"SIGKILL, {workers} workers", met, runs, seconds, seed))
-    if kills >= 200:
-        assert met["within a checkpoint write"] >= 5, met
+    if kills >= 50:
         limit = time.monotonic() + 30
         while warm.others() and time.monotonic() < limit:
             time.sleep(0.5)
         assert warm.others() == 0, "workers of a killed run must end by themselves"
 
 
-@pytest.mark.parametrize(("stops", "seed"), [(6, 5), pytest.param(100, 6, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("stops", "seed"), [(4, 5), pytest.param(50, 6, marks=pytest.mark.long)])
 @pytest.mark.timeout(3600)
 def test_signals_at_random_moments(
     warm: Warm, tmp_path: Path, report: Report, stops: int, seed: int

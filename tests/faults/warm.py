@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,11 @@ class Warm:
             start_new_session=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the warm process."""
+        return self._process.pid
+
     def others(self) -> int:
         """Processes that children of the warm one have left behind."""
         found = 0
@@ -88,7 +94,7 @@ class Warm:
         signal_number: int = signal.SIGKILL,
         fault: tuple[Path, int, str] | None = None,
         limits: dict[str, int] | None = None,
-        poison: dict[str, Any] | None = None,
+        at_step: dict[str, Any] | None = None,
     ) -> Ended:
         """Run ``mecq ARGUMENTS``.
 
@@ -99,7 +105,7 @@ class Warm:
             signal_number: that signal.
             fault: folder, number of the call and action, see `inject.Fault`.
             limits: of the resource module, "RLIMIT_AS" and the like.
-            poison: see `_poison`.
+            at_step: see `_at_step`.
         """
         order = {
             "arguments": [str(a) for a in arguments],
@@ -108,7 +114,7 @@ class Warm:
             "signal": int(signal_number),
             "fault": None if fault is None else [str(fault[0]), *fault[1:]],
             "limits": limits or {},
-            "poison": poison,
+            "at_step": at_step,
         }
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None
@@ -190,8 +196,8 @@ def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
     os.chdir(order["cwd"])
     for name, value in order["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
-    if order["poison"]:
-        _poison(**order["poison"])
+    if order["at_step"]:
+        _at_step(**order["at_step"])
     fault = None
     if order["fault"]:
         root, at, action = order["fault"]
@@ -205,25 +211,33 @@ def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
     os._exit(code)
 
 
-def _poison(tensor: str, step: int, value: float, where: str) -> None:
-    """Before step ``step``: a NaN or Inf into a parameter ("value"), or into its gradient."""
+def _at_step(step: int, **what: Any) -> None:
+    """Something happens before step ``step``.
+
+    Of ``what``: "fill" (a file, and how many bytes stay free beside it); or "tensor", the name of
+    a parameter, whose first number becomes "value", or with "gradient" its gradient times that.
+    """
     import torch
 
     from mecq_cli.training.step import TrainingStep
 
     honest = TrainingStep.__call__
 
-    def poisoned(self: TrainingStep, images: Any, labels: Any, number: int) -> Any:
-        if number == step:
-            parameter = dict(self.model.named_parameters())[tensor]
-            if where == "gradient":
-                parameter.register_hook(lambda gradient: gradient * value)
+    def disturbed(self: TrainingStep, images: Any, labels: Any, number: int) -> Any:
+        if number == step and "fill" in what:
+            path, free = what["fill"]
+            size = shutil.disk_usage(Path(path).parent).free - free
+            Path(path).write_bytes(bytes(max(size, 0)))
+        elif number == step:
+            parameter = dict(self.model.named_parameters())[what["tensor"]]
+            if what.get("gradient"):
+                parameter.register_hook(lambda gradient: gradient * what["value"])
             else:
                 with torch.no_grad():
-                    parameter.view(-1)[0] = value
+                    parameter.view(-1)[0] = what["value"]
         return honest(self, images, labels, number)
 
-    TrainingStep.__call__ = poisoned  # type: ignore[method-assign]
+    TrainingStep.__call__ = disturbed  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
