@@ -101,8 +101,8 @@ def install(fault: Fault) -> None:
             return binary
         return io.TextIOWrapper(binary, line_buffering=buffering == 1, **options)
 
-    builtins.open = opened  # type: ignore[assignment]
-    io.open = opened  # type: ignore[assignment]
+    builtins.open = opened
+    io.open = opened
     for kind, name in [
         ("open", "open"), ("fsync", "fsync"), ("rename", "replace"), ("rename", "rename"),
         ("unlink", "unlink"), ("mkdir", "mkdir"),

@@ -214,11 +214,13 @@ def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
 def _at_step(step: int, **what: Any) -> None:
     """Something happens before step ``step``.
 
-    Of ``what``: "fill" (a file, and how many bytes stay free beside it); or "tensor", the name of
-    a parameter, whose first number becomes "value", or with "gradient" its gradient times that.
+    Of ``what``: "fill" (a file, and how many bytes stay free beside it); or "tensor", a parameter
+    as errors call it, whose first number becomes "value", or with "gradient" its gradient times
+    that.
     """
     import torch
 
+    from mecq_cli.training.diagnosis import label
     from mecq_cli.training.step import TrainingStep
 
     honest = TrainingStep.__call__
@@ -229,15 +231,16 @@ def _at_step(step: int, **what: Any) -> None:
             size = shutil.disk_usage(Path(path).parent).free - free
             Path(path).write_bytes(bytes(max(size, 0)))
         elif number == step:
-            parameter = dict(self.model.named_parameters())[what["tensor"]]
+            named = {label(name): p for name, p in self.model.named_parameters()}
+            parameter = named[what["tensor"]]
             if what.get("gradient"):
                 parameter.register_hook(lambda gradient: gradient * what["value"])
             else:
                 with torch.no_grad():
-                    parameter.view(-1)[0] = what["value"]
+                    parameter[(0,) * parameter.dim()] = what["value"]
         return honest(self, images, labels, number)
 
-    TrainingStep.__call__ = disturbed  # type: ignore[method-assign]
+    setattr(TrainingStep, "__call__", disturbed)  # noqa: B010  # mypy knows no such assignment
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,10 +135,12 @@ def test_crafted_checkpoints_are_one_line(folder: Path) -> None:
     one = trainer(folder.parent)
     newest = state.checkpoints(folder)[-1]
     tensors, document = container.read(newest)
-    for changed in (
-        {"state": None}, {"state": []}, {"state": {"dict": []}}, {"state": {"tensor": "x"}},
-        {"step": "x"}, {"step": None}, {"facts": 3}, {"state": {"dict": [["model", {"dict": []}]]}},
-    ):  # fmt: skip
+    changes: tuple[dict[str, Any], ...] = (
+        {"state": None}, {"state": []}, {"state": {"dict": []}}, {"step": "x"}, {"step": None},
+        {"state": {"tensor": "state.random"}}, {"state": {"dict": [["model", {"dict": []}]]}},
+        {"facts": 3},
+    )  # fmt: skip
+    for changed in changes:
         container.write(newest, tensors, document | changed)
         with pytest.raises(CheckpointError) as caught:
             one.resume()
