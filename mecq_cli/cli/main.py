@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
         _silence_libraries()
     try:
         code = get_command(app).main(list(arguments), prog_name="mecq", standalone_mode=False)
-    except (Exception, typer.Abort) as error:  # noqa: BLE001  # told to the user, in one line
+    except (Exception, typer.Abort, KeyboardInterrupt) as error:  # noqa: BLE001  # told to the user, in one line
         return _fail(error, debug)
     if code == 130:  # how typer ends on Ctrl-C
         return _fail(KeyboardInterrupt(), debug)

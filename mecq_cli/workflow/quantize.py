@@ -43,7 +43,7 @@ from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.recipe import Recipe, choose, default_batch_size, make_optimizer
-from mecq_cli.training.signals import stopping
+from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import (
     artifact_metadata,
@@ -256,11 +256,12 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
     plain.to(memory_format=torch.channels_last)
     teacher = None
-    if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
-        shape = job.loaded.preprocessing.input_size
-        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
-    model = insert_quantizers(job.loaded, config).to(job.device)
-    model.to(memory_format=torch.channels_last)
+    with deferring():
+        if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
+            shape = job.loaded.preprocessing.input_size
+            teacher = Teacher(plain, shape, taps_of(config), config.mec_grid)
+        model = insert_quantizers(job.loaded, config).to(job.device)
+        model.to(memory_format=torch.channels_last)
     _describe(job, model)
     trainer = Trainer(
         model,

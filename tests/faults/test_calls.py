@@ -78,16 +78,16 @@ def names_what_failed(done: Ended, call: str, output: str) -> bool:
     return expected in done.line
 
 
-def test_a_call_of_each_kind(warm: Warm, short: Course, report: Callable[[str], None]) -> None:
+def test_calls_of_many_kinds(warm: Warm, short: Course, report: Callable[[str], None]) -> None:
     chance, started = random.Random(0), time.perf_counter()
-    # Each kind of call meets one of the three, another one if the list changes.
-    found, actions = sites(short.calls), cycle(ACTIONS)
+    # Every second kind of call meets one of the three; all of them all in `test_every_call`.
+    found, actions = sites(short.calls)[chance.randrange(2) :: 2], cycle(ACTIONS)
     ends: Counter[str] = Counter()
     for numbers in found:
         at, action = chance.choice(numbers), next(actions)
         done = disturb(warm, short, at, action, f"call-{at}")
         ends[f"{action} -> {done.code}"] += 1
-    assert ends["eio -> 6"] > 5
+    assert ends["eio -> 6"] >= 3
     report(
         f"k-th call: {len(found)} of {len(short.calls)} calls ({dict(sorted(ends.items()))}), all "
         f"continued and equal; {time.perf_counter() - started:.0f} s"

@@ -82,7 +82,7 @@ def told(what: str, met: Counter[str], runs: int, seconds: float, seed: int) -> 
     ("kills", "workers", "seed"),
     [
         (20, 0, 1),
-        (6, 2, 2),
+        (4, 2, 2),
         *(pytest.param(50, 0, seed, marks=pytest.mark.long) for seed in range(10, 14)),
         *(pytest.param(50, 2, seed, marks=pytest.mark.long) for seed in range(20, 24)),
     ],

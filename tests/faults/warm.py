@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,10 @@ def _obey(order: dict[str, Any]) -> dict[str, Any]:
         if child == 0:
             try:
                 _child(order, err, calls)
+            except BaseException:
+                traceback.print_exc(file=err)
+                err.flush()
+                raise
             finally:
                 os._exit(70)
         if order["after"] is not None:
