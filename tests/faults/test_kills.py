@@ -101,7 +101,10 @@ def test_kills_at_random_moments(
         assert warm.others() == 0, "workers of a killed run must end by themselves"
 
 
-@pytest.mark.parametrize(("stops", "seed"), [(4, 5), pytest.param(50, 6, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("stops", "seed"),
+    [(4, 5), *(pytest.param(50, seed, marks=pytest.mark.long) for seed in (6, 7))],
+)
 @pytest.mark.timeout(3600)
 def test_signals_at_random_moments(
     warm: Warm, tmp_path: Path, report: Report, stops: int, seed: int
