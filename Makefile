@@ -1,5 +1,6 @@
 # make demo   the whole path on a small data set, offline, in about a minute after the install
 # make test   everything a change has to pass
+# make faults the fault tests at full length (docs/reliability.md), with a log in faults.log
 #
 # Both make .venv first, and keep it as long as pyproject.toml stays the same. Another Python:
 # make test PYTHON=python3.13
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format long clean
+.PHONY: help install demo test lint format long faults clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -36,6 +37,11 @@ test: lint ## Lint, then the quick tests
 
 long: $(READY) ## The tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 3600
+
+faults: $(READY) ## The fault tests at full length
+	@{ date; uname -srm; $(BIN)/python -V; $(BIN)/python -c 'import torch; print("torch", torch.__version__)'; } >faults.log
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m 'long or not long' --timeout 3600 >>faults.log; \
+	code=$$?; date >>faults.log; cat faults.log; exit $$code
 
 format: $(READY) ## Rewrite the code in the common style
 	$(BIN)/ruff check --fix .

@@ -56,9 +56,22 @@ FLAG_ONLY = frozenset({"resume", "dry_run", "force"})
 """They say what to do now, not what a run is: never read from nor written to a file."""
 
 CHANGEABLE_ON_RESUME = frozenset(
-    {"data", "checkpoint", "output", "workers", "device", "checkpoint_every", "accumulate"}
+    {
+        "data",
+        "checkpoint",
+        "output",
+        "workers",
+        "device",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "accumulate",
+    }
 )
-"""What a continued run may do otherwise than before without becoming another run."""
+"""What a continued run may do otherwise than before without becoming another run: where its images
+and weights are (they must be the same ones), and how it is carried out."""
+
+
+_CHANGEABLE = ", ".join(label_of(key, "flag") for key in sorted(CHANGEABLE_ON_RESUME - {"output"}))
 
 
 class LayerOverride(Settings):
@@ -123,6 +136,8 @@ class QuantizeConfig(Settings):
         mec_term: "divergence", "entropy", or a control (see EntropySettings).
         output: the run folder itself.
         checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: how many are kept, the last ones; with 1 there is none to fall back to
+            where it is damaged.
         calibration_images: seen for the first activation scales.
         bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
         resume: continue the run in ``output``.
@@ -174,6 +189,7 @@ class QuantizeConfig(Settings):
     mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] | None = None
     output: UserPath | None = None
     checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
     calibration_images: Count = 512
     bn_images: CountOrZero = 2048
     resume: bool = False
@@ -329,8 +345,8 @@ def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[st
             if asked != _comparable(before):
                 raise UsageError(
                     f"{label_of(key, origins[key])}: got {asked!r}, but {stored_file.parent} was "
-                    f"started with {_comparable(before)!r}; leave it out to continue, or give "
-                    "another --output"
+                    f"started with {_comparable(before)!r}; leave it out to continue (--resume may "
+                    f"change {_CHANGEABLE}), or give another --output"
                 )
 
 

@@ -1,6 +1,6 @@
 """Run folders: where they are, which is the latest, who works in one, what a target means.
 
-runs/latest            a text file with the path of the latest run (no symbolic link)
+runs/latest            a text file with the path of the latest run that has a checkpoint
 RUN/config.toml        the settings, complete
 RUN/metrics.jsonl      a row a training step
 RUN/checkpoints/       what --resume continues from
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mecq_cli.errors import EnvironmentFailure, MecqError, UsageError
+from mecq_cli.errors import EnvironmentFailure, Interrupted, MecqError, UsageError
 from mecq_cli.locks import exclusive_lock
-from mecq_cli.storage import atomic_write
+from mecq_cli.storage import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:
     from mecq_cli.config import QuantizeConfig
@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is something to continue or to evaluate."""
+        return self.artifact.is_file() or any(self.checkpoints.glob("step-*"))
+
+    @property
     def is_run(self) -> bool:
         """Whether a run was started here, or an artifact was put here."""
         return self.config.is_file() or self.artifact.is_file()
@@ -101,25 +106,48 @@ class Target:
 
 @contextmanager
 def create_run(config: QuantizeConfig) -> Iterator[RunFolder]:
-    """A run folder to work in, locked until the ``with`` block ends, and the latest run.
+    """A run folder to work in, locked until the ``with`` block ends.
 
-    A folder that holds nothing when the block ends by an error is removed again.
+    What killed processes left of their writes is removed first. It becomes the latest run by
+    `make_latest`, once there is something to continue. A new folder in which there is nothing to
+    continue when the block ends by an error is removed again, so that the same command can be
+    given once more; not so after a signal, whose message names the command that continues.
 
     Raises:
         UsageError: the folder is in use without --resume or --force, or another process works
             in it.
-        EnvironmentFailure: the folder cannot be made or locked.
+        EnvironmentFailure: the folder cannot be made, locked or cleared.
     """
     run, is_new = _make_folder(config)
     with exclusive_lock(run.path / _LOCK):
         _clear_or_refuse(run, config)
-        previous = _read_pointer()
-        _point_latest_to(run.path, required=config.output is None)
+        for folder in (run.path, run.checkpoints):
+            remove_leftovers(folder)
         try:
             yield run
-        except BaseException:
-            if is_new and not _content(run.path):
-                _take_back(run, previous)
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            if is_new and not run.has_begun and not (stopped and _content(run.path)):
+                _take_back(run)
+            raise
+
+
+def make_latest(run: RunFolder) -> None:
+    """Let runs/latest name this run: there is something in it to continue or to evaluate.
+
+    It is written relative inside of runs/, so that a project may be moved, else absolute. Where
+    --output leads elsewhere, a current folder without write permission is no reason to fail.
+
+    Raises:
+        EnvironmentFailure: the run is in runs/, and the file cannot be written there.
+    """
+    absolute, root = run.path.absolute(), RUNS.absolute()
+    inside = absolute.is_relative_to(root)
+    pointer = absolute.relative_to(root) if inside else absolute
+    try:
+        atomic_write(RUNS / _LATEST, f"{pointer}\n".encode(), force=True)
+    except MecqError:
+        if inside:
             raise
 
 
@@ -179,31 +207,16 @@ def _content(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir() if entry.name != _LOCK]
 
 
-def _take_back(run: RunFolder, previous: Path | None) -> None:
-    """Undo `create_run`: the run failed before it wrote anything."""
-    with suppress(OSError, MecqError):
-        (run.path / _LOCK).unlink()
+def _take_back(run: RunFolder) -> None:
+    """Undo `create_run`: there is nothing to continue. What is not ours stays, and its folder."""
+    with suppress(OSError):
+        for path in (run.config, run.metrics, run.path / _LOCK):
+            path.unlink(missing_ok=True)
+        if run.checkpoints.is_dir():
+            run.checkpoints.rmdir()
         run.path.rmdir()
-        if previous is None:
-            (RUNS / _LATEST).unlink()
-            RUNS.rmdir()
-        else:
-            _point_latest_to(previous, required=True)
-
-
-def _point_latest_to(path: Path, *, required: bool) -> None:
-    """Write runs/latest: relative inside of runs/, so that a project may be moved, else absolute.
-
-    Where --output says where to write, a current folder without write permission is no reason
-    to fail.
-    """
-    absolute, root = path.absolute(), RUNS.absolute()
-    pointer = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
-    try:
-        atomic_write(RUNS / _LATEST, f"{pointer}\n".encode(), force=True)
-    except MecqError:
-        if required:
-            raise
+        if run.path.parent.absolute() == RUNS.absolute():
+            RUNS.rmdir()  # only if it is empty
 
 
 def _read_pointer() -> Path | None:

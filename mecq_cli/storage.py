@@ -24,6 +24,7 @@ _WRITE_REASONS = {
     errno.EPERM: "no permission to write there; choose another folder or change its rights",
     errno.EROFS: "the file system is read-only; choose another folder",
 }
+_LEFTOVER = re.compile(r"\..+\.\d{1,9}-[0-9a-f]{8}\.tmp", re.DOTALL)
 _NOT_A_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -48,7 +49,7 @@ def atomic_write(
     _check_target(path, force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(path.parent)
         _sweep(path)
         try:
             _write_synced(temporary, data)
@@ -58,9 +59,17 @@ def atomic_write(
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(path.parent)
+        for folder in (path.parent, *made):
+            _sync_folder(folder)
     except OSError as error:
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; the parents of the new ones, which hold their names."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [place.parent for place in missing]
 
 
 def _check_target(path: Path, force: bool) -> None:
@@ -70,7 +79,7 @@ def _check_target(path: Path, force: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise UsageError(f"{path}: cannot write a file there, it is {kind}; give a file name")
@@ -115,6 +124,35 @@ def _sweep(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of their writes in a folder that nobody else works in.
+
+    Raises:
+        EnvironmentFailure: one of them cannot be removed.
+    """
+    try:
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if _LEFTOVER.fullmatch(entry.name) and not entry.is_dir():
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file so far last; a missing file is none to sync.
+
+    Raises:
+        EnvironmentFailure: the disk refuses.
+    """
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_failure(path, error) from error
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -125,11 +163,27 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _write_failure(path: Path, error: OSError) -> MecqError:
+def write_failure(path: Path, error: OSError) -> MecqError:
+    """What to raise where writing ``path`` failed: the one line, with the exit code."""
     number = error.errno or 0
     reason = _WRITE_REASONS.get(number, error.strerror or type(error).__name__)
     message = f"{path}: could not be written: {reason}"
     return UsageError(message) if number in _NOT_A_PLACE else EnvironmentFailure(message)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free on the disk of ``folder``, which need not exist yet.
+
+    Raises:
+        EnvironmentFailure: the system does not say.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise EnvironmentFailure(f"{place}: free space is unknown: {error.strerror}") from error
 
 
 def require_free_space(folder: Path, needed: int) -> None:
@@ -138,13 +192,7 @@ def require_free_space(folder: Path, needed: int) -> None:
     Raises:
         EnvironmentFailure: there is less.
     """
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        free = shutil.disk_usage(place).free
-    except OSError as error:
-        raise EnvironmentFailure(f"{place}: free space is unknown: {error.strerror}") from error
+    free = free_space(folder)
     if free < needed:
         raise EnvironmentFailure(
             f"{folder}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free; "

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mecq_cli.config import (
+    CHANGEABLE_ON_RESUME,
     FLAG_ONLY,
     DemoConfig,
     EvalConfig,
@@ -185,3 +186,39 @@ def test_the_small_commands_check_their_flags_too() -> None:
 
 def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:
     assert all(QuantizeConfig.model_fields[name].default is False for name in FLAG_ONLY)
+
+
+OTHER: dict[str, Any] = {
+    "model": "resnet50", "wbits": 3, "abits": 3, "pretrained": False, "reset_classifier": True,
+    "first_last_bits": 4, "residual_bits": 32, "reduce_range": True, "val_split": 0.3,
+    "img_size": 96, "crop_pct": 0.5, "epochs": 7, "max_steps": 3, "batch_size": 7, "lr": 0.7,
+    "optimizer": "adamw", "weight_decay": 0.7, "scale_lr": 0.7, "warmup_epochs": 0.7, "seed": 7,
+    "amp": "bf16", "compile": "model", "distill": False, "distill_weight": 0.7,
+    "distill_temperature": 7.0, "mec_weight": 0.7, "mec_distortion": 0.7, "mec_warmup": 0.7,
+    "mec_on": "layers", "mec_views": "quantized", "mec_align": 0.7, "mec_grid": 2,
+    "mec_estimator": "exact", "mec_experts": "exact", "mec_order": 2, "mec_term": "entropy",
+    "calibration_images": 7, "bn_images": 7, "layers": [{"pattern": "conv1", "wbits": 3}],
+    "data": Path("/elsewhere"), "checkpoint": Path("/w.pth"), "output": Path("/run"), "workers": 3,
+    "device": "cpu", "checkpoint_every": 3, "keep_checkpoints": 3,
+}  # fmt: skip
+
+
+def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_path: Path) -> None:
+    """A new setting must be given a place here, and so a decision."""
+    started, _ = resolve(None, {**FLAGS, "amp": "off", "compile": "off"})
+    write(tmp_path / "config.toml", to_toml(started))
+    assert {*OTHER} == {*QuantizeConfig.model_fields} - FLAG_ONLY
+    for key, value in OTHER.items():
+        if key == "output":
+            continue
+        changed = {"resume": True, "output": tmp_path, key: value}
+        if key in CHANGEABLE_ON_RESUME:
+            assert getattr(resolve(None, changed)[0], key) == value
+            continue
+        with pytest.raises(UsageError) as caught:
+            resolve(None, changed)
+        message, flag = str(caught.value), "--" + key.replace("_", "-")
+        assert message.startswith((f"{flag}: got ", f"{key.upper()}: got ")), message
+        assert f"was started with {getattr(started, key)!r}" in message or key == "layers"
+        for name in CHANGEABLE_ON_RESUME - {"output"}:
+            assert "--" + name.replace("_", "-") in message

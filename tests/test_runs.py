@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from mecq_cli.config import QuantizeConfig
-from mecq_cli.errors import DataError, UsageError
-from mecq_cli.runs import RunFolder, create_run, latest_run, resolve_target
+from mecq_cli.errors import DataError, Interrupted, UsageError
+from mecq_cli.runs import RunFolder, create_run, latest_run, make_latest, resolve_target
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,7 @@ def finished_run(**changed: Any) -> RunFolder:
         run.artifact.write_bytes(b"artifact")
         run.checkpoints.mkdir()
         (run.checkpoints / "step-10").write_bytes(b"state")
+        make_latest(run)
     return run
 
 
@@ -98,6 +99,39 @@ def test_a_run_that_fails_before_it_writes_leaves_nothing(project: Path) -> None
         fail()
     assert latest_run() == good
     assert tree(project) == before
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_can_be_given_again(project: Path) -> None:
+    """And what was the latest run still is; a signal keeps what its message says to continue."""
+    good = finished_run()
+    before = tree(project)
+
+    def stop(error: Exception) -> None:
+        with create_run(settings(output=project / "new")) as run:
+            run.config.write_text("model = 'resnet18'\n")
+            run.metrics.write_text("")
+            run.checkpoints.mkdir()
+            raise error
+
+    with pytest.raises(DataError):
+        stop(DataError("x.png: truncated"))
+    assert tree(project) == before
+    with pytest.raises(Interrupted):
+        stop(Interrupted("continue with ...", 2))
+    assert (project / "new" / "config.toml").exists()
+    assert latest_run() == good
+
+
+def test_leftovers_of_killed_processes_go_at_the_next_start(tmp_path: Path) -> None:
+    """Also those of a process whose number another one has now, as in a container."""
+    run = finished_run(output=tmp_path / "run")
+    ours = [run.path / f".summary.json.{os.getpid()}-0123abcd.tmp"]
+    ours.append(run.checkpoints / ".step-00000012.safetensors.99999-0123abcd.tmp")
+    for path in (*ours, run.path / ".mine.tmp"):
+        path.write_bytes(b"x")
+    with create_run(settings(output=tmp_path / "run", resume=True)):
+        assert not any(path.exists() for path in ours)
+        assert (run.path / ".mine.tmp").exists()
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ import errno
 import typer
 
 from mecq_cli.errors import Interrupted, MecqError
+from mecq_cli.memory import is_out_of_memory, out_of_memory
 
 _DISK = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would be larger than the limit allows",
     errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk or the network drive failed to read or to write",
+    errno.ESTALE: "the network drive went away",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
 }
 
 _VALUES = {
@@ -35,6 +40,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {one_line(where + _DISK[error.errno])}", 6
+    if is_out_of_memory(error):
+        return f"error: {one_line(out_of_memory())}", 6
     said = one_line(str(error))
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"error: internal: {what}; run again with --debug and report what it shows", 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -20,7 +21,13 @@ from mecq_cli.errors import Interrupted, NumericError, UsageError
 
 def main() -> None:
     """Run the command line of this process."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code and launch.processes() > 1:
+        # With another process gone, the threads that talk to it abort where they are taken down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -30,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         _silence_libraries()
     try:
         code = get_command(app).main(list(arguments), prog_name="mecq", standalone_mode=False)
-    except (Exception, typer.Abort) as error:  # noqa: BLE001  # told to the user, in one line
+    except (Exception, typer.Abort, KeyboardInterrupt) as error:  # noqa: BLE001  # told to the user, in one line
         return _fail(error, debug)
     if code == 130:  # how typer ends on Ctrl-C
         return _fail(KeyboardInterrupt(), debug)

@@ -310,6 +310,14 @@ def quantize(
             metavar="N", help="Save so often, in steps, to resume from.", rich_help_panel=_RUN
         ),
     ] = None,
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep the last N of them (default 2; with 1, none is left if it is damaged).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=_RUN),

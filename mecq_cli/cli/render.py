@@ -161,6 +161,9 @@ def sites(document: Document) -> Iterable[RenderableType]:
     yield from _site_notes(rows)
     totals = _pairs()
     _add_sizes(totals, document.get("totals") or document.get("sizes"))
+    if document.get("disk"):
+        needed, free = document["disk"]["needed_bytes"], document["disk"]["free_bytes"]
+        totals.add_row("disk of a run", f"{_megabytes(needed)} ({_megabytes(free)} are free)")
     yield totals
     if document.get("entropy"):
         yield _entropy(document["entropy"])

@@ -69,7 +69,8 @@ def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
         producer_name=PRODUCER,
     )
     document: dict[str, Any] = {**model.metadata, "profile": profile, "input": INPUT_LAYOUT}
-    metadata = json.dumps(document, sort_keys=True, ensure_ascii=False)
+    # ASCII: a folder may be called what is no Unicode, and such names cannot be UTF-8.
+    metadata = json.dumps(document, sort_keys=True)
     helper.set_model_props(proto, {METADATA_KEY: metadata})
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         document = strict_json(metadata.get("document", ""))
         tensors = {name: _to_tensor(tensor) for name, tensor in raw.items()}
-    except ValueError as reason:
+    except (ValueError, RuntimeError) as reason:  # RuntimeError: torch, of an absurd shape
         raise CheckpointError(f"{path}: not a usable checkpoint: {reason}") from reason
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: not a usable checkpoint: its document is no JSON object")

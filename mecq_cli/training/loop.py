@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.errors import EnvironmentFailure, Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
-from mecq_cli.storage import atomic_write
+from mecq_cli.memory import is_out_of_memory, out_of_memory
+from mecq_cli.storage import sync_file
 from mecq_cli.training import state
 from mecq_cli.training.batch_norm import synchronise
+from mecq_cli.training.metrics import MetricsLog, cut
 from mecq_cli.training.recipe import Recipe, make_optimizer
 from mecq_cli.training.signals import SignalWatch
 from mecq_cli.training.step import TrainingStep
@@ -39,6 +41,7 @@ class Trainer:
         checkpoints: folder of the checkpoints.
         metrics: the metrics.jsonl.
         checkpoint_every: steps between checkpoints; None: once an epoch.
+        keep_checkpoints: how many are kept, the last ones.
         listener: hears of every step.
         processes: which share the work; the first one writes.
     """
@@ -54,8 +57,10 @@ class Trainer:
         metrics: Path,
         checkpoint_every: int | None,
         listener: Listener,
+        keep_checkpoints: int = state.KEEP,
         processes: Processes = ALONE,
     ) -> None:
+        self.keep = keep_checkpoints
         self.model, self.recipe, self.batches = model, recipe, batches
         self.processes = processes
         self.checkpoints, self.metrics, self.listener = checkpoints, metrics, listener
@@ -91,27 +96,32 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
             regularizer.load_saved_states(entropy)
             self.progress = progress
-            self.schedule.step_update(self.progress.step)
 
     def _restore(self) -> bool:
-        regularizer = self.step.regularizer
         progress, complaints = state.restore(
-            self.checkpoints, self.model, self.optimizer, self.schedule, regularizer
+            self.checkpoints, self.model, self.optimizer, self.step.regularizer
         )
         for complaint in complaints:
             self.listener.warn(f"{complaint}; the checkpoint before it is used")
         if progress is None:
             return False
         self.progress = progress
-        _cut_metrics(self.metrics, progress.step)
+        cut(self.metrics, progress.step)
         return True
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, in the first process."""
-        if self.processes.first:
-            state.save(
-                self.checkpoints, self.model, self.optimizer, self.step.regularizer, self.progress
-            )
+        """Write a checkpoint of this moment, after the metrics; in the first process."""
+        if not self.processes.first:
+            return
+        sync_file(self.metrics)
+        state.save(
+            self.checkpoints,
+            self.model,
+            self.optimizer,
+            self.step.regularizer,
+            self.progress,
+            self.keep,
+        )
 
     def train(self, resume_command: str) -> None:
         """Run to the last step.
@@ -132,7 +142,8 @@ class Trainer:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
-                    self._one(images, labels, epoch, log, time.perf_counter() - asked)
+                    with _advice(self.recipe, resume_command):
+                        self._one(images, labels, epoch, log, time.perf_counter() - asked)
                     self._stop_if_asked(watch, resume_command)
                     if progress.step >= recipe.total_steps:
                         break
@@ -141,12 +152,13 @@ class Trainer:
         self.save()
         self.listener.finish("train")
 
-    def _log(self) -> TextIO:
+    def _log(self) -> MetricsLog:
         """The metrics, written line by line: no checkpoint is ahead of them."""
-        path = self.metrics if self.processes.first else Path(os.devnull)
-        return path.open("a", encoding="utf-8", buffering=1)
+        return MetricsLog(self.metrics if self.processes.first else Path(os.devnull))
 
-    def _one(self, images: Tensor, labels: Tensor, epoch: int, log: TextIO, waited: float) -> None:
+    def _one(
+        self, images: Tensor, labels: Tensor, epoch: int, log: MetricsLog, waited: float
+    ) -> None:
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
@@ -154,10 +166,7 @@ class Trainer:
             # Dropout draws from numbers of this step and process, whatever was drawn before.
             number = progress.step * self.processes.count + self.processes.rank
             torch.manual_seed(self._seed + number)
-        try:
-            losses = self.step(images, labels, progress.step)
-        except torch.OutOfMemoryError as error:
-            raise EnvironmentFailure(_out_of_memory(self.recipe)) from error
+        losses = self.step(images, labels, progress.step)
         row: dict[str, Any] = {
             "step": progress.step,
             "epoch": epoch,
@@ -170,7 +179,7 @@ class Trainer:
             "seconds": round(time.perf_counter() - started, 4),
             "data_seconds": round(waited, 4),
         }
-        log.write(json.dumps(row) + "\n")
+        log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
         if progress.step % self.every == 0 and progress.step < self.recipe.total_steps:
@@ -191,25 +200,14 @@ class Trainer:
         )
 
 
-def _out_of_memory(recipe: Recipe) -> str:
-    batch = recipe.batch_size
-    return (
-        f"out of memory at a batch of {batch} images; try --batch-size {max(batch // 2, 1)} in a "
-        "new run (the batch size of a run cannot change), or with --resume "
-        f"--accumulate {2 * recipe.accumulate} or another --device"
-    )
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Forget rows after the checkpoint: those steps are done again."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a killed process
-        if row["step"] < step:
-            kept.append(line)
-    atomic_write(path, "".join(line + "\n" for line in kept).encode(), force=True)
+@contextmanager
+def _advice(recipe: Recipe, resume_command: str) -> Iterator[None]:
+    """Say what to do where a step runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EnvironmentFailure(
+            out_of_memory(recipe.batch_size, resume_command, 2 * recipe.accumulate)
+        ) from error

@@ -73,6 +73,18 @@ class SignalWatch:
         signal.signal(number, self._old[number])
 
 
+@contextmanager
+def deferring() -> Iterator[None]:
+    """Within the ``with`` block, itself within `stopping`, a first signal waits for the end.
+
+    For torch.export: an exception out of a signal handler, there, aborts the whole process.
+    """
+    with SignalWatch() as watch:
+        yield
+    if watch.received:
+        raise _Stop(watch.received)
+
+
 def _install(handler: Any) -> dict[int, Any]:
     """Handle both signals by ``handler``; returns the old handlers."""
     if threading.current_thread() is not threading.main_thread():

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor
 
 from mecq_cli.entropy import EntropyRegularizer
-from mecq_cli.errors import CheckpointError
+from mecq_cli.errors import CheckpointError, NumericError
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.storage import write_failure
 from mecq_cli.training import container
+from mecq_cli.training.diagnosis import label
 
 KEEP = 2
 """Checkpoints kept: the last one, and the one before it in case the last is damaged."""
+
+_NAME = re.compile(r"step-(\d{8,18})\.safetensors")
+_TENSOR_OVERHEAD = 512
+_SMALL_STATES = 32_768
+"""Bytes a tensor takes in the header; and those of the random state and the rest."""
 
 
 @dataclass
@@ -39,9 +47,16 @@ def save(
     optimizer: torch.optim.Optimizer,
     regularizer: EntropyRegularizer,
     progress: Progress,
+    keep: int = KEEP,
 ) -> Path:
-    """Write the checkpoint of this step and remove those that are too old."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint of this step, then remove those that are too old.
+
+    Raises:
+        NumericError: a number of the network or of the optimizer is not finite; nothing was
+            written.
+        EnvironmentFailure: as `storage.atomic_write`.
+    """
+    _require_finite(model, optimizer, progress.step)
     tensors, structure = container.flatten_state(
         "state",
         {
@@ -59,24 +74,81 @@ def save(
     }
     path = folder / f"step-{progress.step:08d}.safetensors"
     container.write(path, tensors, document, force=True)
-    for old in checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
+    _retain(folder, progress.step, keep)
     return path
+
+
+def _retain(folder: Path, step: int, keep: int) -> None:
+    """Keep the last ``keep`` up to ``step``. Later ones are damaged: they were passed over when
+    the run was resumed, and counted among the last they would push good ones out."""
+    found = checkpoints(folder)
+    kept = {path for path in found if step_of(path) <= step}
+    kept = set(sorted(kept, key=step_of)[-keep:])
+    for path in found:
+        if path not in kept:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise write_failure(path, error) from error
+
+
+def _require_finite(model: QuantizedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """A network that is broken must not take the place of the last good one."""
+    for name, tensor in model.state_dict().items():
+        if not _is_finite(tensor):
+            raise _broken(step, label(name))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and not _is_finite(value):
+                raise _broken(step, f"{label(names.get(id(parameter), '?'))} ({key})")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _broken(step: int, what: str) -> NumericError:
+    return NumericError(
+        f"step {step}: {what} is not finite after the update; it was not saved, the checkpoint "
+        "before it is good; try a smaller --lr in a new run"
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in found if not path.is_dir()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The steps that a checkpoint stands for, by its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def expected_bytes(model: QuantizedModel, optimizer: torch.optim.Optimizer) -> int:
+    """About what a checkpoint takes once training has begun; rather too much than too little."""
+    tensors = [*model.state_dict().values()]
+    # Momentum of SGD is one tensor a parameter; Adam has two, and a counter.
+    states = 2 if "betas" in optimizer.defaults else 1
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    size: int = sum(t.numel() * t.element_size() for t in tensors)
+    size += states * sum(p.numel() * p.element_size() for p in parameters)
+    # What the mixture keeps of each tap: 64 directions of both views' features, at most.
+    widest = max((p.shape[0] for p in parameters if p.dim() > 1), default=0)
+    size += len(model.taps) * 64 * 2 * widest * 4
+    return size + _SMALL_STATES + _TENSOR_OVERHEAD * (len(tensors) + (states + 1) * len(parameters))
 
 
 def restore(
     folder: Path,
     model: QuantizedModel,
     optimizer: torch.optim.Optimizer,
-    schedule: CosineLRScheduler,
     regularizer: EntropyRegularizer,
 ) -> tuple[Progress | None, list[str]]:
-    """Load the newest checkpoint that is whole.
+    """Load the newest checkpoint that is whole. The schedule needs none: it follows the step.
 
     Returns:
         (progress, complaints): progress is None where there is no checkpoint at all; a complaint
@@ -89,17 +161,23 @@ def restore(
     for path in reversed(checkpoints(folder)):
         try:
             tensors, document = container.read(path)
-            state = container.unflatten_state(tensors, document["state"])
+            state = container.unflatten_state(tensors, document.get("state"))
         except CheckpointError as error:
             complaints.append(str(error))
             continue
-        _load(model, state["model"], path)
-        optimizer.load_state_dict(state["optimizer"])
-        regularizer.load_saved_states(state["regularizer"])
-        torch.set_rng_state(state["random"])
-        step = int(document["step"])
-        schedule.step_update(step)
-        return Progress(step, bool(document["finished"]), dict(document["facts"])), complaints
+        try:
+            _load(model, state["model"], path)
+            optimizer.load_state_dict(state["optimizer"])
+            regularizer.load_saved_states(state["regularizer"])
+            torch.set_rng_state(state["random"])
+            step = int(document["step"])
+            progress = Progress(step, bool(document["finished"]), dict(document["facts"]))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: holds something else than the state of this run ({type(error).__name__});"
+                " remove it to continue from the one before, or start over with --force"
+            ) from error
+        return progress, complaints
     if complaints:
         raise CheckpointError(
             f"{folder}: no checkpoint can be read ({complaints[0]}); start over with --force"
@@ -113,19 +191,19 @@ def load_model(folder: Path, model: QuantizedModel) -> None:
     for path in reversed(checkpoints(folder)):
         try:
             tensors, document = container.read(path)
+            state = container.unflatten_state(tensors, document.get("state"))
         except CheckpointError as reason:
             error = error or reason
             continue
-        state = container.unflatten_state(tensors, document["state"])
-        _load(model, state["model"], path)
+        _load(model, state.get("model") if isinstance(state, dict) else None, path)
         return
     raise error or CheckpointError(f"{folder}: there is no checkpoint; the run was never saved")
 
 
-def _load(model: QuantizedModel, state: dict[str, Any], path: Path) -> None:
+def _load(model: QuantizedModel, state: Any, path: Path) -> None:
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: does not fit the network of this run; was config.toml changed?"
         ) from error

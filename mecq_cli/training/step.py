@@ -18,6 +18,7 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
 from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
+from mecq_cli.training.diagnosis import label, not_finite
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -111,7 +112,8 @@ class TrainingStep:
         if not all(math.isfinite(v) for v in values):
             raise NumericError(
                 f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
-                f"entropy {values[2]}); nothing was updated; try a smaller --lr"
+                f"entropy {values[2]}), {self._cause(images)}; nothing was updated; "
+                "try a smaller --lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -161,6 +163,12 @@ class TrainingStep:
         distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
         return (1 - share) * cross_entropy + share * distance
 
+    def _cause(self, images: Tensor) -> str:
+        """Where a loss that is not finite comes from."""
+        if self.processes.count > 1:  # where one process looks, it would wait for the others
+            return "in one of the processes"
+        return not_finite(self.model, images)
+
     def _check_gradients(self, step: int) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norms = torch._foreach_norm(gradients)
@@ -168,8 +176,7 @@ class TrainingStep:
             return
         for name, p in self.model.named_parameters():
             if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                layer = name.removeprefix("graph.").replace(".site", "")
                 raise NumericError(
-                    f"step {step}: the gradient of {layer} is not finite; nothing was updated; "
-                    "try a smaller --lr"
+                    f"step {step}: the gradient of {label(name)} is not finite; nothing was "
+                    "updated; try a smaller --lr"
                 )

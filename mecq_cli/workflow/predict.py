@@ -11,7 +11,7 @@ from PIL import Image
 from mecq_cli.config import PredictConfig
 from mecq_cli.data import normalize, read_image
 from mecq_cli.data.augmentation import eval_transform
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.runs import resolve_target
 from mecq_cli.workflow.targets import Opened, open_artifact, open_onnx, require_artifact
@@ -43,6 +43,9 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
 
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # Before it is opened: opening a pipe would wait for a writer.
+        raise DataError(f"cannot use image {str(path)!r}: it is not a regular file; give an image")
     transform = eval_transform(opened.preprocessing)
     pixels = torch.tensor(transform(Image.fromarray(read_image(path))))[None]
     with torch.no_grad():

@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,21 +32,22 @@ from mecq_cli.data import (
     train_batches,
 )
 from mecq_cli.distributed import Processes, check_divides, joined
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
+from mecq_cli.memory import is_out_of_memory, out_of_memory
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
-from mecq_cli.runs import RunFolder, create_run
+from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.loop import Trainer
-from mecq_cli.training.recipe import Recipe, choose, default_batch_size
-from mecq_cli.training.signals import stopping
+from mecq_cli.training.recipe import Recipe, choose, default_batch_size, make_optimizer
+from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import (
     artifact_metadata,
@@ -57,6 +58,8 @@ from mecq_cli.workflow.common import (
     pick_device,
     taps_of,
 )
+from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.phases import Phases
 
@@ -189,7 +192,10 @@ def _quantize(
             listener.note(f"{run.path}: this run is finished; nothing to do")
             return finished
         command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
-        with stopping(f"stopped between two steps; continue with: {command}"):
+        with (
+            stopping(f"stopped between two steps; continue with: {command}"),
+            _memory_advice(run, job.recipe, command),
+        ):
             if processes.first:
                 atomic_write(run.config, to_toml(config).encode(), force=True)
             return _work(job, run, command, started)
@@ -199,8 +205,21 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     """The summary of a run that is over."""
     if not run.summary.exists():
         return None
+    make_latest(run)
     summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     return summary
+
+
+@contextmanager
+def _memory_advice(run: RunFolder, recipe: Recipe, command: str) -> Iterator[None]:
+    """Calibration, evaluation and statistics may run out of memory as well as a step."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        resume = command if run.has_begun else None
+        raise EnvironmentFailure(out_of_memory(recipe.batch_size, resume)) from error
 
 
 def _open(
@@ -281,6 +300,9 @@ def _dry_run(job: Job) -> dict[str, Any]:
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
+        "disk": disk_need(
+            job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
+        ).document(job.config.output or RUNS),
     }
 
 
@@ -289,11 +311,12 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
     plain.to(memory_format=torch.channels_last)
     teacher = None
-    if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
-        shape = job.loaded.preprocessing.input_size
-        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
-    model = insert_quantizers(job.loaded, config).to(job.device)
-    model.to(memory_format=torch.channels_last)
+    with deferring():
+        if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
+            shape = job.loaded.preprocessing.input_size
+            teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
+        model = insert_quantizers(job.loaded, config).to(job.device)
+        model.to(memory_format=torch.channels_last)
     _describe(job, model)
     trainer = Trainer(
         model,
@@ -304,9 +327,13 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         metrics=run.metrics,
         checkpoint_every=config.checkpoint_every,
         listener=listener,
+        keep_checkpoints=config.keep_checkpoints,
         processes=job.processes,
     )
+    need = disk_need(config, recipe, model, trainer.optimizer, run)
+    listener.note(job.processes.from_first(lambda: need.require(run.path)))
     resumed_at = _begin(job, run, trainer, plain)
+    job.processes.from_first(lambda: make_latest(run))
     with job.phases("training"):
         trainer.train(command)
     if config.bn_images > 0:
@@ -319,7 +346,11 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
 def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:
     """Resume, or evaluate FP and calibrate; returns the step resumed at."""
     listener = job.listener
+    same = {"images": digest_of_images(job.train.split, job.val.split)}
+    if job.loaded.weights != "random":
+        same["weights"] = digest_of_weights(plain)
     if job.config.resume and trainer.resume():
+        require_same(trainer.progress.facts, same)
         listener.note(f"resumed at step {trainer.progress.step}")
         return trainer.progress.step
     if job.recipe.total_steps:
@@ -329,14 +360,14 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     with job.phases("float evaluation"):
         top1, images = job.top1(plain)
     listener.note(f"float top-1 {top1:.2f} % on {images} images")
-    trainer.progress.facts = {"fp_top1": top1}
+    trainer.progress.facts = {"fp_top1": top1, **same}
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
     with job.phases("calibration"):
         calibrate(trainer.model, job.told("calibrate", batches, count), count)
     trainer.share_state()
     if job.processes.first:
-        run.metrics.write_text("", encoding="utf-8")
+        atomic_write(run.metrics, b"", force=True)
     trainer.save()
     return None
 

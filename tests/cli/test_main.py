@@ -191,8 +191,8 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "first-last-bits": 4, "residual-bits": 32, "val-split": 0.2, "img-size": 64,
         "crop-pct": 1.0, "calibration-images": 10, "workers": 1, "epochs": 3, "max-steps": 7,
         "batch-size": 16, "lr": 0.1, "mec-weight": 0.5, "mec-distortion": 0.03, "seed": 9,
-        "checkpoint-every": 5, "mec-warmup": 0.2, "mec-align": 0.5, "mec-grid": 2, "mec-order": 3,
-        "accumulate": 2,
+        "checkpoint-every": 5, "keep-checkpoints": 4, "mec-warmup": 0.2, "mec-align": 0.5,
+        "mec-grid": 2, "mec-order": 3, "accumulate": 2,
     }  # fmt: skip
     words = {
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",

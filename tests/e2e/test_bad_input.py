@@ -280,3 +280,29 @@ def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
     done = mecq(*RANDOM, "--data", pictures, "--dry-run", "--json", cwd=tmp_path)
     assert len([s for s in done.document["sites"] if s["wbits"] == 4]) == 18
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_pipe_is_not_waited_for(run_folder: Path, own: Path, tmp_path: Path) -> None:
+    """Given as an image, or put in the place of one after the folder was listed."""
+    os.mkfifo(tmp_path / "pipe.png")
+    done = mecq("predict", run_folder, tmp_path / "pipe.png", cwd=tmp_path)
+    refused(done, 3, "pipe.png", "not a regular file")
+
+
+def test_names_of_any_kind_are_data(own: Path, tmp_path: Path) -> None:
+    """Class and image names with line breaks, markup, control characters and broken encoding."""
+    names = {"class0": "[red]\n\x1b[2J;$(touch x)", "class1": os.fsdecode(b"\xff\xfe..")}
+    for split in ("train", "val"):
+        for old, new in names.items():
+            folder = (own / split / old).rename(own / split / new)
+            (folder / "000.png").rename(folder / "-rf\n\x07\udcff.png")
+    done = mecq(*RANDOM, *QUICK, "--data", own, "--output", "run", cwd=tmp_path)
+    assert done.code == 0, done
+    assert "\x1b[2J" not in done.out + done.err
+    image = next((own / "val").rglob("-rf*"))
+    done = mecq("predict", "run", image, cwd=tmp_path)
+    assert done.code == 0, done
+    assert "\x1b[2J" not in done.out + done.err
+    done = mecq("export", "run", "--images", 2, cwd=tmp_path)
+    assert done.code == 0, done
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run", "runs"]

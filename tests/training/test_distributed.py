@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
         _scenarios(rank, port, folder)
     except EnvironmentFailure as error:
         Path(folder, "lost.txt").write_text(str(error))
-        sys.exit(1)
+        os._exit(1)  # as the command line does
 
 
 def _scenarios(rank: int, port: int, folder: str) -> None:

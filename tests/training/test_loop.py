@@ -157,11 +157,30 @@ def test_a_gradient_that_is_not_finite_names_its_layer(tmp_path: Path) -> None:
 def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer(tmp_path)
 
+    for error in (
+        torch.OutOfMemoryError("no more"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ):
+
+        def fail(*arguments: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(one, "step", fail)
+        with pytest.raises(EnvironmentFailure, match=r"of 4 images; try --batch-size 2 .*go on$"):
+            one.train("go on")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(tmp_path)
+
     def fail(*arguments: Any) -> None:
-        raise torch.OutOfMemoryError("no more")
+        raise RuntimeError("size mismatch")
 
     monkeypatch.setattr(one, "step", fail)
-    with pytest.raises(EnvironmentFailure, match="batch of 4 images; try --batch-size 2"):
+    with pytest.raises(RuntimeError, match="size mismatch"):
         one.train("")
 
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from mecq_cli.errors import Interrupted
-from mecq_cli.training.signals import SignalWatch, stopping
+from mecq_cli.training.signals import SignalWatch, deferring, stopping
 
 
 def interrupt() -> None:
@@ -41,3 +41,13 @@ def test_a_signal_that_a_library_swallowed_is_remembered() -> None:
             assert watch.received == signal.SIGTERM
     with stopping("unused"), SignalWatch() as watch:
         assert watch.received == 0, "the next block knows nothing of it"
+
+
+def test_a_signal_waits_for_what_must_not_be_interrupted() -> None:
+    done = []
+    with pytest.raises(Interrupted, match="the message"), stopping("the message"):  # noqa: PT012
+        with deferring():
+            interrupt()
+            done.append("all of it")
+        done.append("and more")
+    assert done == ["all of it"]
