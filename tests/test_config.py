@@ -198,8 +198,9 @@ OTHER: dict[str, Any] = {
     "mec_on": "layers", "mec_views": "quantized", "mec_align": 0.7, "mec_grid": 2,
     "mec_estimator": "exact", "mec_experts": "exact", "mec_order": 2, "mec_term": "entropy",
     "calibration_images": 7, "bn_images": 7, "layers": [{"pattern": "conv1", "wbits": 3}],
-    "data": Path("/elsewhere"), "checkpoint": Path("/w.pth"), "output": Path("/run"), "workers": 3,
+    "data": "/elsewhere", "checkpoint": Path("/w.pth"), "output": Path("/run"), "workers": 3,
     "device": "cpu", "checkpoint_every": 3, "keep_checkpoints": 3,
+    "accumulate": 2,
 }  # fmt: skip
 
 
