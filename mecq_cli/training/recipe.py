@@ -185,6 +185,7 @@ def make_optimizer(
         lr=recipe.lr,
         weight_decay=0.0,
         momentum=0.9,
+        fused=can_fuse(weights[0].device) or None,
     )
     schedule = CosineLRScheduler(
         optimizer,
@@ -195,6 +196,11 @@ def make_optimizer(
         warmup_prefix=False,
     )
     return optimizer, schedule
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Whether PyTorch updates a parameter in one pass there; the result is the same."""
+    return device.type in ("cpu", "cuda")
 
 
 def _unique(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -26,7 +26,7 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.training.compiling import Compiler
-from mecq_cli.training.recipe import Recipe, choose, make_optimizer
+from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
@@ -156,7 +156,8 @@ def _fp_step(
     network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, listener: Listener
 ) -> Step:
     network.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    fused = can_fuse(images.device) or None
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=fused)
     run: Callable[[Tensor], Tensor] = network
     if recipe.compile == "model":
         run = Compiler(listener).compiled(network)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
-from mecq_cli.training.recipe import choose
+from mecq_cli.training.recipe import can_fuse, choose
 from mecq_cli.workflow import bench_train
 from mecq_cli.workflow.bench_train import Bench, Step, make_step
 from mecq_cli.workflow.common import pick_device
@@ -150,7 +150,7 @@ def step_of(arm: str, case: str) -> Step:
     images = torch.randn(bench.batch_size, *loaded.preprocessing.input_size, device=device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.zeros(bench.batch_size, dtype=torch.int64, device=device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, fused=can_fuse(device))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -167,7 +167,9 @@ def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.Monk
             raise error
 
         monkeypatch.setattr(one, "step", fail)
-        with pytest.raises(EnvironmentFailure, match=r"of 4 images; try --batch-size 2 .*go on --accumulate 2$"):
+        with pytest.raises(
+            EnvironmentFailure, match=r"of 4 images; try --batch-size 2 .*go on --accumulate 2$"
+        ):
             one.train("go on")
 
 
