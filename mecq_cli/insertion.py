@@ -135,6 +135,27 @@ class QuantizedModel(nn.Module):
         assert all(isinstance(s, Site) for s in found)
         return found
 
+    def convolve_integers(self) -> int:
+        """Let convolutions in training be of integers where they are compiled; how many can be.
+
+        Not those that dropout feeds: in training it takes values off their grid.
+        """
+        modules = dict(self.graph.named_modules())
+        unsafe: set[fx.Node] = set()
+        count = 0
+        for node in self.graph.graph.nodes:
+            if node.op != "call_module":
+                continue
+            site = modules[str(node.target)]
+            if isinstance(site, DropoutSite) or (
+                isinstance(site, PassSite) and unsafe & set(node.all_input_nodes)
+            ):
+                unsafe.add(node)
+            elif isinstance(site, ProductSite) and not unsafe & set(node.all_input_nodes):
+                site.on_integers = site.could_be_on_integers
+                count += site.on_integers
+        return count
+
     def project(self) -> None:
         """After an optimizer step: keep the steps of all quantizers positive."""
         scales: list[Tensor] = [m.scale for m in self.modules() if isinstance(m, Quantizer)]

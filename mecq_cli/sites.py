@@ -19,9 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid, Node, weight_multiplier
+from mecq_cli.integer_conv import Geometry
+from mecq_cli.integer_conv import conv2d as integer_conv2d
 from mecq_cli.kernels import run_node
 from mecq_cli.normalization import batch_norm
-from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
+from mecq_cli.quantizers import (
+    ActivationQuantizer,
+    LsqActivation,
+    LsqWeight,
+    WeightQuantizer,
+)
 
 BIAS_LIMIT = 2**30
 """Integer biases beyond this would leave int32; such a channel is a constant."""
@@ -152,7 +159,12 @@ class ProductSite(Site):
         attributes: of a conv2d, as in integer/ir.py; empty for linear.
         norm: batch norm behind it.
         weight_quantizer: None leaves the weight in FP.
+
+    Attributes:
+        on_integers: where it is compiled, the convolution in training is one of integers.
     """
+
+    on_integers = False
 
     def __init__(
         self,
@@ -189,14 +201,35 @@ class ProductSite(Site):
             padding = (top, left)
             if (top, left) != (bottom, right):
                 x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-            a = self.attributes
-            y = F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
+            y = self._conv(x, weight, padding)
         if self.norm is None:
             return y
         if torch.compiler.is_compiling() and type(self.norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
             return batch_norm(self.norm, y)
         normalised: Tensor = self.norm(y)
         return normalised
+
+    def _conv(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+        a = self.attributes
+        if self.on_integers and torch.compiler.is_compiling():
+            source, quantizer = self._sources[0].module, self.weight_quantizer
+            assert isinstance(source, LsqActivation)
+            assert quantizer is not None
+            geometry = Geometry(tuple(a["stride"]), padding, tuple(a["dilation"]))
+            scale = source.effective_scale()
+            y = integer_conv2d(x, scale, source.offset, weight, quantizer.scale, geometry)
+            return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        return F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
+
+    @property
+    def could_be_on_integers(self) -> bool:
+        """Whether `mecq_cli.integer_conv` can do it, given inputs on the grid of their source."""
+        return (
+            self.op == "conv2d"
+            and self.attributes["groups"] == 1
+            and isinstance(self._sources[0].module, LsqActivation)
+            and isinstance(self.weight_quantizer, LsqWeight)
+        )
 
     def node(self, inputs: tuple[str, ...]) -> Node:
         """The integer weight with the batch norm folded into its scales and bias."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mecq_cli import integer_conv
 from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.entropy import EntropyRegularizer
 from mecq_cli.errors import NumericError
@@ -37,6 +38,11 @@ class Losses:
     mec: float
     correct: int
     coding_lengths: dict[str, float]
+
+
+def on_cpu(model: QuantizedModel) -> bool:
+    """Where its parameters are."""
+    return all(p.device.type == "cpu" for p in model.parameters())
 
 
 class TrainingStep:
@@ -75,6 +81,8 @@ class TrainingStep:
         self.run: Callable[[Tensor], tuple[Tensor, ...]] = model.graph
         compiler = Compiler(listener)
         if recipe.compile == "model":
+            if on_cpu(model) and integer_conv.is_available():
+                model.convolve_integers()
             self.run = compiler.compiled(model.graph)
             if self.teacher is not None:
                 self.teacher = compiler.compiled(self.teacher)
