@@ -10,8 +10,12 @@ and put together to batches, by the workers.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +40,8 @@ from mecq_cli.models.preprocessing import Preprocessing
 MEMORY_BUDGET = 2**30
 """Bytes of small decoded images that a data set keeps."""
 _PRELOAD_BATCH = 256
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h: the signal a process gets when its parent ends."""
 
 Indices = NDArray[np.int64]
 Part = Callable[[Indices], Indices]
@@ -265,7 +271,7 @@ def _batches(dataset: ImageDataset, chunks: Sequence[Indices], workers: int) -> 
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
         pin_memory=torch.cuda.is_available(),  # else a copy to the GPU waits for itself
         generator=torch.Generator(),  # else starting the workers would draw from the global one
     )
@@ -293,8 +299,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin_worker(parent: int, worker: int) -> None:
+    """What a worker process does first."""
     # Ctrl-C and a group's SIGTERM reach the workers too, but the main process still needs their
     # batches to finish its step; it ends them itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Where it is killed they must not stay. They look for it themselves, but for one that ended
+    # before they did so, or while it held a lock of theirs, they would wait forever.
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

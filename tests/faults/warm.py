@@ -154,6 +154,7 @@ def serve() -> None:
             code = run([*rehearsal, "--no-pretrained", "--device", "cpu", "--data", str(data)])
     assert code == 0
     assert len(os.listdir("/proc/self/task")) == 1, "a fork needs a single thread"  # noqa: PTH208
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of children too, until they are ready
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_obey(json.loads(line))) + "\n")
         sys.stdout.flush()
@@ -197,7 +198,6 @@ def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
     for descriptor, replacement in ((0, nothing), (1, nothing), (2, err.fileno())):
         os.dup2(replacement, descriptor)
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(order["cwd"])
     for name, value in order["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
@@ -208,6 +208,8 @@ def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
         root, at, action = order["fault"]
         fault = Fault(Path(root), at, action)
         install(fault)
+    # Only now: an interrupt before the command begins would be one of this file.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(order["arguments"])
     if fault is not None:
         calls.write("\n".join(fault.calls))
