@@ -34,14 +34,20 @@ def batch_norm(norm: Norm, y: Tensor) -> Tensor:
         shift = torch.zeros(channels, device=y.device)
     out, mean, variance = _BatchNorm.apply(y, weight, bias, shift.clone(), norm.eps)
     if norm.running_mean is not None and norm.running_var is not None:
-        _update(norm, mean, variance, y.numel() // channels)
+        track(norm, mean, variance, y.numel() // channels)
     result: Tensor = out
     return result
 
 
 @torch.no_grad()
-def _update(norm: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Running statistics, as `nn.BatchNorm2d` keeps them: the variance without bias."""
+def track(norm: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Running statistics, as `nn.BatchNorm2d` keeps them: the variance without bias.
+
+    Args:
+        norm: one that has them.
+        mean, variance: of the batch, [C]; the variance with bias.
+        count: values of a channel.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     share: float | Tensor | None = norm.momentum
@@ -50,9 +56,8 @@ def _update(norm: Norm, mean: Tensor, variance: Tensor, count: int) -> None:
     if share is None:  # a plain average
         assert norm.num_batches_tracked is not None
         share = 1.0 / norm.num_batches_tracked.float()
-    norm.running_mean.add_((mean - norm.running_mean) * share)
-    unbiased = variance * (count / max(count - 1, 1))
-    norm.running_var.add_((unbiased - norm.running_var) * share)
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
 
 
 class _BatchNorm(torch.autograd.Function):

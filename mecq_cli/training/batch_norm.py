@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from mecq_cli.entropy.base import eager
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.normalization import track
 from mecq_cli.sites import ProductSite
 
 
@@ -49,22 +50,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         y, mean, var = _normalised(input, self.weight, self.bias, self.eps)
-        if self.num_batches_tracked is not None:  # else it is a batch that was counted before
-            self.num_batches_tracked.add_(1)
-            self._track(mean, var, dist.get_world_size() * input.numel() // input.shape[1])
+        track(self, mean, var, dist.get_world_size() * input.numel() // input.shape[1])
         return y
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Running statistics, of which the variance is the unbiased one."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        share = self.momentum
-        if share is None:  # a plain average
-            assert self.num_batches_tracked is not None
-            share = 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(var * (values / max(values - 1, 1)), share)
 
 
 @eager

@@ -127,8 +127,13 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
     }
 
 
-def make_step(name: str, bench: Bench, listener: Listener) -> Step:
-    """A training step of one arm on images it keeps."""
+def make_step(
+    name: str,
+    bench: Bench,
+    listener: Listener,
+    change: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> Step:
+    """A training step of one arm on images it keeps; ``change`` is for the FP network of "fp"."""
     config, device = bench.config, pick_device(bench.config.device)
     loaded = load_model(config.model, pretrained=False, img_size=config.img_size)
     shape = (bench.batch_size, *loaded.preprocessing.input_size)
@@ -138,7 +143,7 @@ def make_step(name: str, bench: Bench, listener: Listener) -> Step:
     labels = labels.to(device)
     recipe = _recipe(name, config, bench.batch_size, device)
     if name == "fp":
-        return _fp_step(loaded.module.to(device), images, labels, recipe, listener)
+        return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
     return _qat_step(loaded, images, labels, config, recipe, listener)
 
 

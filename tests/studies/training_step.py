@@ -19,7 +19,6 @@ Brevitas is measured where it is installed (`pip install brevitas dependencies==
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
@@ -33,8 +32,6 @@ from torch import Tensor, nn
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
-from mecq_cli.models.loading import load_model
-from mecq_cli.training.recipe import can_fuse, choose
 from mecq_cli.workflow import bench_train
 from mecq_cli.workflow.bench_train import Bench, Step, make_step
 from mecq_cli.workflow.common import pick_device
@@ -140,27 +137,7 @@ def step_of(arm: str, case: str) -> Step:
     if arm in OURS:
         name, compiling = OURS[arm]
         return make_step(name, bench_of(case, compiling), Listener())
-    bench = bench_of(case, "off")
-    loaded = load_model(bench.config.model, pretrained=False, img_size=bench.config.img_size)
-    network = PEERS[arm](copy.deepcopy(loaded.module)).train()
-    network.to(memory_format=torch.channels_last)
-    device = pick_device("auto")
-    network.to(device)
-    bf16 = choose(bench.config, 1, bench.batch_size, device).bf16
-    images = torch.randn(bench.batch_size, *loaded.preprocessing.input_size, device=device)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.zeros(bench.batch_size, dtype=torch.int64, device=device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, fused=can_fuse(device))
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return make_step("fp", bench_of(case, "off"), Listener(), PEERS[arm])
 
 
 def peak(arm: str, case: str, threads: int) -> float:
