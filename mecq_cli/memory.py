@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mecq_cli.errors import EnvironmentFailure
 
 # Of a GPU torch raises OutOfMemoryError, of a CPU a plain RuntimeError with one of these texts.
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
@@ -38,3 +42,21 @@ def out_of_memory(
         f"{said} in a new run (the batch size of a run cannot change), or go on with more memory, "
         f"fewer --workers or another --device: {resume_command}"
     )
+
+
+@contextmanager
+def advising(
+    batch: int, resume_command: Callable[[], str | None], parts: int | None = None
+) -> Iterator[None]:
+    """Raise EnvironmentFailure with `out_of_memory` where memory runs out within the block.
+
+    Args:
+        batch, parts: as there.
+        resume_command: asked only then.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EnvironmentFailure(out_of_memory(batch, resume_command(), parts)) from error

@@ -24,16 +24,16 @@ def not_finite(model: QuantizedModel, images: Tensor) -> str:
         model: in training mode.
         images: the batch that gave such a loss, [N, C, H, W].
     """
-    if not _is_finite(images):
+    if not is_finite(images):
         return "the images themselves are not finite"
     for name, parameter in model.named_parameters():
-        if not _is_finite(parameter):
+        if not is_finite(parameter):
             return f"{label(name)} is not finite"
     found: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not _is_finite(output):
+            if not found and isinstance(output, Tensor) and not is_finite(output):
                 found.append(name)
 
         return hook
@@ -48,5 +48,6 @@ def not_finite(model: QuantizedModel, images: Tensor) -> str:
     return f"first in layer {found[0]}" if found else "every layer's output is finite"
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor Inf in it; integers are finite."""
     return bool(torch.isfinite(tensor).all())

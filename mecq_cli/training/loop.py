@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mecq_cli.distributed import ALONE, Processes
-from mecq_cli.errors import EnvironmentFailure, Interrupted
+from mecq_cli.errors import Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
-from mecq_cli.memory import is_out_of_memory, out_of_memory
+from mecq_cli.memory import advising
 from mecq_cli.storage import sync_file
 from mecq_cli.training import state
 from mecq_cli.training.batch_norm import synchronise
@@ -134,6 +133,7 @@ class Trainer:
         recipe, progress = self.recipe, self.progress
         if progress.step >= recipe.total_steps:
             return
+        more_parts = 2 * recipe.accumulate
         self.model.train()
         self.listener.start("train", recipe.total_steps)
         with SignalWatch() as watch, self._log() as log:
@@ -142,7 +142,7 @@ class Trainer:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
-                    with _advice(self.recipe, resume_command):
+                    with advising(recipe.batch_size, lambda: resume_command, more_parts):
                         self._one(images, labels, epoch, log, time.perf_counter() - asked)
                     self._stop_if_asked(watch, resume_command)
                     if progress.step >= recipe.total_steps:
@@ -198,16 +198,3 @@ class Trainer:
             f"continue with: {resume_command}",
             number,
         )
-
-
-@contextmanager
-def _advice(recipe: Recipe, resume_command: str) -> Iterator[None]:
-    """Say what to do where a step runs out of memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise EnvironmentFailure(
-            out_of_memory(recipe.batch_size, resume_command, 2 * recipe.accumulate)
-        ) from error

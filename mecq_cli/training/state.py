@@ -15,7 +15,7 @@ from mecq_cli.errors import CheckpointError, NumericError
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.storage import write_failure
 from mecq_cli.training import container
-from mecq_cli.training.diagnosis import label
+from mecq_cli.training.diagnosis import is_finite, label
 
 KEEP = 2
 """Checkpoints kept: the last one, and the one before it in case the last is damaged."""
@@ -95,17 +95,13 @@ def _retain(folder: Path, step: int, keep: int) -> None:
 def _require_finite(model: QuantizedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
     """A network that is broken must not take the place of the last good one."""
     for name, tensor in model.state_dict().items():
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise _broken(step, label(name))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if isinstance(value, Tensor) and not _is_finite(value):
+            if isinstance(value, Tensor) and not is_finite(value):
                 raise _broken(step, f"{label(names.get(id(parameter), '?'))} ({key})")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _broken(step: int, what: str) -> NumericError:

@@ -19,7 +19,7 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
 from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
-from mecq_cli.training.diagnosis import label, not_finite
+from mecq_cli.training.diagnosis import is_finite, label, not_finite
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -183,7 +183,7 @@ class TrainingStep:
         if bool(torch.isfinite(torch.stack(list(norms)).sum())):
             return
         for name, p in self.model.named_parameters():
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            if p.grad is not None and not is_finite(p.grad):
                 raise NumericError(
                     f"step {step}: the gradient of {label(name)} is not finite; nothing was "
                     "updated; try a smaller --lr"

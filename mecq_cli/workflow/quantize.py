@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,14 +32,14 @@ from mecq_cli.data import (
     train_batches,
 )
 from mecq_cli.distributed import Processes, check_divides, joined
-from mecq_cli.errors import EnvironmentFailure, UsageError
+from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
-from mecq_cli.memory import is_out_of_memory, out_of_memory
+from mecq_cli.memory import advising
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
@@ -194,7 +194,8 @@ def _quantize(
         command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
         with (
             stopping(f"stopped between two steps; continue with: {command}"),
-            _memory_advice(run, job.recipe, command),
+            # Calibration, evaluation and statistics may run out of memory as well as a step.
+            advising(job.recipe.batch_size, lambda: command if run.has_begun else None),
         ):
             if processes.first:
                 atomic_write(run.config, to_toml(config).encode(), force=True)
@@ -208,18 +209,6 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     make_latest(run)
     summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     return summary
-
-
-@contextmanager
-def _memory_advice(run: RunFolder, recipe: Recipe, command: str) -> Iterator[None]:
-    """Calibration, evaluation and statistics may run out of memory as well as a step."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        resume = command if run.has_begun else None
-        raise EnvironmentFailure(out_of_memory(recipe.batch_size, resume)) from error
 
 
 def _open(
