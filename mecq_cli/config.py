@@ -123,6 +123,8 @@ class QuantizeConfig(Settings):
         device: "auto", "cpu", "cuda", "cuda:1", ...
         amp, compile: of the training step only.
         distill, distill_weight, distill_temperature: learn from the float model's logits.
+        teacher: how the float model is computed for that: auto takes integers of 8 bits where the
+            training step is compiled and they say the same; float.
         mec_weight: weight of the entropy regularizer; 0 switches it off.
         mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
         mec_views: "quantized" features alone, or jointly with those of the float model.
@@ -176,6 +178,7 @@ class QuantizeConfig(Settings):
     distill: bool = True
     distill_weight: Fraction = 0.5
     distill_temperature: Positive = 1.0
+    teacher: Literal["auto", "float"] = "auto"
     mec_weight: PositiveOrZero | None = None
     mec_distortion: Positive = 0.06
     mec_warmup: Fraction = 0.1

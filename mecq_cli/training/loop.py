@@ -19,6 +19,7 @@ from mecq_cli.memory import advising
 from mecq_cli.storage import sync_file
 from mecq_cli.training import state
 from mecq_cli.training.batch_norm import synchronise
+from mecq_cli.training.integer_teacher import IntegerTeacher
 from mecq_cli.training.metrics import MetricsLog, cut
 from mecq_cli.training.recipe import Recipe, make_optimizer
 from mecq_cli.training.signals import SignalWatch
@@ -48,7 +49,7 @@ class Trainer:
     def __init__(
         self,
         model: QuantizedModel,
-        teacher: Teacher | None,
+        teacher: Teacher | IntegerTeacher | None,
         recipe: Recipe,
         batches: Epoch,
         *,

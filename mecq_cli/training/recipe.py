@@ -51,6 +51,7 @@ class Recipe:
         mec: what it computes.
         bf16: autocast of the training step.
         compile: what is compiled: model, quantizers, off.
+        teacher: how the FP network is followed: auto, or float.
     """
 
     epochs: int
@@ -71,6 +72,7 @@ class Recipe:
     mec: EntropySettings
     bf16: bool
     compile: str
+    teacher: str
 
 
 def default_batch_size(images: int, input_size: int) -> int:
@@ -123,6 +125,7 @@ def choose(
         mec=mec,
         bf16=use_bf16(config.amp, device),
         compile=_choose_compile(total) if config.compile == "auto" else config.compile,
+        teacher=config.teacher,
     )
 
 

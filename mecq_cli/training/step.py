@@ -20,6 +20,7 @@ from mecq_cli.sites import ProductSite
 from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.diagnosis import is_finite, label, not_finite
+from mecq_cli.training.integer_teacher import IntegerTeacher
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -61,7 +62,7 @@ class TrainingStep:
     def __init__(
         self,
         model: QuantizedModel,
-        teacher: Teacher | None,
+        teacher: Teacher | IntegerTeacher | None,
         recipe: Recipe,
         optimizer: torch.optim.Optimizer,
         listener: Listener,
@@ -84,7 +85,7 @@ class TrainingStep:
             if on_cpu(model) and integer_conv.is_available():
                 model.convolve_integers()
             self.run = compiler.compiled(model.graph)
-            if self.teacher is not None:
+            if isinstance(self.teacher, Teacher):
                 self.teacher = compiler.compiled(self.teacher)
         elif recipe.compile == "quantizers":
             compiler.quantizers(model)

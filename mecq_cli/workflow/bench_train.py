@@ -26,9 +26,9 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.training.compiling import Compiler
+from mecq_cli.training.integer_teacher import make_teacher
 from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
-from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
 from mecq_cli.workflow.machine import cpu_name
 
@@ -193,7 +193,9 @@ def _qat_step(
         plain = copy.deepcopy(loaded.module).to(images.device).eval().requires_grad_(False)
         plain.to(memory_format=torch.channels_last)
         shape = loaded.preprocessing.input_size
-        teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
+        teacher = make_teacher(
+            plain, shape, taps_of(config), config.mec_grid, recipe, lambda: [images]
+        )
     model = insert_quantizers(loaded, config).to(images.device)
     model.to(memory_format=torch.channels_last)
     calibrate(model, iter([images]), 1)

@@ -45,10 +45,10 @@ from mecq_cli.models.loading import LoadedModel
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
+from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.recipe import Recipe, choose, default_batch_size, make_optimizer
 from mecq_cli.training.signals import deferring, stopping
-from mecq_cli.training.teacher import Teacher
 from mecq_cli.workflow.common import (
     artifact_metadata,
     eval_batch_size,
@@ -64,6 +64,7 @@ from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.phases import Phases
 
 COMPARED_IMAGES = 128
+TEACHER_IMAGES = 128
 CALIBRATION_EPOCH = 2**20
 BN_EPOCH = 2**20 + 1
 """Epoch numbers that training never reaches: their order and augmentation are their own."""
@@ -303,7 +304,12 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     with deferring():
         if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
             shape = job.loaded.preprocessing.input_size
-            teacher = Teacher(plain, shape, taps_of(config), config.mec_grid, recipe.bf16)
+            teacher = make_teacher(
+                plain, shape, taps_of(config), config.mec_grid, recipe,
+                lambda: job.some_images(CALIBRATION_EPOCH, TEACHER_IMAGES)[0],
+            )  # fmt: skip
+            if isinstance(teacher, IntegerTeacher):
+                listener.note("the float model teaches by its integers of 8 bits")
         model = insert_quantizers(job.loaded, config).to(job.device)
         model.to(memory_format=torch.channels_last)
     _describe(job, model)
