@@ -138,7 +138,10 @@ def make_step(
     loaded = load_model(config.model, pretrained=False, img_size=config.img_size)
     shape = (bench.batch_size, *loaded.preprocessing.input_size)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(shape, generator=generator).to(device, memory_format=torch.channels_last)
+    # Each of a colour of its own: pure noise would be all alike once it is averaged.
+    images = torch.randn(shape, generator=generator)
+    images += torch.randn((*shape[:2], 1, 1), generator=generator)
+    images = images.to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, loaded.num_classes, (bench.batch_size,), generator=generator)
     labels = labels.to(device)
     recipe = _recipe(name, config, bench.batch_size, device)

@@ -1,0 +1,127 @@
+"""What each table compares: its arms, bits and seeds.
+
+Within a table everything but what an arm names is equal: images, epochs, batches, optimizer,
+first and last layer of 8 bits, the checkpoint it starts from, and the seeds, which are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Bits = tuple[int, int]
+"""Of weights and activations."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table.
+
+    Attributes:
+        name: as the table shows it.
+        settings: of `mecq quantize`, over its defaults.
+        peer: another tool that trains instead.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of docs/results.md.
+
+    Attributes:
+        name: of its marks in the page, and of its runs.
+        model, checkpoint, data: the network, the file name of its weights, the data set.
+        arms: by their bits.
+        seeds: runs of each.
+        epochs: of every run.
+        per_class: training images of each class; None: all.
+        keep_artifact: the integer model of the first seed is kept in docs/results.
+    """
+
+    name: str
+    model: str
+    checkpoint: str
+    data: str
+    arms: Mapping[Bits, Sequence[Arm]]
+    seeds: Sequence[int]
+    epochs: int
+    per_class: int | None = None
+    keep_artifact: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    table: Table
+    bits: Bits
+    arm: Arm
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of its record and of its folder."""
+        w, a = self.bits
+        arm = "".join(c if c.isalnum() else "_" for c in self.arm.name)
+        return f"{self.table.name}-w{w}a{a}-{arm}-{self.seed}"
+
+
+PLAIN = {"mec_weight": 0.0, "distill": False, "residual_bits": 32}
+"""A quantizer and the task loss, as its paper trains; no stream of 8 bits between the blocks."""
+
+DEFAULT = Arm("mecq")
+WITHOUT = Arm("mecq without MEC", {"mec_weight": 0.0})
+LSQ = Arm("plain LSQ", PLAIN)
+PEERS = (
+    Arm("PACT", {**PLAIN, "quantizer": "pact"}),
+    Arm("DoReFa", {**PLAIN, "quantizer": "dorefa"}),
+    Arm("Brevitas", peer="brevitas"),
+)
+
+RESNET20 = {
+    "model": "resnet20_cifar",
+    "checkpoint": "cifar10-resnet20-12fca82f.pth",
+    "data": "cifar10",
+}
+
+COMPARE = Table(
+    "compare",
+    **RESNET20,
+    arms={
+        (2, 2): (DEFAULT, WITHOUT, LSQ, *PEERS),
+        (1, 1): (DEFAULT, WITHOUT, LSQ),
+        (1, 2): (DEFAULT, WITHOUT, LSQ),
+        (4, 4): (DEFAULT, WITHOUT, LSQ, *PEERS),
+        (3, 3): (DEFAULT, WITHOUT, LSQ),
+        (2, 4): (DEFAULT, WITHOUT, LSQ),
+    },
+    seeds=(0, 1, 2),
+    epochs=20,
+    per_class=1000,
+)
+
+FINAL_BITS: Sequence[Bits] = ((2, 2), (4, 4), (1, 1), (1, 2), (3, 3), (2, 4))
+
+FINAL = Table(
+    "final",
+    **RESNET20,
+    arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
+    seeds=(0,),
+    epochs=40,
+    keep_artifact=True,
+)
+
+TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, FINAL)}
+
+
+def jobs(table: Table) -> Iterator[Job]:
+    """All runs, those of the first seed first: an unfinished table is still paired."""
+    for seed in table.seeds:
+        for bits, arms in table.arms.items():
+            for arm in arms:
+                yield Job(table, bits, arm, seed)
