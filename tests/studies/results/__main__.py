@@ -11,6 +11,7 @@ end of a run the page is filled anew (`--fill` does only that).
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -25,10 +26,14 @@ class Printing(Listener):
     """Says which run is next, and nothing of its steps."""
 
     def note(self, text: str) -> None:
-        print(text, flush=True)
+        self._write(text)
 
     def warn(self, text: str) -> None:
-        print("!", text, flush=True)
+        self._write(f"! {text}")
+
+    def _write(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def main() -> None:

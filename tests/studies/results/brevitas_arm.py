@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,11 @@ def main() -> None:
     weights = [p for n, p in network.named_parameters() if p.dim() > 1 and "scaling" not in n]
     known = {id(p) for p in weights}
     others = [p for p in network.parameters() if id(p) not in known]
-    optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others}],
-        lr=recipe.lr, momentum=0.9,
-    )  # fmt: skip
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
     schedule = CosineLRScheduler(
         optimizer, t_initial=recipe.total_steps, warmup_t=recipe.warmup_steps,
         warmup_lr_init=recipe.lr / 100, t_in_epochs=False,
@@ -141,7 +143,8 @@ def main() -> None:
     renew_statistics(network, images(2**20))
     top1 = evaluate(network.eval(), val, batch_size=256, device=device).top1
     seconds = round(time.perf_counter() - started, 1)
-    print(json.dumps({"top1": top1, "fp_top1": fp_top1, "seconds": seconds}))
+    record = {"top1": top1, "fp_top1": fp_top1, "seconds": seconds}
+    sys.stdout.write(json.dumps(record) + "\n")
 
 
 @torch.no_grad()

@@ -83,15 +83,11 @@ PEERS = (
     Arm("Brevitas", peer="brevitas"),
 )
 
-RESNET20 = {
-    "model": "resnet20_cifar",
-    "checkpoint": "cifar10-resnet20-12fca82f.pth",
-    "data": "cifar10",
-}
+RESNET20 = ("resnet20_cifar", "cifar10-resnet20-12fca82f.pth", "cifar10")
 
 COMPARE = Table(
     "compare",
-    **RESNET20,
+    *RESNET20,
     arms={
         (2, 2): (DEFAULT, WITHOUT, LSQ, *PEERS),
         (1, 1): (DEFAULT, WITHOUT, LSQ),
@@ -109,7 +105,7 @@ FINAL_BITS: Sequence[Bits] = ((2, 2), (4, 4), (1, 1), (1, 2), (3, 3), (2, 4))
 
 FINAL = Table(
     "final",
-    **RESNET20,
+    *RESNET20,
     arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
     seeds=(0,),
     epochs=40,
