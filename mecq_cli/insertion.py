@@ -25,9 +25,8 @@ from mecq_cli.layers import Layer
 from mecq_cli.quantizers import (
     MIN_SCALE,
     ActivationQuantizer,
-    LsqActivation,
-    LsqWeight,
     Quantizer,
+    quantizers_named,
 )
 from mecq_cli.sites import (
     AddSite,
@@ -59,7 +58,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class BitPlan:
-    """How many bits each layer gets.
+    """How many bits each layer gets, and by which quantizers.
 
     Attributes:
         wbits, abits: of every layer but the first and the last; 1 to 8, or 32.
@@ -67,6 +66,7 @@ class BitPlan:
         residual_bits: 8, or 32 to leave residual adds in float.
         reduce_range: weights of 8 bits get 7, wherever the 8 come from.
         overrides: (pattern on the layer name, wbits or None, abits or None), the last one wins.
+        quantizer: name of those of weights and activations, see mecq_cli.quantizers.
     """
 
     wbits: int
@@ -75,6 +75,7 @@ class BitPlan:
     residual_bits: int = 8
     reduce_range: bool = False
     overrides: Sequence[tuple[str, int | None, int | None]] = ()
+    quantizer: str = "lsq"
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,10 @@ class QuantizedModel(nn.Module):
 
     def project(self) -> None:
         """After an optimizer step: keep the steps of all quantizers positive."""
-        scales: list[Tensor] = [m.scale for m in self.modules() if isinstance(m, Quantizer)]
-        with torch.no_grad():
-            torch._foreach_clamp_min_(scales, MIN_SCALE)
+        scales = [p for m in self.modules() if isinstance(m, Quantizer) for p in m.positive()]
+        if scales:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(scales, MIN_SCALE)
 
 
 def insert(
@@ -175,13 +177,13 @@ def insert(
     Args:
         model: FP classifier.
         input_shape: (C, H, W).
-        plan: bits.
+        plan: bits and quantizers.
         taps: kinds of values the graph returns beside the logits, see `tapped_layers`.
         grid: they are averaged over grid x grid cells of a map, see `as_rows`.
 
     Raises:
-        UsageError: the model has an operation without an integer form, or an override matches
-            no layer.
+        UsageError: the model has an operation without an integer form, an override matches no
+            layer, or there is no such quantizer.
     """
     layers = capture(model, input_shape)
     bits, classifiers = assign_bits(layers, plan)
@@ -280,6 +282,7 @@ class _Inserter:
         grid: int,
     ) -> None:
         self.layers, self.bits, self.classifiers, self.plan = layers, bits, classifiers, plan
+        self.quantizers = quantizers_named(plan.quantizer)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.sites: list[Site] = []
@@ -349,7 +352,7 @@ class _Inserter:
             return None
         if need.group and need.group in self.groups:
             return self.groups[need.group]
-        quantizer = LsqActivation(need.bits, power_of_two=need.power_of_two)
+        quantizer = self.quantizers.activation(need.bits, power_of_two=need.power_of_two)
         if need.group:
             self.groups[need.group] = quantizer
         return quantizer
@@ -416,7 +419,7 @@ class _Inserter:
         assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
         weight_quantizer = None
         if bits.wbits != 32:
-            weight_quantizer = LsqWeight(bits.wbits, layer.module.weight.shape[0])
+            weight_quantizer = self.quantizers.weight(bits.wbits, len(layer.module.weight))
             weight_quantizer.initialize(layer.module.weight)
         site = ProductSite(
             layer.name,

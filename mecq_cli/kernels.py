@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 
 EXACT = float(2**24)
 """Integers up to here are exact in float32."""
@@ -102,8 +102,7 @@ def _multiply(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def _accumulate(node: Node, x: Tensor, tensors: Tensors, largest: int) -> Tensor:
     """fl(sum x W + b) for integers |x| <= ``largest``; the sum itself is exact."""
-    assert node.weight_bits is not None
-    weight, bias = tensors["weight"] * weight_multiplier(node.weight_bits), tensors["bias"]
+    weight, bias = tensors["weight"] * node.multiplier, tensors["bias"]
     shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
     if x.is_cuda:
         # cuDNN is free to multiply float32 in TF32 or by Winograd's and Fourier's transforms.

@@ -25,6 +25,8 @@ Where a grid is narrower than its bits, as after a ReLU, a Relu or Clip comes be
 * A scale of QONNX is positive, the factor of a folded batch norm may be negative: the weight is
   scaled by its size, and a Mul by +1 and -1 follows the product.
 * `weight_multiplier` has no place here; it serves a bias in integers.
+* A Quant with an integer zero point has no grid without zero. Weights on a mid-rise grid of b
+  bits are written as signed, narrow ones of b + 1 bits, of which they use the odd integers.
 * The zero point is 0 where a grid has no negative value, or is centred (signed). Otherwise it is
   counted from the centre: Quant rounds after it added the zero point, and a large one would
   swallow the digits that tell a value from a half.
@@ -47,7 +49,7 @@ from mecq_cli.export.onnx_builder import product_operator
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
 from mecq_cli.integer.geometry import windows
-from mecq_cli.integer.ir import Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
 BIAS_BITS = 32
 
@@ -126,7 +128,7 @@ def _product(builder: QonnxBuilder, node: Node) -> None:
             shape=size.shape,
         )
         # The scale belongs to the multiplied weight.
-        size = size * np.float32(weight_multiplier(node.weight_bits or 8))
+        size = size * np.float32(node.multiplier)
     weight = _weight(builder, node, size)
     op, attributes = product_operator(node)
     inputs = [node.inputs[0], weight, bias]
@@ -161,7 +163,8 @@ def _weight(builder: QonnxBuilder, node: Node, size: NDArray[np.float32]) -> str
     output, shape = f"{name}::weight_quantized", weight.shape
     if node.weight_bits == 1:
         return builder.emit("BipolarQuant", [stored, scale], output, shape=shape, domain=DOMAIN)
-    return builder.quant(stored, output, scale, node.weight_bits, signed=True, shape=shape)
+    bits, narrow = node.weight_bits + node.mid_rise, node.mid_rise
+    return builder.quant(stored, output, scale, bits, signed=True, narrow=narrow, shape=shape)
 
 
 def _avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
