@@ -158,11 +158,14 @@ class QuantizedModel(nn.Module):
         return count
 
     def project(self) -> None:
-        """After an optimizer step: keep the steps of all quantizers positive."""
-        scales = [p for m in self.modules() if isinstance(m, Quantizer) for p in m.positive()]
-        if scales:
-            with torch.no_grad():
+        """After an optimizer step: bring what quantizers learn back into its range."""
+        quantizers = [m for m in self.modules() if isinstance(m, Quantizer)]
+        scales = [p for q in quantizers for p in q.positive()]
+        with torch.no_grad():
+            if scales:
                 torch._foreach_clamp_min_(scales, MIN_SCALE)
+            for quantizer in quantizers:
+                quantizer.project()
 
 
 def insert(
@@ -289,6 +292,7 @@ class _Inserter:
         self.values: dict[str, _Value] = {}
         self.groups: dict[str, ActivationQuantizer] = {}
         self.needs = self._collect_needs()
+        self.nonnegative = nonnegative(layers)
         self.taps, self.grid = taps, grid
 
     def build(self) -> QuantizedModel:
@@ -346,13 +350,17 @@ class _Inserter:
             return FLOAT  # its sums of integers only go to a grid
         return FLOAT if self.plan.abits == 32 else Need(EDGE_BITS)
 
-    def _quantizer(self, need: Need) -> ActivationQuantizer | None:
-        """The quantizer for a need; one for all inputs of a concatenation."""
+    def _quantizer(self, name: str, need: Need) -> ActivationQuantizer | None:
+        """The quantizer for a need of the value ``name``; one for all inputs of a concatenation."""
         if need.bits is None:
             return None
         if need.group and need.group in self.groups:
             return self.groups[need.group]
-        quantizer = self.quantizers.activation(need.bits, power_of_two=need.power_of_two)
+        quantizer = self.quantizers.for_values(
+            need.bits,
+            power_of_two=need.power_of_two,
+            nonnegative=(need.group or name) in self.nonnegative,
+        )
         if need.group:
             self.groups[need.group] = quantizer
         return quantizer
@@ -390,13 +398,13 @@ class _Inserter:
         if need.bits is None:
             site: Site = DequantizeSite(f"{name}.dequantize{suffix}", [value.quantizer])
             return self._place(site, [value.node]), None
-        quantizer = self._quantizer(need)
+        quantizer = self._quantizer(name, need)
         site = QuantizeSite(f"{name}.quantize{suffix}", [value.quantizer], quantizer)
         return self._place(site, [value.node]), quantizer
 
     def _own(self, layer: Layer, integer: bool) -> tuple[ActivationQuantizer | None, float | None]:
         """Quantizer and ceiling that the site of ``layer`` itself carries."""
-        quantizer = self._quantizer(self.needs[layer.name]) if integer else None
+        quantizer = self._quantizer(layer.name, self.needs[layer.name]) if integer else None
         return quantizer, layer.ceiling if quantizer is not None else None
 
     def _store(self, layer: Layer, node: fx.Node, quantizer: ActivationQuantizer | None) -> None:
@@ -470,6 +478,16 @@ class _Inserter:
             site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
         node = self._place(site, [n for n, _ in reached])
         self.values[layer.name] = _Value(node, sources[0], self.needs[layer.name])
+
+
+def nonnegative(layers: Sequence[Layer]) -> set[str]:
+    """Layers whose values cannot be negative: a ReLU, and what moves, adds or averages such."""
+    found: set[str] = set()
+    for layer in layers:
+        keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")
+        if layer.ceiling is not None or (keeps and found.issuperset(layer.inputs)):
+            found.add(layer.name)
+    return found
 
 
 def _path(name: str) -> str:

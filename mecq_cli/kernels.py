@@ -227,12 +227,20 @@ def _requantize_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
     return quantize(dequantize(inputs[0], _need(grids[0])), _need(node.grid))
 
 
+def _threshold_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    code = torch.zeros_like(inputs[0])
+    for threshold in node.attributes["thresholds"]:
+        code += inputs[0] >= threshold
+    return code
+
+
 Operation = Callable[[Node, Sequence[Tensor], Sequence[Grid | None]], Tensor]
 
 _OPERATIONS: Mapping[str, Operation] = {
     "quantize": _quantize_node,
     "dequantize": _dequantize_node,
     "requantize": _requantize_node,
+    "threshold": _threshold_node,
     "add": _add,
     "clip": _clip,
     "max_pool2d": _max_pool,

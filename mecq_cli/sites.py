@@ -71,10 +71,13 @@ class Site(nn.Module):
         return [None if r.module is None else r.module.grid() for r in self._sources]
 
     def output_grid(self) -> Grid | None:
-        """Grid of the output: an activation that was folded in narrows what it is clipped to."""
+        """What is rounded to: the grid of the output, or the one on which its thresholds lie.
+
+        An activation that was folded in narrows what it is clipped to.
+        """
         if self.output_quantizer is None:
             return None
-        grid = self.output_quantizer.grid()
+        grid = self.output_quantizer.threshold_grid() or self.output_quantizer.grid()
         if self.ceiling is None:
             return grid
         qmax = grid.qmax
@@ -87,9 +90,11 @@ class Site(nn.Module):
         """Real values in training, integers (or floats, where there is no grid) in evaluation."""
         if self.training:
             return self._finish(self.compute(*inputs))
-        grids = self.source_grids()
+        values, grids = inputs, self.source_grids()
         # names do not matter for running a node, only for the list of nodes
-        return run_node(self.node(("",) * len(inputs)), inputs, grids)
+        for node in self.nodes(("",) * len(inputs)):
+            values, grids = (run_node(node, values, grids),), [node.grid]
+        return values[0]
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """The float operation on fake-quantized inputs."""
@@ -112,6 +117,22 @@ class Site(nn.Module):
         """The integer operation, with its tensors."""
         return Node(self.name, self.op, inputs, self.output_grid())
 
+    def nodes(self, inputs: tuple[str, ...]) -> list[Node]:
+        """That operation, and the one that compares with thresholds where these are learned."""
+        node = self.node(inputs)
+        q = self.output_quantizer
+        if q is None or q.threshold_grid() is None:
+            return [node]
+        return [node, threshold(f"{node.name}.threshold", (node.name,), q, None)]
+
+
+def threshold(
+    name: str, inputs: tuple[str, ...], quantizer: ActivationQuantizer, source: Grid | None
+) -> Node:
+    """The codes of a quantizer that has thresholds; ``source`` as in `thresholds`."""
+    attributes = {"thresholds": quantizer.thresholds(source)}
+    return Node(name, "threshold", inputs, quantizer.grid(), attributes)
+
 
 def _stream_type(y: Tensor) -> torch.dtype:
     """What the activations of a network are, which autocast decides where it is on."""
@@ -130,6 +151,13 @@ class QuantizeSite(Site):
         """``quantize`` after a float, ``requantize`` after a grid."""
         op = "quantize" if self._sources[0].module is None else "requantize"
         return Node(self.name, op, inputs, self.output_grid())
+
+    def nodes(self, inputs: tuple[str, ...]) -> list[Node]:
+        """Integers are compared as they are."""
+        (source,), q = self.source_grids(), self.output_quantizer
+        if source is None or q is None or q.threshold_grid() is None:
+            return super().nodes(inputs)
+        return [threshold(self.name, inputs, q, source)]
 
 
 class DequantizeSite(Site):

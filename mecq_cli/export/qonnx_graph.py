@@ -10,6 +10,7 @@ So an integer q on a grid is written as the real number scale * (q - zero_point)
 | operation                   | is written as                                                    |
 |-----------------------------|------------------------------------------------------------------|
 | quantize, requantize        | Quant                                                            |
+| threshold                   | MultiThreshold, whose thresholds are t - 1/2 as real numbers     |
 | dequantize                  | Identity: the values are real numbers already                    |
 | conv2d, linear              | Conv or Gemm; the weight comes from a Quant (1 bit:              |
 |                             | BipolarQuant), the bias from one of 32 bits; then Quant, where   |
@@ -91,6 +92,21 @@ def _quantize(builder: QonnxBuilder, node: Node) -> None:
     value = builder.emit("Div", [node.inputs[0], scale], f"{node.name}::steps")
     value = builder.steps(node, value, f"{node.name}::integers")
     builder.emit("Mul", [value, scale], node.name)
+
+
+def _threshold(builder: QonnxBuilder, node: Node) -> None:
+    """Between two integers it does not matter how a sum of real numbers was rounded."""
+    source, target = builder.integer_grid(node), required(node)
+    thresholds = np.array(node.attributes["thresholds"], np.float64) - 0.5 - source.zero_point
+    real = (thresholds * source.scale).astype(np.float32)[None]
+    builder.emit(
+        "MultiThreshold",
+        [node.inputs[0], builder.constant(real, f"{node.name}::thresholds")],
+        node.name,
+        domain=DOMAIN,
+        out_dtype=f"UINT{target.bits}",
+        out_scale=target.scale,
+    )
 
 
 def _dequantize(builder: QonnxBuilder, node: Node) -> None:
@@ -235,6 +251,7 @@ _EMITTERS: dict[str, Callable[[QonnxBuilder, Node], None]] = {
     "quantize": _quantize,
     "requantize": _quantize,
     "dequantize": _dequantize,
+    "threshold": _threshold,
     "conv2d": _product,
     "linear": _product,
     "add": _add,

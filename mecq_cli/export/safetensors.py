@@ -44,7 +44,7 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
-    version = 2 if any(node.mid_rise for node in model.nodes) else 1
+    version = 2 if any(_needs_version_2(node) for node in model.nodes) else 1
     try:
         parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
@@ -80,6 +80,11 @@ def load(path: Path) -> IntegerModel:
             f"{path}: not a usable integer model: {reason}; export it again"
         ) from reason
     return model
+
+
+def _needs_version_2(node: Node) -> bool:
+    """Whether programs that know version 1 only could not read it: else that is what is written."""
+    return node.mid_rise or node.op == "threshold"
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:

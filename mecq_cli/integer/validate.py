@@ -132,7 +132,7 @@ def _is_kind(value: Any, kind: Kind) -> bool:
         return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
     if kind.count == 1:
         value = (value,)
-    counts = (1, 2, 3) if kind.count is None else (kind.count,)
+    counts = range(1, kind.most + 1) if kind.count is None else (kind.count,)
     return any(_are_ints(value, count, kind.low, kind.high) for count in counts)
 
 

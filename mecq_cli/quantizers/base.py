@@ -59,7 +59,7 @@ class Kernels(NamedTuple):
     """
 
     forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, ...]]
     dense: bool
 
 
@@ -94,8 +94,8 @@ class FakeQuantize(torch.autograd.Function):
         ctx.settings = (qmin, qmax, grad_scale, mid_rise, kernels)
         if not kernels.dense:
             return kernels.forward(x, scale, qmin, qmax, mid_rise)
-        rows, steps = _dense(x, scale)
-        return _shaped(kernels.forward(rows, steps, qmin, qmax, mid_rise), x)
+        rows, steps = dense(x, scale)
+        return shaped(kernels.forward(rows, steps, qmin, qmax, mid_rise), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,11 +105,10 @@ class FakeQuantize(torch.autograd.Function):
         if not kernels.dense:
             grad_x, grad_s = kernels.backward(grads[0], x, scale, qmin, qmax, mid_rise)
         else:
-            rows, steps = _dense(x, scale)
-            like = torch.channels_last if _channels_last(x) else torch.contiguous_format
-            grad, _ = _dense(grads[0].contiguous(memory_format=like), scale, _channels_last(x))
+            rows, steps = dense(x, scale)
+            grad, _ = dense(grads[0], scale, like=x)
             flat, grad_s = kernels.backward(grad, rows, steps, qmin, qmax, mid_rise)
-            grad_x = _shaped(flat, x)
+            grad_x = shaped(flat, x)
         return grad_x, (grad_s * grad_scale).reshape(scale.shape), None, None, None, None, None
 
 
@@ -117,21 +116,29 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _dense(x: Tensor, scale: Tensor, channels_last: bool | None = None) -> tuple[Tensor, Tensor]:
-    """X as a vector, or as rows where there are several steps, in the order of the memory."""
-    last = _channels_last(x) if channels_last is None else channels_last
+def dense(x: Tensor, scale: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """X as a vector, or as rows where there are several steps, in the order of the memory.
+
+    Args:
+        x: of any shape.
+        scale: one step, or one for each row.
+        like: the tensor whose memory gives the order, if not x.
+    """
+    last = _channels_last(x if like is None else like)
+    if like is not None:
+        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     ordered = x.permute(0, 2, 3, 1) if last else x
     if scale.numel() == 1:
         return ordered.reshape(-1), scale
     return ordered.reshape(len(x), -1), scale.reshape(-1, 1)
 
 
-def _shaped(dense: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_dense`."""
+def shaped(values: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `dense`."""
     if not _channels_last(like):
-        return dense.reshape(like.shape)
+        return values.reshape(like.shape)
     n, c, h, w = like.shape
-    return dense.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return values.reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def units(x: Tensor, scale: Tensor) -> Tensor:
@@ -199,6 +206,9 @@ class Quantizer(nn.Module):
         """Parameters that must not cross zero: after each update they are at least `MIN_SCALE`."""
         return []
 
+    def project(self) -> None:
+        """After an update and what `positive` asks for: bring back what else left its range."""
+
 
 class WeightQuantizer(Quantizer):
     """Contract of weight quantizers: one step per output channel.
@@ -259,4 +269,12 @@ class ActivationQuantizer(Quantizer):
 
     def grid(self) -> Grid:
         """The integer grid, as it will be exported."""
+        raise NotImplementedError
+
+    def threshold_grid(self) -> Grid | None:
+        """The grid that is rounded to first where thresholds make the codes; None: uniform ones."""
+        return None
+
+    def thresholds(self, source: Grid | None) -> tuple[int, ...]:
+        """The least integers of each code, on the grid ``source`` or else on `threshold_grid`."""
         raise NotImplementedError
