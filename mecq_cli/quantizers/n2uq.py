@@ -11,8 +11,8 @@ interval i the gradient to x is step / a_i. Where all widths are equal to the st
 the gradient to x are those of LSQ, and the gradients to the step and to the widths add up to that
 of LSQ to the step.
 
-Departures: there is no learned place for e_0, since the shift of a batch norm in front does the
-same. The step is learned as in LSQ, and so scaled are all gradients here. Thresholds are rounded,
+Departures: there is no learned place for e_0 and no learned factor of x, since a batch norm in
+front and the widths do the same. The step is learned as in LSQ, and so scaled are all gradients here. Thresholds are rounded,
 with a straight-through gradient, to what the integer network compares with: the half-integers of
 a grid of 8 bits that ends at the last one. No width gets smaller than a sixteenth of the
 largest, so that no two thresholds fall on one integer and no gradient grows beyond all bounds.
@@ -117,13 +117,13 @@ class _Codes(torch.autograd.Function):
         x, scale, widths, thresholds = ctx.saved_tensors
         grad_scale, kernels = ctx.settings
         if not kernels.dense:
-            found = kernels.backward(grads[0], x, scale, widths, thresholds)
+            grad_x, *others = kernels.backward(grads[0], x, scale, widths, thresholds)
         else:
             vector, _ = dense(x, scale)
-            grad = dense(grads[0], scale, like=x)[0]
-            found = kernels.backward(grad, vector, scale, widths, thresholds)
-        grad_x, of_scale, of_widths = found
-        return shaped(grad_x, x), of_scale * grad_scale, of_widths * grad_scale, None, None, None
+            grad, _ = dense(grads[0], scale, like=x)
+            flat, *others = kernels.backward(grad, vector, scale, widths, thresholds)
+            grad_x = shaped(flat, x)
+        return grad_x, *(other * grad_scale for other in others), None, None, None
 
 
 class N2uqActivation(ActivationQuantizer):
@@ -175,6 +175,7 @@ class N2uqActivation(ActivationQuantizer):
         """The step."""
         return [self.scale]
 
+    @torch.no_grad()
     def project(self) -> None:
         """Keep the widths positive, and so the thresholds in order."""
         floor = (self.widths.amax() * _NARROWEST).clamp_min(MIN_SCALE)
