@@ -12,11 +12,12 @@ the gradient to x are those of LSQ, and the gradients to the step and to the wid
 of LSQ to the step.
 
 Departures: there is no learned place for e_0 and no learned factor of x, since a batch norm in
-front and the widths do the same. The step is learned as in LSQ, and so scaled are all gradients here. Thresholds are rounded,
-with a straight-through gradient, to what the integer network compares with: the half-integers of
-a grid of 8 bits that ends at the last one. No width gets smaller than a sixteenth of the
-largest, so that no two thresholds fall on one integer and no gradient grows beyond all bounds.
-The entropy-preserving weights of the paper are no part of this.
+front and the widths do the same. The step is learned as in LSQ, and so scaled are all gradients
+here. Thresholds are rounded, with a straight-through gradient, to what the integer network compares
+with: the half-integers of a grid of 8 bits that ends at the last one. No width gets smaller than a
+sixteenth of the largest, so that no two thresholds fall on one integer and no gradient grows beyond
+all bounds. Values that can be negative, and those of more bits than 4, are rounded as by LSQ, and
+so are weights: the entropy-preserving ones of the paper are no part of this.
 """
 
 from __future__ import annotations
