@@ -30,6 +30,8 @@ def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
             rows.append(_product_row(node, source))
         elif node.op in _LISTED and (node.grid is not None or "pool" in node.op):
             rows.append(_row(node, node.grid))
+        if node.op == "threshold":
+            rows[-1]["thresholds"] = list(node.attributes["thresholds"])
     return rows
 
 
