@@ -111,6 +111,8 @@ class QuantizeConfig(Settings):
             stream that residual additions work on.
         reduce_range: weights of 8 bits are limited to 7 (-64 to 63), so that sums of two products
             fit 16 bits on CPUs without VNNI.
+        quantizer: how values are rounded and what is learned of it; its name is one of
+            mecq_cli.quantizers.QUANTIZERS (checked there: this module needs no torch).
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
@@ -158,6 +160,7 @@ class QuantizeConfig(Settings):
     first_last_bits: Bits = 8
     residual_bits: ResidualBits = 8
     reduce_range: bool = False
+    quantizer: Name = "lsq"
     val_split: Share | None = None
     img_size: Count | None = None
     crop_pct: CropPct | None = None

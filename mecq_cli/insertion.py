@@ -25,9 +25,8 @@ from mecq_cli.layers import Layer
 from mecq_cli.quantizers import (
     MIN_SCALE,
     ActivationQuantizer,
-    LsqActivation,
-    LsqWeight,
     Quantizer,
+    quantizers_named,
 )
 from mecq_cli.sites import (
     AddSite,
@@ -59,7 +58,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class BitPlan:
-    """How many bits each layer gets.
+    """How many bits each layer gets, and by which quantizers.
 
     Attributes:
         wbits, abits: of every layer but the first and the last; 1 to 8, or 32.
@@ -67,6 +66,7 @@ class BitPlan:
         residual_bits: 8, or 32 to leave residual adds in float.
         reduce_range: weights of 8 bits get 7, wherever the 8 come from.
         overrides: (pattern on the layer name, wbits or None, abits or None), the last one wins.
+        quantizer: name of those of weights and activations, see mecq_cli.quantizers.
     """
 
     wbits: int
@@ -75,6 +75,7 @@ class BitPlan:
     residual_bits: int = 8
     reduce_range: bool = False
     overrides: Sequence[tuple[str, int | None, int | None]] = ()
+    quantizer: str = "lsq"
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,14 @@ class QuantizedModel(nn.Module):
         return count
 
     def project(self) -> None:
-        """After an optimizer step: keep the steps of all quantizers positive."""
-        scales: list[Tensor] = [m.scale for m in self.modules() if isinstance(m, Quantizer)]
+        """After an optimizer step: bring what quantizers learn back into its range."""
+        quantizers = [m for m in self.modules() if isinstance(m, Quantizer)]
+        scales = [p for q in quantizers for p in q.positive()]
         with torch.no_grad():
-            torch._foreach_clamp_min_(scales, MIN_SCALE)
+            if scales:
+                torch._foreach_clamp_min_(scales, MIN_SCALE)
+            for quantizer in quantizers:
+                quantizer.project()
 
 
 def insert(
@@ -175,13 +180,13 @@ def insert(
     Args:
         model: FP classifier.
         input_shape: (C, H, W).
-        plan: bits.
+        plan: bits and quantizers.
         taps: kinds of values the graph returns beside the logits, see `tapped_layers`.
         grid: they are averaged over grid x grid cells of a map, see `as_rows`.
 
     Raises:
-        UsageError: the model has an operation without an integer form, or an override matches
-            no layer.
+        UsageError: the model has an operation without an integer form, an override matches no
+            layer, or there is no such quantizer.
     """
     layers = capture(model, input_shape)
     bits, classifiers = assign_bits(layers, plan)
@@ -280,12 +285,14 @@ class _Inserter:
         grid: int,
     ) -> None:
         self.layers, self.bits, self.classifiers, self.plan = layers, bits, classifiers, plan
+        self.quantizers = quantizers_named(plan.quantizer)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.sites: list[Site] = []
         self.values: dict[str, _Value] = {}
         self.groups: dict[str, ActivationQuantizer] = {}
         self.needs = self._collect_needs()
+        self.nonnegative = nonnegative(layers)
         self.taps, self.grid = taps, grid
 
     def build(self) -> QuantizedModel:
@@ -343,13 +350,17 @@ class _Inserter:
             return FLOAT  # its sums of integers only go to a grid
         return FLOAT if self.plan.abits == 32 else Need(EDGE_BITS)
 
-    def _quantizer(self, need: Need) -> ActivationQuantizer | None:
-        """The quantizer for a need; one for all inputs of a concatenation."""
+    def _quantizer(self, name: str, need: Need) -> ActivationQuantizer | None:
+        """The quantizer for a need of the value ``name``; one for all inputs of a concatenation."""
         if need.bits is None:
             return None
         if need.group and need.group in self.groups:
             return self.groups[need.group]
-        quantizer = LsqActivation(need.bits, power_of_two=need.power_of_two)
+        quantizer = self.quantizers.for_values(
+            need.bits,
+            power_of_two=need.power_of_two,
+            nonnegative=(need.group or name) in self.nonnegative,
+        )
         if need.group:
             self.groups[need.group] = quantizer
         return quantizer
@@ -387,13 +398,13 @@ class _Inserter:
         if need.bits is None:
             site: Site = DequantizeSite(f"{name}.dequantize{suffix}", [value.quantizer])
             return self._place(site, [value.node]), None
-        quantizer = self._quantizer(need)
+        quantizer = self._quantizer(name, need)
         site = QuantizeSite(f"{name}.quantize{suffix}", [value.quantizer], quantizer)
         return self._place(site, [value.node]), quantizer
 
     def _own(self, layer: Layer, integer: bool) -> tuple[ActivationQuantizer | None, float | None]:
         """Quantizer and ceiling that the site of ``layer`` itself carries."""
-        quantizer = self._quantizer(self.needs[layer.name]) if integer else None
+        quantizer = self._quantizer(layer.name, self.needs[layer.name]) if integer else None
         return quantizer, layer.ceiling if quantizer is not None else None
 
     def _store(self, layer: Layer, node: fx.Node, quantizer: ActivationQuantizer | None) -> None:
@@ -416,7 +427,7 @@ class _Inserter:
         assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
         weight_quantizer = None
         if bits.wbits != 32:
-            weight_quantizer = LsqWeight(bits.wbits, layer.module.weight.shape[0])
+            weight_quantizer = self.quantizers.weight(bits.wbits, len(layer.module.weight))
             weight_quantizer.initialize(layer.module.weight)
         site = ProductSite(
             layer.name,
@@ -467,6 +478,16 @@ class _Inserter:
             site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
         node = self._place(site, [n for n, _ in reached])
         self.values[layer.name] = _Value(node, sources[0], self.needs[layer.name])
+
+
+def nonnegative(layers: Sequence[Layer]) -> set[str]:
+    """Layers whose values cannot be negative: a ReLU, and what moves, adds or averages such."""
+    found: set[str] = set()
+    for layer in layers:
+        keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")
+        if layer.ceiling is not None or (keeps and found.issuperset(layer.inputs)):
+            found.add(layer.name)
+    return found
 
 
 def _path(name: str) -> str:

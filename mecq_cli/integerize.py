@@ -39,8 +39,8 @@ def integerize(
             if isinstance(site, DropoutSite):
                 names[fx_node] = inputs[0]
                 continue
-            nodes.append(site.node(inputs))
-            names[fx_node] = site.name
+            nodes += site.nodes(inputs)
+            names[fx_node] = nodes[-1].name
     return IntegerModel(tuple(nodes), input_shape, dict(metadata))
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 
 EXACT = float(2**24)
 """Integers up to here are exact in float32."""
@@ -102,8 +102,7 @@ def _multiply(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def _accumulate(node: Node, x: Tensor, tensors: Tensors, largest: int) -> Tensor:
     """fl(sum x W + b) for integers |x| <= ``largest``; the sum itself is exact."""
-    assert node.weight_bits is not None
-    weight, bias = tensors["weight"] * weight_multiplier(node.weight_bits), tensors["bias"]
+    weight, bias = tensors["weight"] * node.multiplier, tensors["bias"]
     shape = (1, -1, 1, 1) if node.op == "conv2d" else (1, -1)
     if x.is_cuda:
         # cuDNN is free to multiply float32 in TF32 or by Winograd's and Fourier's transforms.
@@ -228,12 +227,20 @@ def _requantize_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
     return quantize(dequantize(inputs[0], _need(grids[0])), _need(node.grid))
 
 
+def _threshold_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    code = torch.zeros_like(inputs[0])
+    for threshold in node.attributes["thresholds"]:
+        code += inputs[0] >= threshold
+    return code
+
+
 Operation = Callable[[Node, Sequence[Tensor], Sequence[Grid | None]], Tensor]
 
 _OPERATIONS: Mapping[str, Operation] = {
     "quantize": _quantize_node,
     "dequantize": _dequantize_node,
     "requantize": _requantize_node,
+    "threshold": _threshold_node,
     "add": _add,
     "clip": _clip,
     "max_pool2d": _max_pool,

@@ -23,12 +23,7 @@ from mecq_cli.integer_conv import Geometry
 from mecq_cli.integer_conv import conv2d as integer_conv2d
 from mecq_cli.kernels import run_node
 from mecq_cli.normalization import batch_norm
-from mecq_cli.quantizers import (
-    ActivationQuantizer,
-    LsqActivation,
-    LsqWeight,
-    WeightQuantizer,
-)
+from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
 
 BIAS_LIMIT = 2**30
 """Integer biases beyond this would leave int32; such a channel is a constant."""
@@ -76,10 +71,13 @@ class Site(nn.Module):
         return [None if r.module is None else r.module.grid() for r in self._sources]
 
     def output_grid(self) -> Grid | None:
-        """Grid of the output: an activation that was folded in narrows what it is clipped to."""
+        """What is rounded to: the grid of the output, or the one on which its thresholds lie.
+
+        An activation that was folded in narrows what it is clipped to.
+        """
         if self.output_quantizer is None:
             return None
-        grid = self.output_quantizer.grid()
+        grid = self.output_quantizer.threshold_grid() or self.output_quantizer.grid()
         if self.ceiling is None:
             return grid
         qmax = grid.qmax
@@ -92,9 +90,11 @@ class Site(nn.Module):
         """Real values in training, integers (or floats, where there is no grid) in evaluation."""
         if self.training:
             return self._finish(self.compute(*inputs))
-        grids = self.source_grids()
+        values, grids = inputs, self.source_grids()
         # names do not matter for running a node, only for the list of nodes
-        return run_node(self.node(("",) * len(inputs)), inputs, grids)
+        for node in self.nodes(("",) * len(inputs)):
+            values, grids = (run_node(node, values, grids),), [node.grid]
+        return values[0]
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """The float operation on fake-quantized inputs."""
@@ -117,6 +117,22 @@ class Site(nn.Module):
         """The integer operation, with its tensors."""
         return Node(self.name, self.op, inputs, self.output_grid())
 
+    def nodes(self, inputs: tuple[str, ...]) -> list[Node]:
+        """That operation, and the one that compares with thresholds where these are learned."""
+        node = self.node(inputs)
+        q = self.output_quantizer
+        if q is None or q.threshold_grid() is None:
+            return [node]
+        return [node, threshold(f"{node.name}.threshold", (node.name,), q, None)]
+
+
+def threshold(
+    name: str, inputs: tuple[str, ...], quantizer: ActivationQuantizer, source: Grid | None
+) -> Node:
+    """The codes of a quantizer that has thresholds; ``source`` as in `thresholds`."""
+    attributes = {"thresholds": quantizer.thresholds(source)}
+    return Node(name, "threshold", inputs, quantizer.grid(), attributes)
+
 
 def _stream_type(y: Tensor) -> torch.dtype:
     """What the activations of a network are, which autocast decides where it is on."""
@@ -135,6 +151,13 @@ class QuantizeSite(Site):
         """``quantize`` after a float, ``requantize`` after a grid."""
         op = "quantize" if self._sources[0].module is None else "requantize"
         return Node(self.name, op, inputs, self.output_grid())
+
+    def nodes(self, inputs: tuple[str, ...]) -> list[Node]:
+        """Integers are compared as they are."""
+        (source,), q = self.source_grids(), self.output_quantizer
+        if source is None or q is None or q.threshold_grid() is None:
+            return super().nodes(inputs)
+        return [threshold(self.name, inputs, q, source)]
 
 
 class DequantizeSite(Site):
@@ -211,24 +234,31 @@ class ProductSite(Site):
 
     def _conv(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
         a = self.attributes
-        if self.on_integers and torch.compiler.is_compiling():
-            source, quantizer = self._sources[0].module, self.weight_quantizer
-            assert isinstance(source, LsqActivation)
-            assert quantizer is not None
+        source, quantizer = self._sources[0].module, self.weight_quantizer
+        if (
+            self.on_integers
+            and source is not None
+            and source.offset is not None  # a constant of the program
+            and quantizer is not None
+            and torch.compiler.is_compiling()
+        ):
             geometry = Geometry(tuple(a["stride"]), padding, tuple(a["dilation"]))
-            scale = source.effective_scale()
-            y = integer_conv2d(x, scale, source.offset, weight, quantizer.scale, geometry)
+            scale, steps = source.effective_scale(), quantizer.steps(self.weight)
+            y = integer_conv2d(x, scale, source.offset, weight, steps, geometry)
             return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
         return F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
 
     @property
     def could_be_on_integers(self) -> bool:
-        """Whether `mecq_cli.integer_conv` can do it, given inputs on the grid of their source."""
+        """Whether `mecq_cli.integer_conv` can do it, given inputs on the grid of their source.
+
+        Where calibration finds that the zero point is one to be learned, it is not used after all.
+        """
         return (
             self.op == "conv2d"
             and self.attributes["groups"] == 1
-            and isinstance(self._sources[0].module, LsqActivation)
-            and isinstance(self.weight_quantizer, LsqWeight)
+            and self._sources[0].module is not None
+            and self.weight_quantizer is not None
         )
 
     def node(self, inputs: tuple[str, ...]) -> Node:
@@ -236,13 +266,14 @@ class ProductSite(Site):
         source = self._sources[0].module
         weight, scale, bias = self._fold()
         assert self.wbits is not None
+        zeroless = self.weight_quantizer is not None and self.weight_quantizer.mid_rise
+        mid_rise = zeroless and self.wbits > 1  # at 1 bit there is no other grid
         if source is None:
-            tensors = _float_bias(weight, scale, bias, binary=self.wbits == 1)
+            tensors = _float_bias(weight, scale, bias, zeroless=zeroless)
         else:
-            scale = scale / np.float32(weight_multiplier(self.wbits))  # exact: a power of two
-            tensors = _integer_bias(
-                weight, scale, bias, source.grid().scale, binary=self.wbits == 1
-            )
+            # exact: a power of two
+            scale = scale / np.float32(weight_multiplier(self.wbits, mid_rise=mid_rise))
+            tensors = _integer_bias(weight, scale, bias, source.grid().scale, zeroless=zeroless)
         return Node(
             self.name,
             self.op,
@@ -251,6 +282,7 @@ class ProductSite(Site):
             dict(self.attributes),
             self.wbits,
             tensors,
+            mid_rise,
         )
 
     def _fold(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -281,20 +313,20 @@ def _integer_bias(
     bias: np.ndarray[Any, Any],
     input_scale: float,
     *,
-    binary: bool,
+    zeroless: bool,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Bias as int32 in units of fl(input_scale * scale).
 
     A channel whose scale is (nearly) zero, as after a batch norm with gamma 0, cannot express
     its bias in such units. It is a constant: its weight becomes 0 and its scale one that fits
-    (at 1 bit, which has no 0, the weight stays and counts for less than 1e-6 of the bias).
+    (on a grid without zero the weight stays and counts for less than 1e-6 of the bias).
     """
     # Smallest scale for which the bias still fits and the product of the scales is exact enough.
     smallest = np.maximum(np.abs(bias) / (input_scale * BIAS_LIMIT), TINY / min(input_scale, 1.0))
     dead = np.abs(scale) < smallest
     if dead.any():
         weight, scale = weight.copy(), scale.copy()
-        if not binary:
+        if not zeroless:
             weight[dead] = 0
         scale[dead] = np.maximum(smallest[dead] * 2, 1e-12).astype(np.float32)
     unit = np.float32(input_scale) * scale
@@ -307,13 +339,13 @@ def _float_bias(
     scale: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any],
     *,
-    binary: bool,
+    zeroless: bool,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Bias as float32, for a float input; scales of zero are replaced as in `_integer_bias`."""
     dead = np.abs(scale) < TINY
     if dead.any():
         weight, scale = weight.copy(), scale.copy()
-        if not binary:
+        if not zeroless:
             weight[dead] = 0
         scale[dead] = TINY
     return {"weight": weight, "weight_scale": scale, "bias": bias.astype(np.float32)}

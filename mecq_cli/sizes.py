@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mecq_cli.integer.ir import Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
-_LISTED = ("quantize", "requantize", "add", "global_avg_pool", "avg_pool2d")
+_LISTED = ("quantize", "requantize", "threshold", "add", "global_avg_pool", "avg_pool2d")
 
 
 def fp32_bytes(model: nn.Module) -> int:
@@ -30,6 +30,8 @@ def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
             rows.append(_product_row(node, source))
         elif node.op in _LISTED and (node.grid is not None or "pool" in node.op):
             rows.append(_row(node, node.grid))
+        if node.op == "threshold":
+            rows[-1]["thresholds"] = list(node.attributes["thresholds"])
     return rows
 
 
@@ -56,7 +58,7 @@ def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:
     scale = np.abs(node.tensors["weight_scale"])
     integer = node.weight_bits != 32
     if source is not None and node.weight_bits is not None:
-        scale = scale * weight_multiplier(node.weight_bits)  # of the weights as they are stored
+        scale = scale * node.multiplier  # of the weights as they are stored
     note = ""
     if not integer:
         note = "weight left in float"

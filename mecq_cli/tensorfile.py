@@ -41,7 +41,7 @@ class FileKind:
 
     Attributes:
         format: the value of the metadata key "format".
-        version: the newest version that can be read, and the one that is written.
+        version: the newest version that can be read; all before it can be read too.
         error: raised where a file cannot be read.
     """
 
@@ -92,19 +92,23 @@ def _refuse_constant(name: str) -> None:
 
 
 def encode(
-    kind: FileKind, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]
+    kind: FileKind,
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+    version: int = 1,
 ) -> list[bytes | memoryview]:
     """The parts of a file, to be written one after the other.
 
     Args:
-        kind: fills the metadata keys "format" and "version".
+        kind: fills the metadata key "format".
         tensors: by name.
         metadata: further keys; "format", "version" and "sha256" are reserved.
+        version: the oldest that has what the file holds, so that as many as can will read it.
 
     Raises:
         ValueError: the header would be larger than can be read.
     """
-    named = {**metadata, "format": kind.format, "version": str(kind.version)}
+    named = {**metadata, "format": kind.format, "version": str(version)}
     header = _header(tensors, named, _hash_tensors(tensors))
     return [header, *(tensors[name].data for name in _order(tensors))]
 
@@ -159,13 +163,14 @@ def _read_metadata(kind: FileKind, metadata: Any) -> dict[str, str]:
     if metadata.get("format") != kind.format:
         raise ValueError(f"its format is {_short(metadata.get('format'))}")
     version = metadata.get("version", "")
-    if version != str(kind.version):
+    if version not in map(str, range(1, kind.version + 1)):
         if version.isdecimal() and len(version) < 10 and int(version) > kind.version:
             raise ValueError(
                 f"its format version {int(version)} is newer than {kind.version}, "
                 "the newest this program reads; update mecq"
             )
-        raise ValueError(f"its format version is {_short(version)}, not {kind.version}")
+        known = " or ".join(map(str, range(1, kind.version + 1)))
+        raise ValueError(f"its format version is {_short(version)}, not {known}")
     if "sha256" not in metadata:
         raise ValueError("it carries no SHA-256")
     return metadata

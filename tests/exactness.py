@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import timm
@@ -16,10 +17,11 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
+from mecq_cli.integer.ir import Node
 from mecq_cli.integer.reference import run
 from mecq_cli.integer.validate import validate
 from mecq_cli.integerize import IntegerModule, integerize
-from mecq_cli.kernels import run_all
+from mecq_cli.kernels import run_all, run_node
 from mecq_cli.models.loading import load_model
 from mecq_cli.replay import Way, replay
 
@@ -68,19 +70,16 @@ def quantized(model: nn.Module, plan: BitPlan, images: Tensor) -> QuantizedModel
 
 @torch.no_grad()
 def simulate(network: QuantizedModel, images: Tensor) -> Values:
-    """What every site of the simulator puts out in evaluation mode."""
+    """What every operation of the simulator puts out in evaluation mode."""
     values: Values = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            values[name] = output.numpy().copy()
+    def keep(node: Node, *arguments: Any) -> Tensor:
+        output = run_node(node, *arguments)
+        values[node.name] = output.numpy().copy()
+        return output
 
-        return hook
-
-    handles = [site.register_forward_hook(keep(site.name)) for site in network.sites()]
-    network(images)
-    for handle in handles:
-        handle.remove()
+    with patch("mecq_cli.sites.run_node", keep):
+        network(images)
     return values
 
 

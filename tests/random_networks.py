@@ -256,7 +256,9 @@ class Maker:
         return torch.randn(tuple(size), generator=self.generator)
 
 
-def random_network(seed: int, spread: float = 0.7) -> tuple[nn.Module, BitPlan, Tensor]:
+def random_network(
+    seed: int, spread: float = 0.7, quantizer: str = "lsq"
+) -> tuple[nn.Module, BitPlan, Tensor]:
     """A network in float, bits for each of its layers, and images [N, C, H, W].
 
     ``spread`` is the standard deviation of the logarithm of a channel's size.
@@ -266,7 +268,7 @@ def random_network(seed: int, spread: float = 0.7) -> tuple[nn.Module, BitPlan, 
     network = maker.network()
     rng = maker.rng
     products = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    drawn = range(1, 9)
+    drawn = range(1, 5) if quantizer == "n2uq" else range(1, 9)  # thresholds are for few bits
     overrides = [(name, rng.choice(drawn), rng.choice(drawn)) for name in products]
     if rng.random() < 0.2:  # a layer in float, or with float weights
         odd = rng.randrange(len(products))
@@ -275,6 +277,7 @@ def random_network(seed: int, spread: float = 0.7) -> tuple[nn.Module, BitPlan, 
         wbits=rng.choice(drawn),
         abits=32 if rng.random() < 0.05 else rng.choice(drawn),
         residual_bits=32 if rng.random() < 0.1 else 8,
+        quantizer=quantizer,
         overrides=overrides,
     )
     return network, plan, images

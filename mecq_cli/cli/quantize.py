@@ -61,6 +61,14 @@ def quantize(
             rich_help_panel=_BITS,
         ),
     ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How values are rounded (default lsq); docs/method.md explains the names.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(

@@ -205,6 +205,12 @@ def _activation_scale(row: Document) -> str:
     return "" if scale is None else f"{scale:.1e}"
 
 
+def _thresholds(row: Document) -> str:
+    """The first and the last, in steps of what is compared."""
+    places = row.get("thresholds") or ()
+    return "..".join(str(place) for place in sorted({*places[:1], *places[-1:]}))
+
+
 def _packed_bytes(row: Document) -> str:
     size = row.get("packed_bytes")
     return "" if size is None else f"{size:,}"
@@ -213,6 +219,7 @@ def _packed_bytes(row: Document) -> str:
 _SITE_COLUMNS = (
     _SiteColumn("weight scales", _weight_scales),
     _SiteColumn("act. scale", _activation_scale),
+    _SiteColumn("thresholds", _thresholds),
     _SiteColumn("bytes", _packed_bytes),
 )
 

@@ -14,8 +14,9 @@ A layer with float weights has NAME.weight and NAME.bias, F32, of their own shap
 
 The format packs matrices: the weight of a convolution is one of O rows and I/groups * kh * kw
 columns, and its own shape is in config.json. All weights here are symmetric, so there is no
-weight_zero_point. A zero point is an integer, which leaves no way to write -1 and +1 in one bit:
-weights of 1 bit take two. compressed-tensors packs 3, 5, 6 and 7 bits without gaps since 0.18.
+weight_zero_point. A zero point is an integer, which leaves no way to write a grid without zero in
+its own number of bits: weights of 1 bit, and others on a mid-rise grid, take one bit more.
+compressed-tensors packs 3, 5, 6 and 7 bits without gaps since 0.18.
 
 Activations, their grids and the graph are not part of it. What a layer computes in integers is
 said by the integer artifact and by the ONNX file only.
@@ -34,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 from mecq_cli.integer.packing import pack, unpack
 from mecq_cli.storage import read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, decode, encode
@@ -174,14 +175,13 @@ def _layers(model: IntegerModel) -> Iterator[tuple[Node, Grid | None]]:
 
 
 def _bits(node: Node) -> int:
-    """Of the packed weights; -1 and +1 need two."""
+    """Of the packed weights; those on a mid-rise grid, as -1 and +1, need one more."""
     assert node.weight_bits is not None
-    return max(node.weight_bits, 2)
+    return node.weight_bits + (node.mid_rise or node.weight_bits == 1)
 
 
 def _multiplier(node: Node, source: Grid | None) -> int:
-    assert node.weight_bits is not None
-    return 1 if source is None else weight_multiplier(node.weight_bits)
+    return 1 if source is None else node.multiplier
 
 
 def _scale(node: Node, source: Grid | None) -> NDArray[np.float32]:

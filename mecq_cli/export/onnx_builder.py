@@ -23,7 +23,6 @@ from mecq_cli.integer.ir import (
     IntegerModel,
     Node,
     multiplied_weight,
-    weight_multiplier,
 )
 
 LOGITS = "logits"
@@ -221,22 +220,24 @@ class Builder(GraphBuilder):
         Tuned they are stored in as few bits as ONNX has, and the multiplication is part of the
         graph: onnxruntime does it once, when it loads the file.
         """
-        weight, bits = node.tensors["weight"], node.weight_bits or 8
-        if bits > 4 or not self.tuned:
-            stored = multiplied_weight(node) if multiplied else weight
+        weight, multiplier, shift = node.tensors["weight"], node.multiplier if multiplied else 1, 0
+        if node.mid_rise and (weight % 2).all():  # a stem that was widened holds zeros
+            # Odd numbers 2 c + 1: the codes c take the bits they have.
+            weight, multiplier, shift = weight >> 1, 2 * multiplier, multiplier
+        size = max(-int(weight.min()), int(weight.max()) + 1)
+        if size > 8 or (node.weight_bits or 8) > 4 or not self.tuned:
+            stored = multiplied_weight(node) if multiplied else node.tensors["weight"]
             return self.constant(stored.astype(np.int8), f"{node.name}::weight")
-        width, dtype = (2, ml_dtypes.int2) if bits <= 2 else (4, ml_dtypes.int4)
-        if weight.min() < -(2 ** (width - 1)) or weight.max() >= 2 ** (width - 1):
-            raise ArtifactError(
-                f"{node.name}: weights from {weight.min()} to {weight.max()} do not fit into "
-                f"{bits} bits"
-            )
-        multiplier = weight_multiplier(bits) if multiplied else 1
+        narrow = (node.weight_bits or 8) <= 2 and size <= 2
+        dtype = ml_dtypes.int2 if narrow else ml_dtypes.int4
         name = self.constant(weight.astype(dtype), f"{node.name}::weight")
         if multiplier > 1:
             wide = self.emit("Cast", [name], f"{node.name}::weight_int32", to=TensorProto.INT32)
             factor = self.scalar(np.int32(multiplier))
             name = self.emit("Mul", [wide, factor], f"{node.name}::weight_multiplied")
+        if shift:
+            offset = self.scalar(np.int32(shift))
+            name = self.emit("Add", [name, offset], f"{node.name}::weight_shifted")
         return self.emit("Cast", [name], f"{node.name}::weight_int8", to=TensorProto.INT8)
 
 

@@ -35,6 +35,7 @@ from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
 from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_products import emit_product
+from mecq_cli.export.onnx_thresholds import emit_threshold
 from mecq_cli.integer.geometry import windows
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
@@ -208,6 +209,7 @@ _EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
     "quantize": _quantize,
     "requantize": _requantize,
     "dequantize": _dequantize,
+    "threshold": emit_threshold,
     "conv2d": emit_product,
     "linear": emit_product,
     "add": _add,

@@ -53,10 +53,11 @@ class QonnxBuilder(GraphBuilder):
         bits: int,
         *,
         signed: bool,
+        narrow: bool = False,
         zero_point: str | None = None,
         shape: Sequence[int] | None = None,
     ) -> str:
-        """A Quant node; the zero point is 0 where none is named."""
+        """A Quant node; the zero point is 0 where none is named. ``narrow``: without the lowest."""
         width, zero = self.scalar(np.float32(bits)), zero_point or self.zero(None)
         return self.emit(
             "Quant",
@@ -65,7 +66,7 @@ class QonnxBuilder(GraphBuilder):
             shape=shape,
             domain=DOMAIN,
             signed=int(signed),
-            narrow=0,
+            narrow=int(narrow),
             rounding_mode="ROUND",
         )
 

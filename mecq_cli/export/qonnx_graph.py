@@ -10,6 +10,7 @@ So an integer q on a grid is written as the real number scale * (q - zero_point)
 | operation                   | is written as                                                    |
 |-----------------------------|------------------------------------------------------------------|
 | quantize, requantize        | Quant                                                            |
+| threshold                   | MultiThreshold, whose thresholds are t - 1/2 as real numbers     |
 | dequantize                  | Identity: the values are real numbers already                    |
 | conv2d, linear              | Conv or Gemm; the weight comes from a Quant (1 bit:              |
 |                             | BipolarQuant), the bias from one of 32 bits; then Quant, where   |
@@ -25,6 +26,8 @@ Where a grid is narrower than its bits, as after a ReLU, a Relu or Clip comes be
 * A scale of QONNX is positive, the factor of a folded batch norm may be negative: the weight is
   scaled by its size, and a Mul by +1 and -1 follows the product.
 * `weight_multiplier` has no place here; it serves a bias in integers.
+* A Quant with an integer zero point has no grid without zero. Weights on a mid-rise grid of b
+  bits are written as signed, narrow ones of b + 1 bits, of which they use the odd integers.
 * The zero point is 0 where a grid has no negative value, or is centred (signed). Otherwise it is
   counted from the centre: Quant rounds after it added the zero point, and a large one would
   swallow the digits that tell a value from a half.
@@ -47,7 +50,7 @@ from mecq_cli.export.onnx_builder import product_operator
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
 from mecq_cli.integer.geometry import windows
-from mecq_cli.integer.ir import Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
 BIAS_BITS = 32
 
@@ -91,6 +94,21 @@ def _quantize(builder: QonnxBuilder, node: Node) -> None:
     builder.emit("Mul", [value, scale], node.name)
 
 
+def _threshold(builder: QonnxBuilder, node: Node) -> None:
+    """Between two integers it does not matter how a sum of real numbers was rounded."""
+    source, target = builder.integer_grid(node), required(node)
+    thresholds = np.array(node.attributes["thresholds"], np.float64) - 0.5 - source.zero_point
+    real = (thresholds * source.scale).astype(np.float32)[None]
+    builder.emit(
+        "MultiThreshold",
+        [node.inputs[0], builder.constant(real, f"{node.name}::thresholds")],
+        node.name,
+        domain=DOMAIN,
+        out_dtype=f"UINT{target.bits}",
+        out_scale=target.scale,
+    )
+
+
 def _dequantize(builder: QonnxBuilder, node: Node) -> None:
     builder.emit("Identity", node.inputs, node.name)
 
@@ -126,7 +144,7 @@ def _product(builder: QonnxBuilder, node: Node) -> None:
             shape=size.shape,
         )
         # The scale belongs to the multiplied weight.
-        size = size * np.float32(weight_multiplier(node.weight_bits or 8))
+        size = size * np.float32(node.multiplier)
     weight = _weight(builder, node, size)
     op, attributes = product_operator(node)
     inputs = [node.inputs[0], weight, bias]
@@ -161,7 +179,8 @@ def _weight(builder: QonnxBuilder, node: Node, size: NDArray[np.float32]) -> str
     output, shape = f"{name}::weight_quantized", weight.shape
     if node.weight_bits == 1:
         return builder.emit("BipolarQuant", [stored, scale], output, shape=shape, domain=DOMAIN)
-    return builder.quant(stored, output, scale, node.weight_bits, signed=True, shape=shape)
+    bits, narrow = node.weight_bits + node.mid_rise, node.mid_rise
+    return builder.quant(stored, output, scale, bits, signed=True, narrow=narrow, shape=shape)
 
 
 def _avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
@@ -232,6 +251,7 @@ _EMITTERS: dict[str, Callable[[QonnxBuilder, Node], None]] = {
     "quantize": _quantize,
     "requantize": _quantize,
     "dequantize": _dequantize,
+    "threshold": _threshold,
     "conv2d": _product,
     "linear": _product,
     "add": _add,

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.integer.ir import Grid, IntegerModel, Node
+from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node
 from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
 from mecq_cli.integer.validate import validate
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
-KIND = FileKind("mecq-integer", 1, ArtifactError)
+KIND = FileKind("mecq-integer", 2, ArtifactError)
 MAX_BYTES = 2**32
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -44,8 +44,9 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
+    version = 2 if any(_needs_version_2(node) for node in model.nodes) else 1
     try:
-        parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)})
+        parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
         raise ArtifactError(f"the model cannot be written: {reason}") from reason
     return b"".join(parts)
@@ -81,6 +82,11 @@ def load(path: Path) -> IntegerModel:
     return model
 
 
+def _needs_version_2(node: Node) -> bool:
+    """Whether programs that know version 1 only could not read it: else that is what is written."""
+    return node.mid_rise or node.op == "threshold"
+
+
 def _node_to_json(node: Node) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": node.name,
@@ -96,6 +102,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             "bits": node.weight_bits,
             "shape": list(node.tensors["weight"].shape),
         }
+        if node.mid_rise:  # only then: what files of version 1 can hold is written as one
+            entry["weight"]["mid_rise"] = True
     return entry
 
 
@@ -104,7 +112,7 @@ def _to_tensors(model: IntegerModel) -> dict[str, RawTensor]:
     for node in model.nodes:
         for name, array in node.tensors.items():
             if name == "weight" and node.weight_bits != 32:
-                array = pack_weights(array, node.weight_bits or 0)
+                array = pack_weights(array, node.weight_bits or 0, mid_rise=node.mid_rise)
             tensors[f"{node.name}.{name}"] = _to_raw(array)
     return tensors
 
@@ -153,12 +161,15 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
 
 def _to_weights(
     name: str, weight: Any, tensors: Mapping[str, RawTensor]
-) -> tuple[int, dict[str, NDArray[Any]]]:
-    """weight_bits and the tensors of a node, unpacked."""
-    _require_keys(weight, {"bits", "shape"}, "a weight")
+) -> tuple[int, dict[str, NDArray[Any]], bool]:
+    """weight_bits and the tensors of a node, unpacked, and mid_rise."""
+    mid_rise = isinstance(weight, dict) and "mid_rise" in weight
+    _require_keys(weight, {"bits", "shape"} | ({"mid_rise"} if mid_rise else set()), "a weight")
     bits, shape = weight["bits"], weight["shape"]
     if type(bits) is not int or not (1 <= bits <= 8 or bits == 32):
         raise ValueError(f"node {name!a:.80}: weights have 1 to 8 or 32 bits")
+    if mid_rise and (weight["mid_rise"] is not True or bits not in MID_RISE_BITS):
+        raise ValueError(f"node {name!a:.80}: no weight of {bits} bits is mid-rise so")
     if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**32 for n in shape):
         raise ValueError(f"node {name!a:.80}: the weight has no proper shape")
     arrays = {
@@ -169,8 +180,8 @@ def _to_weights(
         # Before anything is allocated: a shape may claim more than there is.
         if packed.shape != (packed_bytes(math.prod(shape), bits),):
             raise ValueError(f"node {name!a:.80}: the weight does not have the size of its shape")
-        arrays["weight"] = unpack_weights(packed, bits, tuple(shape))
-    return bits, arrays
+        arrays["weight"] = unpack_weights(packed, bits, tuple(shape), mid_rise=mid_rise)
+    return bits, arrays, mid_rise
 
 
 def _to_array(name: str, tensors: Mapping[str, RawTensor]) -> NDArray[Any]:

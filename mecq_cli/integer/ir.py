@@ -14,6 +14,7 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | quantize        | float  | rne(fl(x / s_y)) + z_y                                                |
 | dequantize      | grid   | fl((q - z_x) * s_x)                                  (float output)   |
 | requantize      | grid   | rne(fl(fl((q - z_x) * s_x) / s_y)) + z_y                              |
+| threshold       | grid   | how many of the ascending ints t of ``thresholds`` have q >= t        |
 | conv2d, linear  | grid   | acc = sum (q - z_x) W + b, exact in int32; W = w * weight_multiplier  |
 |                 |        | with a grid:    rne(fl(fl(acc) * fl(fl(s_x * s_w) / s_y))) + z_y      |
 |                 |        | without:        fl(fl(acc) * fl(s_x * s_w))          (float output)   |
@@ -38,6 +39,22 @@ The integer bias counts in units of s_x * s_w. With few bits such a unit would b
 whole step of the output, so weights of less than 7 bits are multiplied by a power of two before
 they are used (`weight_multiplier`; s_w belongs to the products W), which makes the unit so much
 finer. They are stored as they are, and the sums stay far within int32.
+
+Weights of b bits lie on one of two grids, in the terms of signal processing:
+
+| grid      | bits      | integers w                                     | as a code c of b bits   |
+|-----------|-----------|------------------------------------------------|-------------------------|
+| mid-tread | 2 to 8    | -2^(b-1) ... 2^(b-1) - 1                       | w = c - 2^(b-1)         |
+| mid-rise  | 1, 2 to 6 | -(2^b - 1), ..., -3, -1, 1, 3, ..., 2^b - 1    | w = 2 c - (2^b - 1)     |
+
+A mid-rise grid has no zero. Weights of 1 bit are always on one; those of 2 to 6 bits where their
+node says so (`Node.mid_rise`). With more bits its ends would leave what `saturation` allows.
+
+`threshold` is how activations get steps of unequal width: it turns the integers of one grid into
+codes 0, 1, 2, ..., which lie on a grid as any other. A value that comes from sums of products or
+from floats is first rounded to a fine grid of 8 bits, in units of which the thresholds are learned;
+one that is on a grid already is compared as it is. So there is no other arithmetic than that of the
+uniform grids, every runtime has fast kernels for it, and a comparison of bytes is exact in all.
 
 `relu` and `relu6` on a grid have no operation of their own: they are the clipping of the node
 before.
@@ -90,12 +107,15 @@ class Node:
             avg_pool2d: kernel, stride, padding (two ints each), ceil_mode, count_include_pad;
             slice: axes, starts, ends, steps (lists of ints of one length; axis 0 never);
             clip: min (0.0), max (a float or None);
-            pad: before, after (an int for each of the axes 1, 2, 3).
+            pad: before, after (an int for each of the axes 1, 2, 3);
+            threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;
+            the grid of the node has the zero point 0 and all of its codes).
         weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.
         tensors: conv2d, linear: ``weight`` int8 [O, I/groups, kh, kw] or [O, I] (float32 where
             weight_bits is 32), ``weight_scale`` float32 [O] (signed: the batch norm is folded
-            in), ``bias`` int32 [O] (float32 where the input or the weights are float). 1-bit
-            weights are -1 and +1.
+            in), ``bias`` int32 [O] (float32 where the input or the weights are float).
+        mid_rise: weights of 2 to 6 bits are on the grid without zero, as those of 1 bit always
+            are.
     """
 
     name: str
@@ -105,17 +125,33 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     weight_bits: int | None = None
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    mid_rise: bool = False
+
+    @property
+    def multiplier(self) -> int:
+        """`weight_multiplier` of a conv2d or linear node with integer weights."""
+        assert self.weight_bits is not None
+        return weight_multiplier(self.weight_bits, mid_rise=self.mid_rise)
 
 
-def weight_multiplier(bits: int) -> int:
-    """What weights of so many bits are multiplied by where they meet integers."""
-    return int(2 ** max(7 - bits, 0))
+MID_RISE_BITS = range(2, 7)
+"""Bits of weights that can be on either grid."""
+
+MOST_THRESHOLD_BITS = 4
+"""Of the output of a threshold: it takes a comparison for each code but one."""
+
+
+def weight_multiplier(bits: int, *, mid_rise: bool = False) -> int:
+    """What weights of so many bits are multiplied by where they meet integers.
+
+    The products are then of magnitude 64 at most (8 bits: 128).
+    """
+    return int(2 ** max(7 - bits - mid_rise, 0))
 
 
 def multiplied_weight(node: Node) -> NDArray[np.int8]:
     """W of a conv2d or linear node whose input is on a grid: int8, of magnitude at most 128."""
-    assert node.weight_bits is not None
-    multiplier = np.int8(weight_multiplier(node.weight_bits))
+    multiplier = np.int8(node.multiplier)
     product: NDArray[np.int8] = np.asarray(node.tensors["weight"], np.int8) * multiplier
     return product
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mecq_cli.integer.ir import Grid, Node
+from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid, Node
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Ints:
-    """An attribute of ``count`` integers in [low, high]; None: 1 to 3 of them, 1: a bare one."""
+    """An attribute of ``count`` integers in [low, high]; 1: a bare one, None: 1 to ``most``."""
 
     count: int | None
     low: int
     high: int = 2**16
+    most: int = 3
 
 
 Kind = Ints | Literal["bool", "number", "number or None"]
@@ -125,6 +126,20 @@ def _unchanged(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return inputs[0].shape
 
 
+def _threshold(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    thresholds, grid = node.attributes["thresholds"], node.grid
+    if grid is None or grid.bits > MOST_THRESHOLD_BITS:
+        raise ValueError(f"its output has at most {MOST_THRESHOLD_BITS} bits")
+    codes = 2**grid.bits
+    if (grid.zero_point, grid.qmin, grid.qmax) != (0, 0, codes - 1):
+        raise ValueError(f"the zero point of its grid must be 0, the range [0, {codes - 1}]")
+    if len(thresholds) != codes - 1:
+        raise ValueError(f"{len(thresholds)} thresholds are given, {codes} codes take {codes - 1}")
+    if list(thresholds) != sorted(thresholds):
+        raise ValueError("the thresholds do not ascend")
+    return inputs[0].shape
+
+
 def _clip(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     low, high = node.attributes["min"], node.attributes["max"]
     if high is not None and low > high:
@@ -211,6 +226,13 @@ RULES = {
     "quantize": Rule(_unchanged, 1, "float", "grid", {}),
     "dequantize": Rule(_unchanged, 1, "grid", "float", {}),
     "requantize": Rule(_unchanged, 1, "grid", "grid", {}),
+    "threshold": Rule(
+        _threshold,
+        1,
+        "grid",
+        "grid",
+        {"thresholds": Ints(None, 1, 256, most=2**MOST_THRESHOLD_BITS - 1)},
+    ),
     "conv2d": Rule(_conv2d, 1, "any", "any", _CONV, weight_dims=4),
     "linear": Rule(_linear, 1, "any", "any", {}, weight_dims=2),
     "add": Rule(_add, 2, "any", "same", {}),

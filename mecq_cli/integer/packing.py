@@ -6,8 +6,9 @@ is left of the last byte is zero. A value v is stored as the unsigned code v + o
 
 Weights of b >= 2 bits have the offset 2^(b-1), so that -2^(b-1) becomes 0, as in the
 ``pack-quantized`` layout of compressed-tensors; ONNX's INT2 and INT4 store two's complement
-instead, which is the same code with its highest bit flipped. Weights of 1 bit are -1 and +1,
-stored as 0 and 1.
+instead, which is the same code with its highest bit flipped. Weights on a mid-rise grid, which
+has no zero (see `mecq_cli.integer.ir`), are 2 c - (2^b - 1) for the code c; those of 1 bit always
+are: -1 and +1, stored as 0 and 1.
 """
 
 from __future__ import annotations
@@ -88,21 +89,25 @@ def _codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8
     return codes.ravel()[:count]
 
 
-def pack_weights(weight: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+def pack_weights(
+    weight: NDArray[np.int8], bits: int, *, mid_rise: bool = False
+) -> NDArray[np.uint8]:
     """An integer weight of any shape as a stream of bits; encoding as said above.
 
     Raises:
-        ValueError: values that ``bits`` bits cannot hold, or other than -1 and +1 at 1 bit.
+        ValueError: values that are not on the grid.
     """
-    if bits > 1:
+    if bits > 1 and not mid_rise:
         return pack(weight, bits, 2 ** (bits - 1))
-    if not (np.abs(weight) == 1).all():
-        raise ValueError("1-bit weights are -1 and +1, other values were found")
-    return pack((weight > 0).view(np.uint8), 1)
+    top = 2**bits - 1
+    if not (weight % 2).all():
+        allowed = "-1 and +1" if bits == 1 else f"odd numbers from {-top} to {top}"
+        raise ValueError(f"{bits}-bit weights are {allowed}, other values were found")
+    return pack((weight.astype(np.int16) + top) // 2, bits)
 
 
 def unpack_weights(
-    packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]
+    packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...], *, mid_rise: bool = False
 ) -> NDArray[np.int8]:
     """The inverse of `pack_weights`: int8 of ``shape``.
 
@@ -110,8 +115,8 @@ def unpack_weights(
         ValueError: as `unpack`.
     """
     codes = _codes(packed, bits, math.prod(shape))
-    if bits == 1:
-        weight = codes.view(np.int8) * np.int8(2) - np.int8(1)
+    if bits == 1 or mid_rise:
+        weight = codes.view(np.int8) * np.int8(2) - np.int8(2**bits - 1)
     else:
         # Modulo 256 again: 8-bit codes wrap into the sign.
         weight = (codes - np.uint8(2 ** (bits - 1))).view(np.int8)

@@ -154,6 +154,12 @@ def _dequantize_node(node: Node, inputs: Sequence[Array], grids: Sequence[Grid |
     return _dequantize(inputs[0], _grid(grids[0], node))
 
 
+def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    reached = np.searchsorted(node.attributes["thresholds"], inputs[0], side="right")
+    codes: Array = reached.astype(np.uint8)
+    return codes
+
+
 def _add(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     if node.grid is None:
         return np.add(*inputs)
@@ -288,6 +294,7 @@ _Operation = Callable[[Node, Sequence[Array], Sequence[Grid | None]], Array]
 _OPERATIONS: dict[str, _Operation] = {
     "quantize": _quantize,
     "requantize": _quantize,
+    "threshold": _threshold,
     "dequantize": _dequantize_node,
     "conv2d": _weighted,
     "linear": _weighted,

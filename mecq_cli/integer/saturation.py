@@ -11,8 +11,8 @@ uses it there. With x from 0 to r and weights W a pair reaches 2 r max|W|:
 | 8 bits    | 255 | 1 to 6 bits, multiplied: at most 64 in size  | 32,640           | yes  |
 | 7 or less | 127 | any                                          | 32,512           | yes  |
 
-`weight_multiplier` fills up to 7 bits and no further, so only 8-bit weights that meet 8-bit
-activations are in danger, and 7-bit weights are the remedy.
+`weight_multiplier` fills up to 7 bits and no further, on either grid, so only 8-bit weights that
+meet 8-bit activations are in danger, and 7-bit weights are the remedy.
 """
 
 from __future__ import annotations

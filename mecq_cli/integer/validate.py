@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, weight_multiplier
+from mecq_cli.integer.ir import INPUT, MID_RISE_BITS, Grid, IntegerModel, Node
 from mecq_cli.integer.operations import RULES, Kind, Rule, Value
 
 _MAX_ELEMENTS = 2**26
@@ -76,7 +76,7 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
     _check_attributes(node.attributes, rule.attributes)
     if rule.weight_dims is not None:
         _check_weights(node, inputs[0], rule.weight_dims)
-    elif node.tensors or node.weight_bits is not None:
+    elif node.tensors or node.weight_bits is not None or node.mid_rise:
         raise ValueError("this operation has no weights")
     shape = rule.shape(node, inputs)
     if min(shape) < 1 or math.prod(shape) > _MAX_ELEMENTS:
@@ -132,7 +132,7 @@ def _is_kind(value: Any, kind: Kind) -> bool:
         return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
     if kind.count == 1:
         value = (value,)
-    counts = (1, 2, 3) if kind.count is None else (kind.count,)
+    counts = range(1, kind.most + 1) if kind.count is None else (kind.count,)
     return any(_are_ints(value, count, kind.low, kind.high) for count in counts)
 
 
@@ -149,6 +149,8 @@ def _check_weights(node: Node, value: Value, dims: int) -> None:
     bits = node.weight_bits
     if bits is None or type(bits) is not int or not (1 <= bits <= 8 or bits == 32):
         raise ValueError(f"weight_bits are 1 to 8 or 32, not {_short(bits)}")
+    if node.mid_rise and bits not in MID_RISE_BITS:
+        raise ValueError(f"mid_rise is for weights of 2 to 6 bits, not {bits}")
     if node.tensors.keys() != _TENSORS:
         raise ValueError(f"the tensors must be: {', '.join(sorted(_TENSORS))}")
     if value.grid is not None and bits == 32:
@@ -169,18 +171,20 @@ def _check_weights(node: Node, value: Value, dims: int) -> None:
     if not np.isfinite(scale).all() or not scale.all() or np.abs(scale).max() > _LARGEST:
         raise ValueError("a weight_scale is zero, not finite or of unusual size")
     if bits < 32:
-        _check_range(weight, bits)
+        _check_range(weight, bits, node.mid_rise)
     rows = np.abs(weight.reshape(len(weight), -1).astype(np.float64))
     if value.grid is None:
         _check_floats(rows * np.abs(scale[:, None].astype(np.float64)), bias)
     else:
-        _check_accumulator(rows * weight_multiplier(bits), bias, value.grid)
+        _check_accumulator(rows * node.multiplier, bias, value.grid)
 
 
-def _check_range(weight: NDArray[np.int8], bits: int) -> None:
-    low, high = (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if weight.min() < low or weight.max() > high or (bits == 1 and not weight.all()):
-        allowed = "-1 and +1" if bits == 1 else f"{low} to {high}"
+def _check_range(weight: NDArray[np.int8], bits: int, mid_rise: bool) -> None:
+    odd = mid_rise or bits == 1
+    low, high = (1 - 2**bits, 2**bits - 1) if odd else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if weight.min() < low or weight.max() > high or (odd and not (weight % 2).all()):
+        allowed = f"odd, from {low} to {high}" if mid_rise else f"{low} to {high}"
+        allowed = "-1 and +1" if bits == 1 else allowed
         raise ValueError(f"weights of {bits} bits are {allowed}, others were found")
 
 

@@ -1,4 +1,4 @@
-"""Quantizers by name: one algorithm a file, one contract in base.py."""
+"""Quantizers by name: one algorithm a file, one contract in base.py, all names in registry.py."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from mecq_cli.quantizers.base import (
     round_forward,
 )
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
+from mecq_cli.quantizers.registry import QUANTIZERS, Quantizers, quantizers_named
 
 __all__ = [
     "MIN_SCALE",
+    "QUANTIZERS",
     "ActivationQuantizer",
     "Kernels",
     "LsqActivation",
     "LsqWeight",
     "Quantizer",
+    "Quantizers",
     "WeightQuantizer",
+    "quantizers_named",
     "round_backward",
     "round_forward",
 ]

@@ -1,4 +1,8 @@
-"""What every quantizer is: a module that rounds in training and names its grid afterwards."""
+"""What every quantizer is: a module that rounds in training and names its grid afterwards.
+
+Whatever a quantizer learns, its values in training are integers times a step, and it can name both:
+so all of them are exported, and multiplied as integers, in the same way.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +15,42 @@ from torch import Tensor, nn
 from mecq_cli.integer.ir import Grid
 
 
-def round_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, binary: bool) -> Tensor:
+def round_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
     """``round(clip(x / s, qmin, qmax)) * s``; shape and dtype of x."""
-    v = _units(x, scale)
-    return (_round(v, torch.clamp(v, qmin, qmax), binary) * scale).to(x.dtype)
+    v = units(x, scale)
+    return (to_integers(v, torch.clamp(v, qmin, qmax), mid_rise) * scale).to(x.dtype)
 
 
 def round_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, binary: bool
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and, not yet scaled, to the step, of the output's gradient."""
     grad = grad.float()
-    v = _units(x, scale)
+    v = units(x, scale)
     clipped = torch.clamp(v, qmin, qmax)
     # One comparison, and a gradient that is needed anyway: grad * (round(v) - v) inside.
     grad_x = torch.where(clipped == v, grad, 0.0)
-    products = grad * _round(v, clipped, binary) - grad_x * v
+    products = grad * to_integers(v, clipped, mid_rise) - grad_x * v
+    return grad_x.to(x.dtype), summed(products, scale)
+
+
+def summed(products: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of a step, in its shape, from what each element of x contributes."""
     if scale.numel() == 1:
         # By image and channel first, in the order in which the batch norm in front sums too.
-        if x.dim() == 4:
+        if products.dim() == 4:
             products = products.sum((2, 3)).sum(0)
         grad_scale = products.sum()
     else:
         # Not flattened: in a channels_last weight that would be another order.
-        grad_scale = products.sum(list(range(1, x.dim())))
-    return grad_x.to(x.dtype), grad_scale.reshape(scale.shape)
+        grad_scale = products.sum(list(range(1, products.dim())))
+    return grad_scale.reshape(scale.shape)
 
 
 class Kernels(NamedTuple):
     """How the two are computed: `round_forward` and `round_backward`, or compiled ones.
+
+    A quantizer that differs from LSQ by its gradients only has another ``backward``.
 
     Attributes:
         forward, backward: with the arguments of the two.
@@ -48,7 +59,7 @@ class Kernels(NamedTuple):
     """
 
     forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, ...]]
     dense: bool
 
 
@@ -63,7 +74,8 @@ class FakeQuantize(torch.autograd.Function):
     ``round(v) - v`` inside and qmin or qmax outside (Eq. 3), times ``grad_scale``
     (section 2.2). Only x and s are kept for the backward pass.
 
-    ``binary`` rounds to -1 and +1 instead, without a zero between them.
+    ``mid_rise`` rounds to odd integers instead, without a zero between them (at 1 bit to -1 and
+    +1); s is half the distance between two of them then.
     """
 
     @staticmethod
@@ -74,30 +86,29 @@ class FakeQuantize(torch.autograd.Function):
         qmin: float,
         qmax: float,
         grad_scale: float,
-        binary: bool,
+        mid_rise: bool,
         kernels: Kernels,
     ) -> Tensor:
         """``x`` of any shape; ``scale`` broadcasts against it. Returns x's shape and dtype."""
         ctx.save_for_backward(x, scale)
-        ctx.settings = (qmin, qmax, grad_scale, binary, kernels)
+        ctx.settings = (qmin, qmax, grad_scale, mid_rise, kernels)
         if not kernels.dense:
-            return kernels.forward(x, scale, qmin, qmax, binary)
-        rows, steps = _dense(x, scale)
-        return _shaped(kernels.forward(rows, steps, qmin, qmax, binary), x)
+            return kernels.forward(x, scale, qmin, qmax, mid_rise)
+        rows, steps = dense(x, scale)
+        return shaped(kernels.forward(rows, steps, qmin, qmax, mid_rise), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to x and s; None for the settings."""
         x, scale = ctx.saved_tensors
-        qmin, qmax, grad_scale, binary, kernels = ctx.settings
+        qmin, qmax, grad_scale, mid_rise, kernels = ctx.settings
         if not kernels.dense:
-            grad_x, grad_s = kernels.backward(grads[0], x, scale, qmin, qmax, binary)
+            grad_x, grad_s = kernels.backward(grads[0], x, scale, qmin, qmax, mid_rise)
         else:
-            rows, steps = _dense(x, scale)
-            like = torch.channels_last if _channels_last(x) else torch.contiguous_format
-            grad, _ = _dense(grads[0].contiguous(memory_format=like), scale, _channels_last(x))
-            flat, grad_s = kernels.backward(grad, rows, steps, qmin, qmax, binary)
-            grad_x = _shaped(flat, x)
+            rows, steps = dense(x, scale)
+            grad, _ = dense(grads[0], scale, like=x)
+            flat, grad_s = kernels.backward(grad, rows, steps, qmin, qmax, mid_rise)
+            grad_x = shaped(flat, x)
         return grad_x, (grad_s * grad_scale).reshape(scale.shape), None, None, None, None, None
 
 
@@ -105,34 +116,49 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _dense(x: Tensor, scale: Tensor, channels_last: bool | None = None) -> tuple[Tensor, Tensor]:
-    """X as a vector, or as rows where there are several steps, in the order of the memory."""
-    last = _channels_last(x) if channels_last is None else channels_last
+def dense(x: Tensor, scale: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """X as a vector, or as rows where there are several steps, in the order of the memory.
+
+    Args:
+        x: of any shape.
+        scale: one step, or one for each row.
+        like: the tensor whose memory gives the order, if not x.
+    """
+    last = _channels_last(x if like is None else like)
+    if like is not None:
+        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     ordered = x.permute(0, 2, 3, 1) if last else x
     if scale.numel() == 1:
         return ordered.reshape(-1), scale
     return ordered.reshape(len(x), -1), scale.reshape(-1, 1)
 
 
-def _shaped(dense: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_dense`."""
+def shaped(values: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `dense`."""
     if not _channels_last(like):
-        return dense.reshape(like.shape)
+        return values.reshape(like.shape)
     n, c, h, w = like.shape
-    return dense.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return values.reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def _units(x: Tensor, scale: Tensor) -> Tensor:
+def units(x: Tensor, scale: Tensor) -> Tensor:
     """Values in units of the step, float32."""
     if scale.numel() == 1:
         return x.float() * scale.reciprocal()  # a division takes a CPU several times as long
     return x.float() / scale
 
 
-def _round(v: Tensor, clipped: Tensor, binary: bool) -> Tensor:
-    if binary:
-        return torch.where(v >= 0, 1.0, -1.0)
+def to_integers(v: Tensor, clipped: Tensor, mid_rise: bool) -> Tensor:
+    """The nearest integers, or odd integers, of values v in units of the step."""
+    if mid_rise:
+        # The nearest of 1, 3, 5, ... and the sign of v, which is + at zero.
+        return torch.where(v >= 0, 1.0, -1.0) * (2.0 * torch.floor(clipped.abs() * 0.5) + 1.0)
     return torch.round(clipped)
+
+
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """``value``, to the last bit, with the gradients of ``surrogate``."""
+    return value.detach() + (surrogate - surrogate.detach())
 
 
 def fake_quantize(
@@ -141,11 +167,11 @@ def fake_quantize(
     qmin: float,
     qmax: float,
     grad_scale: float,
-    binary: bool = False,
+    mid_rise: bool = False,
     kernels: Kernels = PLAIN,
 ) -> Tensor:
     """Apply `FakeQuantize`."""
-    out: Tensor = FakeQuantize.apply(x, scale, qmin, qmax, grad_scale, binary, kernels)
+    out: Tensor = FakeQuantize.apply(x, scale, qmin, qmax, grad_scale, mid_rise, kernels)
     return out
 
 
@@ -158,12 +184,15 @@ class Quantizer(nn.Module):
 
     Attributes:
         bits: 1 to 8.
-        scale: the learned step, a parameter; float32 whatever the rest is.
         active: False lets values through untouched (used while calibrating).
         kernels: what computes the rounding and its gradients.
+        decays: whether what it learns gets the weight decay of the weights.
+
+    What it learns are its parameters, float32 whatever the rest is; they have a learning rate of
+    their own.
     """
 
-    scale: nn.Parameter
+    decays = False
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -173,24 +202,64 @@ class Quantizer(nn.Module):
         self.active = True
         self.kernels = PLAIN
 
+    def positive(self) -> list[Tensor]:
+        """Parameters that must not cross zero: after each update they are at least `MIN_SCALE`."""
+        return []
+
+    def project(self) -> None:
+        """After an update and what `positive` asks for: bring back what else left its range."""
+
 
 class WeightQuantizer(Quantizer):
-    """Contract of weight quantizers: one step per output channel."""
+    """Contract of weight quantizers: one step per output channel.
+
+    Attributes:
+        channels: how many those are.
+        mid_rise: the grid has no zero (integer/ir.py), which at 1 bit is always so.
+    """
+
+    def __init__(self, bits: int, channels: int) -> None:
+        super().__init__(bits)
+        self.channels = channels
+        self.mid_rise = bits == 1
 
     def initialize(self, weight: Tensor) -> None:
         """First steps from the FP weight [O, ...]."""
         raise NotImplementedError
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """int8 weight [O, ...] and float32 step [O]."""
+        """int8 weight [O, ...] and float32 step [O]; their product is what `forward` gives."""
+        raise NotImplementedError
+
+    def steps(self, weight: Tensor) -> Tensor:
+        """The steps in use for a weight, float32 [O]."""
         raise NotImplementedError
 
 
 class ActivationQuantizer(Quantizer):
-    """Contract of activation quantizers: one step and one integer zero point a tensor."""
+    """Contract of activation quantizers: one step and one integer zero point a tensor.
+
+    Args:
+        bits: 1 to 8.
+        power_of_two: the step in use is one, and the zero point even, so that sums of such
+            activations are exact in every runtime (see integer/ir.py, `add`).
+    """
+
+    def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
+        super().__init__(bits)
+        self.power_of_two = power_of_two
 
     def initialize(self, values: Tensor) -> None:
         """First step and zero point from a sample of the values."""
+        raise NotImplementedError
+
+    def effective_scale(self) -> Tensor:
+        """The step in use, float32 of no dimensions."""
+        raise NotImplementedError
+
+    @property
+    def offset(self) -> int | None:
+        """The zero point as a plain number, constant to the compiler; None where it is learned."""
         raise NotImplementedError
 
     @property
@@ -200,4 +269,12 @@ class ActivationQuantizer(Quantizer):
 
     def grid(self) -> Grid:
         """The integer grid, as it will be exported."""
+        raise NotImplementedError
+
+    def threshold_grid(self) -> Grid | None:
+        """The grid that is rounded to first where thresholds make the codes; None: uniform ones."""
+        return None
+
+    def thresholds(self, source: Grid | None) -> tuple[int, ...]:
+        """The least integers of each code, on the grid ``source`` or else on `threshold_grid`."""
         raise NotImplementedError

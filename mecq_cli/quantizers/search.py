@@ -7,16 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+from mecq_cli.quantizers.base import to_integers
+
 CANDIDATES = 60
 """Fractions of the largest value that are tried; finer grids changed nothing we measured."""
 
 
-def best_weight_scale(weight: Tensor, qmin: int, qmax: int) -> Tensor:
+def best_weight_scale(weight: Tensor, qmin: int, qmax: int, mid_rise: bool = False) -> Tensor:
     """Step of least squared error for each row.
 
     Args:
         weight: [O, K], float32.
         qmin, qmax: ends of the grid.
+        mid_rise: it consists of the odd integers.
 
     Returns:
         [O], float32, positive also for rows of zeros.
@@ -26,7 +29,8 @@ def best_weight_scale(weight: Tensor, qmin: int, qmax: int) -> Tensor:
     best = largest / max(-qmin, qmax)
     for i in range(1, CANDIDATES + 1):
         scale = largest * (i / CANDIDATES) / max(qmax, 1)
-        rounded = torch.round(torch.clamp(weight / scale[:, None], qmin, qmax)) * scale[:, None]
+        v = weight / scale[:, None]
+        rounded = to_integers(v, torch.clamp(v, qmin, qmax), mid_rise) * scale[:, None]
         error = (rounded - weight).square().sum(1)
         better = error < best_error
         best = torch.where(better, scale, best)

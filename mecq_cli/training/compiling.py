@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
 from mecq_cli.events import Listener
-from mecq_cli.quantizers import Kernels, Quantizer, round_backward, round_forward
+from mecq_cli.quantizers import Kernels, Quantizer
 
 
 class Compiler:
@@ -55,12 +55,19 @@ class Compiler:
         return call
 
     def quantizers(self, model: nn.Module) -> None:
-        """Let the quantizers of a model round by one program for all layers."""
-        forward = self.compiled(round_forward, dynamic=True)
-        kernels = Kernels(forward, self.compiled(round_backward, dynamic=True), dense=True)
+        """Let the quantizers of a model round by one program for all layers of an algorithm."""
+        fast: dict[Kernels, Kernels] = {}
         for module in model.modules():
-            if isinstance(module, Quantizer):
-                module.kernels = kernels
+            if not isinstance(module, Quantizer):
+                continue
+            if module.kernels not in fast:
+                forward, backward, _ = module.kernels
+                fast[module.kernels] = Kernels(
+                    self.compiled(forward, dynamic=True),
+                    self.compiled(backward, dynamic=True),
+                    dense=True,
+                )
+            module.kernels = fast[module.kernels]
 
 
 class _quiet:

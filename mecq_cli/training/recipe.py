@@ -172,15 +172,28 @@ def _cpu_multiplies_bf16() -> bool:
 def make_optimizer(
     model: QuantizedModel, recipe: Recipe
 ) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """Three groups: weights with decay; norms and biases without; steps with their own rate."""
-    scales = [m.scale for m in model.modules() if isinstance(m, Quantizer)]
-    known = {id(p) for p in scales}
+    """Groups: weights with decay; norms and biases without; what quantizers learn, at its own rate.
+
+    The last group is in two parts where some of that decays with the weights.
+    """
+    learned: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            learned[module.decays] += module.parameters()
+    known = {id(p) for p in learned[False] + learned[True]}
     weights = [p for p in _unique(model) if id(p) not in known and p.dim() > 1]
     others = [p for p in _unique(model) if id(p) not in known and p.dim() <= 1]
     groups = [
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
-        {"params": scales, "weight_decay": 0.0, "lr": recipe.lr * recipe.scale_lr},
+        *(
+            {
+                "params": parameters,
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+                "lr": recipe.lr * recipe.scale_lr,
+            }
+            for decays, parameters in learned.items()
+        ),
     ]
     optimizer = create_optimizer_v2(
         [g for g in groups if g["params"]],

@@ -85,6 +85,7 @@ def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedM
         residual_bits=config.residual_bits,
         reduce_range=config.reduce_range,
         overrides=[(o.pattern, o.wbits, o.abits) for o in config.layers],
+        quantizer=config.quantizer,
     )
     return insert(
         loaded.module, loaded.preprocessing.input_size, plan, taps_of(config), config.mec_grid
@@ -95,7 +96,10 @@ def artifact_metadata(
     loaded: LoadedModel, classes: ClassMap, config: QuantizeConfig
 ) -> dict[str, Any]:
     """What an artifact says about itself; no path and no time, so that its bytes repeat."""
+    # Named where it is not the default only: an LSQ network gives the bytes it always gave.
+    named = {} if config.quantizer == "lsq" else {"quantizer": config.quantizer}
     return {
+        **named,
         "model": loaded.name,
         "wbits": config.wbits,
         "abits": config.abits,

@@ -42,6 +42,7 @@ from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
@@ -181,6 +182,7 @@ def _quantize(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
+    quantizers_named(config.quantizer)  # before anything is read
     job = _open(config, origins, listener, splits, processes)
     if config.dry_run:
         return _dry_run(job)

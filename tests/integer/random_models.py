@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
+from mecq_cli.integer.ir import INPUT, MOST_THRESHOLD_BITS, Grid, IntegerModel, Node
 from mecq_cli.integer.reference import execute
 
 METADATA = {"model": "random", "wbits": 2, "abits": 2}
@@ -87,6 +87,17 @@ class Maker:
     def requantize(self, source: str, bits: int, **kind: bool) -> str:
         grid = self.grid(self.floats(source), bits, **kind)
         return self.append(Node(self.name("requantize"), "requantize", (source,), grid))
+
+    def threshold(self, source: str, bits: int) -> str:
+        """Uneven ones, some of them equal or out of reach now and then."""
+        grid = self.grids[source]
+        assert grid is not None
+        codes = 2**bits
+        top = min(grid.qmax + 2, 256)
+        thresholds = sorted(int(t) for t in self.rng.integers(1, top + 1, codes - 1))
+        uniform = Grid(float(np.float32(self.rng.uniform(0.5, 2.0) / codes)), 0, bits, 0, codes - 1)
+        name = self.name("threshold")
+        return self.append(Node(name, "threshold", (source,), uniform, {"thresholds": thresholds}))
 
     def weighted(
         self,
@@ -200,7 +211,7 @@ def integer_models(draw: st.DrawFn) -> Maker:
     maker = Maker(rng, images)
     last = maker.quantize(INPUT, draw(BITS))
     kinds = ["conv", "conv", "depthwise", "grouped", "add", "concat", "requantize", "max", "avg"]
-    kinds += ["pad", "slice", "float"]
+    kinds += ["pad", "slice", "float", "threshold"]
     for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6)):
         last = _grow(draw, maker, last, kind)
     return _head(draw, maker, last)
@@ -225,6 +236,8 @@ def _grow(draw: st.DrawFn, maker: Maker, source: str, kind: str) -> str:
         return maker.add(left, right, relu=draw(st.booleans()))
     if kind == "concat":
         return maker.concat(source, maker.conv(source, 2, 1, wbits=draw(BITS), abits=bits))
+    if kind == "threshold":
+        return maker.threshold(source, draw(st.integers(1, MOST_THRESHOLD_BITS)))
     if kind == "pad":
         return maker.pad(source)
     if kind == "slice":

@@ -16,6 +16,7 @@ from mecq_cli.integer.validate import validate
 GRID = Grid(0.5, 1, 4, 0, 15)
 OTHER = Grid(0.25, 1, 4, 0, 15)
 EVEN = Grid(0.5, 2, 4, 0, 15)
+CODES = Grid(0.5, 0, 2, 0, 3)
 CONV: dict[str, Any] = {"stride": (2, 2), "padding": (0, 1, 1, 0), "dilation": (1, 1), "groups": 1}
 POOL: dict[str, Any] = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True}
 CUT: dict[str, Any] = {"axes": (1, 2), "starts": (0, -3), "ends": (2**63 - 1, 4), "steps": (2, 1)}
@@ -76,6 +77,7 @@ F = Node("f", "dequantize", ("x",), None)
         (node("slice", "x", **CUT),),
         (node("pad", "x", before=(1, 0, 0), after=(1, 0, 2)),),
         (node("requantize", "x", grid=OTHER),),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 1, 256)),),
     ],
 )  # fmt: skip
 def test_what_the_table_allows_is_valid(nodes: tuple[Node, ...]) -> None:
@@ -124,6 +126,21 @@ def test_what_the_table_allows_is_valid(nodes: tuple[Node, ...]) -> None:
         (node("slice", "x", **{**CUT, "axes": (1, 1)}), "each axis once"),
         (node("slice", "x", **{**CUT, "starts": (5, 5)}), "would have the shape"),
         (node("pad", "x", before=(2**16, 2**16, 2**16), after=(0, 0, 0)), "would have the shape"),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 3, 2)), "do not ascend"),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 2)), "2 thresholds .* take 3"),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 2, 3, 4)), "4 thresholds .* take 3"),
+        (node("threshold", "x", grid=CODES, thresholds=(0, 2, 3)), "thresholds cannot be"),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 2, 257)), "thresholds cannot be"),
+        (node("threshold", "x", grid=CODES, thresholds=(1, 2, 3.0)), "thresholds cannot be"),
+        (node("threshold", "x", grid=CODES, thresholds=()), "thresholds cannot be"),
+        (node("threshold", "x", grid=CODES), "the attributes must be: thresholds"),
+        (node("threshold", "input", grid=CODES, thresholds=(1, 2, 3)), "its inputs must be integ"),
+        (node("threshold", "x", "x", grid=CODES, thresholds=(1, 2, 3)), "it takes 1"),
+        (node("threshold", "x", grid=None, thresholds=(1, 2, 3)), "its output must be integers"),
+        (node("threshold", "x", grid=replace(CODES, qmax=2), thresholds=(1, 2, 3)), "the range"),
+        (node("threshold", "x", grid=replace(CODES, qmin=1), thresholds=(1, 2, 3)), "the range"),
+        (node("threshold", "x", grid=replace(CODES, zero_point=2), thresholds=(1, 2, 3)), "be 0"),
+        (node("threshold", "x", grid=Grid(1.0, 0, 5, 0, 31), thresholds=(1, 2, 3)), "most 4 bits"),
         (conv(tensors=tensors(6, 3, 3, 3)), "does not fit 4 channels"),
         (conv(attributes={**CONV, "groups": 4}, tensors=tensors(6, 1, 3, 3)), "does not fit"),
         (conv(attributes={**CONV, "groups": True}), "groups cannot be True"),

@@ -28,11 +28,11 @@ class Warnings(Listener):
         self.texts.append(text)
 
 
-def losses(what: str, listener: Listener) -> list[float]:
+def losses(what: str, listener: Listener, quantizer: str = "lsq") -> list[float]:
     torch.manual_seed(0)
     torch._dynamo.reset()
     network = float_network("resnet20_cifar", 16).to(memory_format=torch.channels_last)
-    model = insert(network, (3, 16, 16), BitPlan(4, 4))
+    model = insert(network, (3, 16, 16), BitPlan(4, 4, quantizer=quantizer))
     calibrate(model, [IMAGES], 1)
     model.train()
     config = QuantizeConfig.model_validate({
@@ -46,16 +46,20 @@ def losses(what: str, listener: Listener) -> list[float]:
     return [step(IMAGES, LABELS, i).total for i in range(3)]
 
 
-def test_compiled_quantizers_train_as_plain_ones() -> None:
+@pytest.mark.parametrize("quantizer", ["lsq", "n2uq"])
+def test_compiled_quantizers_train_as_plain_ones(quantizer: str) -> None:
     heard = Warnings()
-    assert losses("quantizers", heard) == pytest.approx(losses("off", heard), rel=2e-3)
+    plain = losses("off", heard, quantizer)
+    assert losses("quantizers", heard, quantizer) == pytest.approx(plain, rel=2e-3)
     assert not heard.texts
 
 
 @pytest.mark.long
-def test_a_compiled_model_trains_as_a_plain_one() -> None:
+@pytest.mark.parametrize("quantizer", ["lsq", "n2uq"])
+def test_a_compiled_model_trains_as_a_plain_one(quantizer: str) -> None:
     heard = Warnings()
-    assert losses("model", heard) == pytest.approx(losses("off", heard), rel=2e-3)
+    plain = losses("off", heard, quantizer)
+    assert losses("model", heard, quantizer) == pytest.approx(plain, rel=2e-3)
     assert not heard.texts
 
 

@@ -51,12 +51,15 @@ def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def trainer(
-    folder: Path, listener: Listener | None = None, source: Any = batches, **changes: Any
+    folder: Path,
+    listener: Listener | None = None,
+    source: Any = batches,
+    quantizer: str = "lsq",
+    **changes: Any,
 ) -> Trainer:
     torch.manual_seed(0)
-    model = insert(
-        float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(2, 2), ("penultimate",)
-    )
+    plan = BitPlan(2, 2, quantizer=quantizer)
+    model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), plan, ("penultimate",))
     calibrate(model, [IMAGES], 1)
     values: dict[str, Any] = {
         "model": "m", "wbits": 2, "abits": 2, "data": Path("d"), "amp": "off", "epochs": 3,
@@ -94,20 +97,21 @@ def test_rows_are_written_and_heard_step_by_step(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_what_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizer", ["lsq", "n2uq"])
+def test_what_was_stopped_goes_on_exactly(tmp_path: Path, quantizer: str) -> None:
     """By a signal in the middle of an epoch; rows after the checkpoint are written once."""
     (tmp_path / "a").mkdir()
-    whole = trainer(tmp_path / "a")
+    whole = trainer(tmp_path / "a", quantizer=quantizer)
     whole.train("")
 
     (tmp_path / "b").mkdir()
     stop = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     with pytest.raises(Interrupted, match="after step 5 of 12, saved; continue with: go on") as got:
-        trainer(tmp_path / "b", stop).train("go on")
+        trainer(tmp_path / "b", stop, quantizer=quantizer).train("go on")
     assert got.value.exit_code == 143
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1}\n{"ste')
-    resumed = trainer(tmp_path / "b")
+    resumed = trainer(tmp_path / "b", quantizer=quantizer)
     assert resumed.resume()
     assert resumed.progress.step == 5
     resumed.train("")
