@@ -195,7 +195,7 @@ OTHER: dict[str, Any] = {
     "optimizer": "adamw", "weight_decay": 0.7, "scale_lr": 0.7, "warmup_epochs": 0.7, "seed": 7,
     "amp": "bf16", "compile": "model", "distill": False, "distill_weight": 0.7,
     "distill_temperature": 7.0, "teacher": "float", "mec_weight": 0.7, "mec_distortion": 0.7,
-    "mec_warmup": 0.7,
+    "mec_warmup": 0.7, "quantizer": "pact",
     "mec_on": "layers", "mec_views": "quantized", "mec_align": 0.7, "mec_grid": 2,
     "mec_estimator": "exact", "mec_experts": "exact", "mec_order": 2, "mec_term": "entropy",
     "calibration_images": 7, "bn_images": 7, "layers": [{"pattern": "conv1", "wbits": 3}],
