@@ -78,7 +78,7 @@ def simulate(network: QuantizedModel, images: Tensor) -> Values:
         values[node.name] = output.numpy().copy()
         return output
 
-    with patch("mecq_cli.sites.run_node", keep):
+    with patch("mecq_cli.sites.base.run_node", keep):
         network(images)
     return values
 

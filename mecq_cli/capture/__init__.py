@@ -1,0 +1,33 @@
+"""A model, as the list of layers it really runs, found by torch.export.
+
+Modules alone do not show what happens between them: residual adds, concatenations, padding.
+The exported graph does. It is read in training mode, so that batch norm is still its own
+operation, and the float operations become `Layer` records with the original parameters.
+
+`reader.py` walks the graph; the handlers of its operations are in a file a family; `table.py` says
+which operation has which handler.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mecq_cli.capture.program import export
+from mecq_cli.capture.reader import Reader
+from mecq_cli.capture.table import HANDLERS
+from mecq_cli.layers import Layer, fuse
+
+__all__ = ["capture"]
+
+
+def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
+    """Layers of ``model`` in the order of execution; the last one gives the logits.
+
+    Args:
+        model: any classifier [N, C, H, W] -> [N, classes]; its parameters are shared, not copied.
+        input_shape: (C, H, W).
+
+    Raises:
+        UsageError: the model cannot be exported, or has an operation without an integer form.
+    """
+    return fuse(Reader(export(model, input_shape), HANDLERS).read())

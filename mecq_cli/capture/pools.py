@@ -1,0 +1,73 @@
+"""Handlers of pools and means."""
+
+from __future__ import annotations
+
+from torch.fx import Node as FxNode
+
+from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.errors import UsageError
+from mecq_cli.layers import Layer
+
+
+def max_pool(reader: Reader, node: FxNode) -> None:
+    """Maxima of windows."""
+    kernel = pair(node.args[1])
+    stride = reader.argument(node, 2, "stride")
+    attributes = {
+        "kernel": kernel,
+        "stride": pair(stride) if stride else kernel,
+        "padding": pair(reader.argument(node, 3, "padding", 0)),
+        "dilation": pair(reader.argument(node, 4, "dilation", 1)),
+        "ceil_mode": bool(reader.argument(node, 5, "ceil_mode", False)),
+    }
+    reader.add(node, "max_pool2d", [node.args[0]], attributes=attributes)
+
+
+def avg_pool(reader: Reader, node: FxNode) -> None:
+    """Means of windows."""
+    kernel = pair(node.args[1])
+    stride = reader.argument(node, 2, "stride")
+    attributes = {
+        "kernel": kernel,
+        "stride": pair(stride) if stride else kernel,
+        "padding": pair(reader.argument(node, 3, "padding", 0)),
+        "ceil_mode": bool(reader.argument(node, 4, "ceil_mode", False)),
+        "count_include_pad": bool(reader.argument(node, 5, "count_include_pad", True)),
+    }
+    if reader.argument(node, 6, "divisor_override") is not None:
+        raise UsageError(f"layer {module_path(node)}: avg_pool2d with a divisor of its own")
+    reader.add(node, "avg_pool2d", [node.args[0]], attributes=attributes)
+
+
+def adaptive_avg_pool(reader: Reader, node: FxNode) -> None:
+    """The mean over the plane."""
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    size = list(source.meta["val"].shape[2:])
+    if pair(node.args[1]) == [1, 1]:
+        reader.add(node, "global_avg_pool", [source])
+    elif pair(node.args[1]) == size:
+        reader.alias[node] = reader.source(source)
+    else:
+        raise UsageError(
+            f"layer {module_path(node)}: adaptive pooling from {size} to {node.args[1]} has no "
+            "integer form here yet"
+        )
+
+
+def mean(reader: Reader, node: FxNode) -> None:
+    """A mean over the plane, written as a mean over axes."""
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    rank = len(source.meta["val"].shape)
+    axes = reader.argument(node, 1, "dim")
+    axes = sorted(int(d) % rank for d in (axes if isinstance(axes, (list, tuple)) else [axes]))
+    if rank != 4 or axes != [2, 3]:
+        raise UsageError(f"layer {module_path(node)}: a mean over axes {axes} has no integer form")
+    reader.add(node, "global_avg_pool", [source])
+    if not reader.argument(node, 2, "keepdim", False):
+        pooled = reader.alias[node]
+        reader.names.add(f"{pooled}.flatten")
+        shape = (int(source.meta["val"].shape[1]),)
+        reader.layers.append(Layer(f"{pooled}.flatten", "flatten", [pooled], shape))
+        reader.alias[node] = f"{pooled}.flatten"

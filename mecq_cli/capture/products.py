@@ -1,0 +1,86 @@
+"""Handlers of convolutions, linear layers and batch norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node as FxNode
+
+from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.errors import UsageError
+
+
+def _four_sides(padding: Any, kernel: tuple[int, int], dilation: list[int]) -> list[int]:
+    """Padding of a convolution as (top, left, bottom, right)."""
+    if not isinstance(padding, str):
+        return pair(padding) * 2
+    # "same" (its odd element comes last) or "valid"
+    total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+    return [t // 2 for t in total] + [t - t // 2 for t in total]
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    if tensor is None:
+        module.register_parameter(name, None)
+    else:
+        module.register_parameter(
+            name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+        )
+
+
+def conv2d(reader: Reader, node: FxNode) -> None:
+    """A convolution of the image plane, with its bias."""
+    weight = reader.parameter(node.args[1])
+    bias = reader.parameter(reader.argument(node, 2, "bias"))
+    assert weight is not None
+    stride = pair(reader.argument(node, 3, "stride", [1, 1]))
+    dilation = pair(reader.argument(node, 5, "dilation", [1, 1]))
+    groups = int(reader.argument(node, 6, "groups", 1))
+    o, i, kh, kw = weight[1].shape
+    padding = _four_sides(reader.argument(node, 4, "padding", [0, 0]), (kh, kw), dilation)
+    with torch.device("meta"):
+        module = nn.Conv2d(i * groups, o, (kh, kw), groups=groups, bias=bias is not None)
+    _set(module, "weight", weight[1])
+    _set(module, "bias", bias[1] if bias else None)
+    attributes = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    reader.add(node, "conv2d", [node.args[0]], attributes=attributes, module=module)
+
+
+def linear(reader: Reader, node: FxNode) -> None:
+    """A linear layer."""
+    weight = reader.parameter(node.args[1])
+    bias = reader.parameter(reader.argument(node, 2, "bias"))
+    assert weight is not None
+    with torch.device("meta"):
+        module = nn.Linear(weight[1].shape[1], weight[1].shape[0], bias=bias is not None)
+    _set(module, "weight", weight[1])
+    _set(module, "bias", bias[1] if bias else None)
+    reader.add(node, "linear", [node.args[0]], module=module)
+
+
+def batch_norm(reader: Reader, node: FxNode) -> None:
+    """A batch norm, which `fuse` will fold."""
+    weight, bias = reader.parameter(node.args[1]), reader.parameter(node.args[2])
+    mean, var = reader.parameter(node.args[3]), reader.parameter(node.args[4])
+    if mean is None or var is None:
+        raise UsageError(
+            f"layer {module_path(node)}: batch norm without running statistics cannot be folded"
+        )
+    kind = nn.BatchNorm1d if len(node.meta["val"].shape) == 2 else nn.BatchNorm2d
+    with torch.device("meta"):
+        module = kind(mean[1].numel(), eps=float(node.args[7]))  # type: ignore[arg-type]
+    device = mean[1].device
+    _set(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
+    _set(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))
+    # The captured network owns its statistics: the FP model it came from stays as it is.
+    module.register_buffer("running_mean", mean[1].detach().clone())
+    module.register_buffer("running_var", var[1].detach().clone())
+    module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+    reader.add(node, "batch_norm", [node.args[0]], module=module)

@@ -1,0 +1,46 @@
+"""The graph of a model by torch.export."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from mecq_cli.errors import UsageError
+
+
+def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
+    """The operations of a model in training mode, which is left as it was.
+
+    Raises:
+        UsageError: torch.export cannot read it.
+    """
+    was_training = model.training
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(2, *input_shape, device=device)
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for training in (True, False):  # a second head only exists in training
+                model.train(training)
+                program = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
+                if len(program.graph_signature.user_outputs) == 1:
+                    break
+            graph = program.module()
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        raise UsageError(
+            f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: "
+            f"{first[0] if first else type(error).__name__}"
+        ) from error
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for name, b in model.named_buffers():
+                b.copy_(buffers[name])
+    assert isinstance(graph, GraphModule)
+    return graph

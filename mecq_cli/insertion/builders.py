@@ -1,0 +1,150 @@
+"""What each kind of layer wants of its inputs, and the sites it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PASSING, PRODUCTS, Need
+from mecq_cli.layers import Layer
+from mecq_cli.sites import (
+    AddSite,
+    AveragePoolSite,
+    DequantizeSite,
+    DropoutSite,
+    GlobalAveragePoolSite,
+    PassSite,
+    ProductSite,
+    Site,
+)
+
+if TYPE_CHECKING:
+    from mecq_cli.insertion.inserter import Inserter
+
+# -- needs -------------------------------------------------------------------------------------
+
+
+def _product_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    abits = inserter.bits[layer.name].abits
+    return FLOAT if abits == 32 else Need(abits)
+
+
+def _add_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    plan = inserter.plan
+    if plan.residual_bits == 32 or plan.abits == 32:
+        return FLOAT
+    return Need(plan.residual_bits, power_of_two=True)
+
+
+def _passing_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    return output
+
+
+def _concat_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    if output.bits is not None and not output.group:
+        return Need(output.bits, output.power_of_two, layer.name)
+    return output
+
+
+def _average_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    return FLOAT if inserter.plan.abits == 32 else Need(EDGE_BITS)
+
+
+def _window_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    if output.bits is None:
+        return FLOAT  # its sums of integers only go to a grid
+    return _average_need(inserter, layer, output)
+
+
+NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
+    **dict.fromkeys(PRODUCTS, _product_need),
+    **dict.fromkeys(PASSING, _passing_need),
+    "add": _add_need,
+    "concat": _concat_need,
+    "global_avg_pool": _average_need,
+    "avg_pool2d": _window_need,
+}
+
+# -- sites -------------------------------------------------------------------------------------
+
+
+def _product(inserter: Inserter, layer: Layer) -> None:
+    bits = inserter.bits[layer.name]
+    need = inserter.input_need(layer, FLOAT)
+    node, source = inserter.reach(layer.inputs[0], need)
+    integer = bits.wbits != 32 and source is not None
+    if source is not None and not integer:
+        # An FP weight on quantized activations: the values go through the grid, as floats.
+        dequantize = DequantizeSite(f"{layer.name}.dequantize", [source])
+        node, source = inserter.place(dequantize, [node]), None
+    quantizer, ceiling = inserter.own(layer, integer)
+    assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
+    weight_quantizer = None
+    if bits.wbits != 32:
+        weight_quantizer = inserter.quantizers.weight(bits.wbits, len(layer.module.weight))
+        weight_quantizer.initialize(layer.module.weight)
+    site = ProductSite(
+        layer.name,
+        [source],
+        quantizer,
+        ceiling,
+        module=layer.module,
+        attributes=layer.attributes,
+        norm=layer.norm,
+        weight_quantizer=weight_quantizer,
+    )
+    site.abits = bits.abits
+    inserter.store(layer, inserter.place(site, [node]), quantizer)
+
+
+def _add(inserter: Inserter, layer: Layer) -> None:
+    need = inserter.input_need(layer, FLOAT)
+    reached = [inserter.reach(name, need) for name in layer.inputs]
+    integer = need.bits is not None
+    if integer:
+        # The sum is exact only between powers of two; a finer step follows it.
+        inserter.needs[layer.name] = need
+    quantizer, ceiling = inserter.own(layer, integer)
+    site = AddSite(layer.name, [q for _, q in reached], quantizer, ceiling)
+    inserter.store(layer, inserter.place(site, [n for n, _ in reached]), quantizer)
+
+
+def _global_avg_pool(inserter: Inserter, layer: Layer) -> None:
+    _pool(inserter, layer, GlobalAveragePoolSite)
+
+
+def _avg_pool2d(inserter: Inserter, layer: Layer) -> None:
+    _pool(inserter, layer, AveragePoolSite)
+
+
+def _pool(inserter: Inserter, layer: Layer, kind: type[Site]) -> None:
+    need = inserter.input_need(layer, inserter.needs[layer.name])
+    node, source = inserter.reach(layer.inputs[0], need)
+    quantizer, ceiling = inserter.own(layer, source is not None)
+    extra = {"attributes": layer.attributes} if kind is AveragePoolSite else {}
+    site = kind(layer.name, [source], quantizer, ceiling, **extra)
+    inserter.store(layer, inserter.place(site, [node]), quantizer)
+
+
+def _passing(inserter: Inserter, layer: Layer) -> None:
+    need = inserter.input_need(layer, inserter.needs[layer.name])
+    reached = [inserter.reach(name, need) for name in layer.inputs]
+    sources = [q for _, q in reached]
+    if layer.kind == "dropout":
+        assert isinstance(layer.module, nn.Dropout)
+        site: Site = DropoutSite(layer.name, sources, layer.module.p)
+    else:
+        site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
+    node = inserter.place(site, [n for n, _ in reached])
+    inserter.keep(layer, node, sources[0])
+
+
+BUILDERS: Mapping[str, Callable[[Inserter, Layer], None]] = {
+    **dict.fromkeys(PRODUCTS, _product),
+    **dict.fromkeys(PASSING, _passing),
+    "add": _add,
+    "global_avg_pool": _global_avg_pool,
+    "avg_pool2d": _avg_pool2d,
+}

@@ -1,0 +1,30 @@
+"""What the consumer of a value wants of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRODUCTS = ("conv2d", "linear")
+PASSING = ("max_pool2d", "concat", "flatten", "slice", "pad", "dropout")
+EDGE_BITS = 8
+"""Bits of the edges that are neither read by a convolution nor residual: pools."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a consumer wants of a value: a grid (bits) or a float (bits None).
+
+    ``group`` names the concatenation whose inputs must share one grid.
+    """
+
+    bits: int | None
+    power_of_two: bool = False
+    group: str = ""
+
+    @property
+    def rank(self) -> tuple[bool, int, str]:
+        """The producer's own grid is the need of the highest rank."""
+        return self.power_of_two, self.bits or 0, self.group
+
+
+FLOAT = Need(None)

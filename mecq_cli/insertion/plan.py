@@ -1,0 +1,81 @@
+"""How many bits each layer gets."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mecq_cli.errors import UsageError
+from mecq_cli.insertion.needs import PRODUCTS
+from mecq_cli.integer.ir import INPUT
+from mecq_cli.layers import Layer
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of one layer: weight and input activation, 32 for FP."""
+
+    wbits: int
+    abits: int
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """How many bits each layer gets, and by which quantizers.
+
+    Attributes:
+        wbits, abits: of every layer but the first and the last; 1 to 8, or 32.
+        first_last_bits: of those two, weights and input.
+        residual_bits: 8, or 32 to leave residual adds in float.
+        reduce_range: weights of 8 bits get 7, wherever the 8 come from.
+        overrides: (pattern on the layer name, wbits or None, abits or None), the last one wins.
+        quantizer: name of those of weights and activations, see mecq_cli.quantizers.
+    """
+
+    wbits: int
+    abits: int
+    first_last_bits: int = 8
+    residual_bits: int = 8
+    reduce_range: bool = False
+    overrides: Sequence[tuple[str, int | None, int | None]] = ()
+    quantizer: str = "lsq"
+
+
+def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], list[str]]:
+    """Bits of each conv2d and linear layer, and the names of the last ones."""
+    products = [layer for layer in layers if layer.kind in PRODUCTS]
+    if not products:
+        raise UsageError("this model has no convolution or linear layer to quantize")
+    by_name = {layer.name: layer for layer in layers}
+    firsts = [p.name for p in products if first_above(p.inputs[0], by_name) == INPUT]
+    last = first_above(layers[-1].name, by_name)
+    ends = {*firsts, last}
+    bits = {}
+    for layer in products:
+        end = layer.name in ends
+        # "--wbits 32" means an FP weight everywhere, the ends included.
+        wbits = plan.first_last_bits if end and plan.wbits != 32 else plan.wbits
+        abits = plan.first_last_bits if end and plan.abits != 32 else plan.abits
+        bits[layer.name] = Bits(wbits, abits)
+    for pattern, wbits_or_none, abits_or_none in plan.overrides:
+        hits = [name for name in bits if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise UsageError(
+                f"layer pattern {pattern!r} matches no layer; the layers are {', '.join(bits)}"
+            )
+        for name in hits:
+            old = bits[name]
+            bits[name] = Bits(wbits_or_none or old.wbits, abits_or_none or old.abits)
+    if plan.reduce_range:
+        bits = {name: replace(b, wbits=7) if b.wbits == 8 else b for name, b in bits.items()}
+    return bits, [last]
+
+
+def first_above(name: str, by_name: dict[str, Layer]) -> str:
+    """The first product at or above a value, through operations that only move values."""
+    while name != INPUT and by_name[name].kind not in PRODUCTS:
+        if by_name[name].kind == "add":
+            return name
+        name = by_name[name].inputs[0]
+    return name
