@@ -168,7 +168,7 @@ class QuantizeConfig(Settings):
     first_last_bits: Bits = 8
     residual_bits: ResidualBits = 8
     reduce_range: bool = False
-    quantizer: Name = "lsq"
+    quantizer: Name = "auto"
     val_split: Share | None = None
     img_size: Count | None = None
     crop_pct: CropPct | None = None

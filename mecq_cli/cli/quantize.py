@@ -65,7 +65,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How values are rounded (default lsq); docs/method.md explains the names.",
+            help="How values are rounded (default auto); docs/method.md explains the names.",
             rich_help_panel=_BITS,
         ),
     ] = None,

@@ -44,7 +44,8 @@ class EntropyPreservingWeight(WeightQuantizer):
     def steps(self, weight: Tensor) -> Tensor:
         """Float32 [O]."""
         mean = weight.detach().float().abs().flatten(1).mean(1)
-        return (mean / 2 ** (self.bits - 1)).clamp_min(_SMALLEST)
+        step: Tensor = mean / 2 ** (self.bits - 1)
+        return step.clamp_min(_SMALLEST)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Weight [O, ...] on its grid, same shape and dtype."""

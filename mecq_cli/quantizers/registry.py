@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import MID_RISE_BITS, MOST_THRESHOLD_BITS
 from mecq_cli.quantizers.base import ActivationQuantizer, WeightQuantizer
+from mecq_cli.quantizers.binary import BinaryWeight
 from mecq_cli.quantizers.dorefa import DorefaActivation, DorefaWeight
 from mecq_cli.quantizers.entropy_preserving import EntropyPreservingWeight
 from mecq_cli.quantizers.ewgs import EwgsActivation, EwgsWeight
@@ -55,7 +56,15 @@ def entropy_preserving(bits: int, channels: int) -> WeightQuantizer:
     return (EntropyPreservingWeight if few else LsqWeight)(bits, channels)
 
 
+def by_bits(bits: int, channels: int) -> WeightQuantizer:
+    """What did best at so many bits (docs/results.md)."""
+    if bits == 1:
+        return BinaryWeight(bits, channels)
+    return (LsqMidRiseWeight if bits == 2 else LsqWeight)(bits, channels)
+
+
 QUANTIZERS = {
+    "auto": Quantizers(by_bits, LsqActivation),
     "lsq": Quantizers(LsqWeight, LsqActivation),
     "lsq+": Quantizers(LsqWeight, LsqPlusActivation),
     "lsq-mid-rise": Quantizers(LsqMidRiseWeight, LsqActivation),

@@ -35,10 +35,14 @@ class Recorder(Listener):
         self.at = at or {}
         self.rows: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def advance(self, task: str, done: int, row: Any = None) -> None:
         self.rows.append(dict(row))
         self.at.get(done, lambda: None)()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -70,12 +70,10 @@ def test_a_weight_that_jumps_to_and_fro_is_frozen_where_it_is_most(quantizer: st
 
 def test_bits_are_lowered_one_by_one(tmp_path: Path) -> None:
     listener = Recorder()
-    notes: list[str] = []
-    listener.note = notes.append  # type: ignore[method-assign]
     one = trainer(tmp_path, listener, lower_from=4, epochs=10, mec_weight=0.0)
     assert one.stages == [Stage(0, 4), Stage(6, 3), Stage(12, 0)]
     one.train("")
-    assert [n for n in notes if n.startswith("step")] == [
+    assert [n for n in listener.notes if n.startswith("step")] == [
         "step 0: at least 4 bits",
         "step 6: at least 3 bits",
         "step 12: all bits as they were asked for",

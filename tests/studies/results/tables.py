@@ -73,7 +73,7 @@ class Job:
         return f"{self.table.name}-w{w}a{a}-{arm}-{self.seed}"
 
 
-PLAIN = {"mec_weight": 0.0, "distill": False, "residual_bits": 32}
+PLAIN = {"quantizer": "lsq", "mec_weight": 0.0, "distill": False, "residual_bits": 32}
 """A quantizer and the task loss, as its paper trains; no stream of 8 bits between the blocks."""
 
 DEFAULT = Arm("mecq")
