@@ -5,7 +5,7 @@ are accumulated where float32 is exact (|acc| < 2^24), otherwise the weight is s
 halves of four bits whose sums are exact again, and the parts are joined in float64. On CUDA all
 sums are in float64.
 
-q tensors are [N, C, H, W] or [N, K], float32, holding integers.
+q tensors are [N, C, H, W], [N, K] or tokens [N, ..., K], float32, holding integers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mecq_cli import token_kernels
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
-
-EXACT = float(2**24)
-"""Integers up to here are exact in float32."""
-
-Tensors = Mapping[str, Tensor]
-"""Those of a node by their names in `Node.tensors`, of the same types."""
+from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -55,6 +51,10 @@ def run_node(
         if tensors is None:
             tensors = node_tensors(node, inputs[0].device)
         return _product(node, inputs[0], grids[0], tensors)
+    if node.op in WITH_TENSORS:
+        if tensors is None:
+            tensors = node_tensors(node, inputs[0].device)
+        return WITH_TENSORS[node.op](node, inputs[0], tensors)
     return _OPERATIONS[node.op](node, inputs, grids)
 
 
@@ -250,6 +250,13 @@ _OPERATIONS: Mapping[str, Operation] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "reshape": token_kernels.reshape,
+    "transpose": token_kernels.transpose,
+    "roll": token_kernels.roll,
+    "matmul": token_kernels.matmul,
+    "mul": token_kernels.mul,
+    "softmax": token_kernels.softmax,
+    "l2_normalize": token_kernels.l2_normalize,
 }
 
 

@@ -21,13 +21,15 @@ class Layer:
     Attributes:
         name: module path, made unique; for an add or concat the path of its block plus the kind.
         kind: conv2d, linear, add, concat, max_pool2d, avg_pool2d, global_avg_pool, flatten,
-            slice, pad, batch_norm, relu, dropout.
+            slice, pad, batch_norm, relu, dropout, reshape, transpose, roll, matmul, mul, constant,
+            layer_norm, group_norm, softmax, l2_normalize.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py.
-        module: nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d or nn.Dropout holding the
-            parameters.
-        shape: of the output without the batch, (C, H, W) or (K,).
+        module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,
+            what computes it.
+        shape: of the output without the batch, (C, H, W), (K,) or tokens (..., K).
         norm: batch norm folded behind a conv2d or linear.
+        gain: yields a factor for each of its channels, or one for all, behind that.
         ceiling: upper bound of a ReLU-like activation behind it (inf for ReLU, 6 for ReLU6);
             None without one.
     """
@@ -39,7 +41,62 @@ class Layer:
     attributes: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
     norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    gain: nn.Module | None = None
     ceiling: float | None = None
+
+
+class StochasticDepth(nn.Dropout):
+    """A dropout of whole images.
+
+    Args:
+        p: share of the images whose value becomes zero in training.
+        scaled: the others are divided by the share that is left.
+    """
+
+    def __init__(self, p: float, *, scaled: bool) -> None:
+        super().__init__(p)
+        self.scaled = scaled
+
+
+class Users:
+    """Which layers read which.
+
+    Attributes:
+        by_name: all layers.
+        of: the readers of each.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = list(layers)
+        self.by_name = {layer.name: layer for layer in layers}
+        self.of: dict[str, list[Layer]] = {layer.name: [] for layer in layers}
+        for layer in layers:
+            for name in dict.fromkeys(layer.inputs):
+                self.of.setdefault(name, []).append(layer)
+
+    def only_one(self, name: str) -> bool:
+        """Whether a layer has one reader."""
+        return name in self.by_name and len(self.of[name]) == 1
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the value of a layer."""
+        return self.by_name[name].shape
+
+    def bypass(self, layer: Layer, source: str) -> None:
+        """Let the readers of a layer read ``source`` instead, and drop it."""
+        for reader in self.of[layer.name]:
+            reader.inputs = [source if name == layer.name else name for name in reader.inputs]
+        self.of[source] = [r for r in self.of[source] if r is not layer] + self.of[layer.name]
+        for name in layer.inputs:
+            self.of[name] = [reader for reader in self.of[name] if reader is not layer]
+        self.layers.remove(layer)
+        del self.by_name[layer.name], self.of[layer.name]
+
+    def alive(self) -> list[Layer]:
+        """The layers, without constants that nobody reads."""
+        return [
+            layer for layer in self.layers if layer.kind != "constant" or self.of[layer.name]
+        ]
 
 
 def fuse(layers: list[Layer]) -> list[Layer]:

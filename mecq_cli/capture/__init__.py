@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from mecq_cli.capture.gains import fold_gains
+from mecq_cli.capture.parts import split_linears
 from mecq_cli.capture.program import export
 from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.table import HANDLERS
@@ -30,4 +32,5 @@ def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
     Raises:
         UsageError: the model cannot be exported, or has an operation without an integer form.
     """
-    return fuse(Reader(export(model, input_shape), HANDLERS).read())
+    layers = fuse(Reader(export(model, input_shape), HANDLERS).read())
+    return split_linears(fold_gains(layers))

@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.tokens import bounded_norm
 from mecq_cli.errors import UsageError
 
 aten = torch.ops.aten
@@ -24,6 +25,9 @@ CLAMPS = (
 
 def activation(reader: Reader, node: FxNode) -> None:
     """ReLU, ReLU6, and clamps that start at zero."""
+    if node.args[0] in reader.notes:
+        bounded_norm(reader, node)
+        return
     ceiling = float("inf")
     if node.target in CLAMPS:
         low = reader.argument(node, 1, "min_val", reader.argument(node, 1, "min"))

@@ -21,7 +21,8 @@ def _four_sides(padding: Any, kernel: tuple[int, int], dilation: list[int]) -> l
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 
 
-def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+def set_parameter(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Make a tensor a parameter of a module, the very one where it is a parameter."""
     if tensor is None:
         module.register_parameter(name, None)
     else:
@@ -42,8 +43,8 @@ def conv2d(reader: Reader, node: FxNode) -> None:
     padding = _four_sides(reader.argument(node, 4, "padding", [0, 0]), (kh, kw), dilation)
     with torch.device("meta"):
         module = nn.Conv2d(i * groups, o, (kh, kw), groups=groups, bias=bias is not None)
-    _set(module, "weight", weight[1])
-    _set(module, "bias", bias[1] if bias else None)
+    set_parameter(module, "weight", weight[1])
+    set_parameter(module, "bias", bias[1] if bias else None)
     attributes = {
         "stride": stride,
         "padding": padding,
@@ -60,8 +61,8 @@ def linear(reader: Reader, node: FxNode) -> None:
     assert weight is not None
     with torch.device("meta"):
         module = nn.Linear(weight[1].shape[1], weight[1].shape[0], bias=bias is not None)
-    _set(module, "weight", weight[1])
-    _set(module, "bias", bias[1] if bias else None)
+    set_parameter(module, "weight", weight[1])
+    set_parameter(module, "bias", bias[1] if bias else None)
     reader.add(node, "linear", [node.args[0]], module=module)
 
 
@@ -77,8 +78,8 @@ def batch_norm(reader: Reader, node: FxNode) -> None:
     with torch.device("meta"):
         module = kind(mean[1].numel(), eps=float(node.args[7]))  # type: ignore[arg-type]
     device = mean[1].device
-    _set(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
-    _set(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))
+    set_parameter(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
+    set_parameter(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))
     # The captured network owns its statistics: the FP model it came from stays as it is.
     module.register_buffer("running_mean", mean[1].detach().clone())
     module.register_buffer("running_var", var[1].detach().clone())

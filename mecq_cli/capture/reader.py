@@ -11,12 +11,25 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
+from mecq_cli.capture.constants import Expression, Number, is_tensor
+from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
 
 aten = torch.ops.aten
-IGNORED = {aten.sym_size.int, operator.getitem}
+IGNORED = {
+    *(aten.sym_size.int, operator.getitem, aten._assert_tensor_metadata.default),
+    *(operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv),
+}
+RANDOM = {
+    *(aten.bernoulli_.float, aten.bernoulli.p, aten.bernoulli.default),
+    *(aten.rand.default, aten.randn.default, aten.rand_like.default),
+}
+PLANAR = {
+    *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "flatten", "pad", "group_norm"),
+}
+"""Kinds of layers that read [N, C, H, W] or whole images."""
 
 
 class Reader:
@@ -33,6 +46,10 @@ class Reader:
         self.alias: dict[FxNode, str] = {}
         self.names: set[str] = set()
         self.modules: dict[str, nn.Module] = {}
+        self.constants: set[FxNode] = set()
+        self.parts: set[FxNode] = set()
+        self.notes: dict[FxNode, Any] = {}
+        self._made: dict[tuple[Any, tuple[int, ...]], str] = {}
 
     def read(self) -> list[Layer]:
         """All layers in the order of execution."""
@@ -58,6 +75,9 @@ class Reader:
 
     def _call(self, node: FxNode) -> None:
         target = node.target
+        if self._is_constant(node):
+            self.constants.add(node)
+            return
         handler = self.handlers.get(target)
         if handler is not None:
             handler(self, node)
@@ -71,6 +91,15 @@ class Reader:
                 f"this model cannot be quantized"
             )
 
+    def _is_constant(self, node: FxNode) -> bool:
+        """Whether a value depends on no image; numbers of them, as in shapes, count as none."""
+        return (
+            isinstance(node.meta.get("val"), Tensor)
+            and node.target not in RANDOM
+            and not any(i in self.alias or i in self.parts for i in node.all_input_nodes)
+            and all(self.is_constant(i) for i in node.all_input_nodes if is_tensor(i))
+        )
+
     # -- helpers the handlers use -------------------------------------------------------------
 
     def argument(self, node: FxNode, index: int, name: str, default: Any = None) -> Any:
@@ -79,8 +108,16 @@ class Reader:
             return node.args[index]
         return node.kwargs.get(name, default)
 
-    def source(self, value: Any) -> str:
-        """Name of the layer that made a value."""
+    def is_constant(self, value: Any) -> bool:
+        """Whether it is a number, a parameter, or computed from such alone."""
+        if isinstance(value, (int, float)):
+            return True
+        return isinstance(value, FxNode) and (value.op == "get_attr" or value in self.constants)
+
+    def source(self, value: Any, like: FxNode | None = None) -> str:
+        """Name of the layer that made a value; a constant becomes one that fits ``like``."""
+        if like is not None and self.is_constant(value):
+            return self.constant(value, layout(like))
         if not isinstance(value, FxNode) or value not in self.alias:
             raise UsageError(
                 "an operation reads something that is neither the image nor a layer's output: "
@@ -94,14 +131,63 @@ class Reader:
         """Append a layer and remember which value it makes."""
         base = module_path(node)
         name = ".".join(p for p in (base, suffix) if p) or kind
+        if kind in PLANAR:
+            for value in inputs:
+                self.require_plain(node, value)
+        sources = [self.source(i, node) for i in inputs]
+        self.alias[node] = self.append(name, kind, sources, layout(node).shape, **rest)
+
+    def append(
+        self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any
+    ) -> str:
+        """Append a layer that reads others by name; returns its name, which is made unique."""
         unique, count = name, 1
         while unique in self.names:
             count += 1
             unique = f"{name}_{count}"
         self.names.add(unique)
-        shape = tuple(int(n) for n in node.meta["val"].shape[1:])
-        self.layers.append(Layer(unique, kind, [self.source(i) for i in inputs], shape, **rest))
-        self.alias[node] = unique
+        self.layers.append(Layer(unique, kind, sources, shape, **rest))
+        return unique
+
+    def require_plain(self, node: FxNode, value: Any) -> None:
+        """Raise UsageError unless a value has the images on its first axis, and nothing else."""
+        if isinstance(value, FxNode) and value in self.alias and not layout(value).plain:
+            raise UsageError(
+                f"layer {module_path(node)}: it reads {[str(s) for s in value.meta['val'].shape]}, "
+                "of which the first axis is not that of the images; this model cannot be quantized"
+            )
+
+    def constant(self, value: Any, like: Layout) -> str:
+        """A layer that puts out a constant, with as many axes as what it is combined with."""
+        axes = len(like.shape)
+        if isinstance(value, FxNode):
+            tensor = value.meta["val"] if value.op != "get_attr" else self.attribute(value)
+            sizes = [1 if isinstance(n, torch.SymInt) else int(n) for n in tensor.shape]
+            if len(sizes) == len(like.sizes):
+                # The row of each image is the same one.
+                if like.batch != 0 or sizes.pop(0) != 1:
+                    raise UsageError(
+                        f"{value.name}: a constant of shape {list(tensor.shape)} differs from "
+                        "image to image; this model cannot be quantized"
+                    )
+            shape = (*(1,) * (axes - len(sizes)), *sizes)
+        else:
+            shape = (1,) * axes
+        key = (value, shape)
+        if key not in self._made:
+            if isinstance(value, FxNode):
+                path = str(value.target) if value.op == "get_attr" else module_path(value)
+                name = path if value.op == "get_attr" else f"{path}.constant".lstrip(".")
+                module: nn.Module = Expression(self.graph, value, shape)
+            else:
+                name, module = "number", Number(float(value), axes)
+            self._made[key] = self.append(name, "constant", [INPUT], shape, module=module)
+        return self._made[key]
+
+    def attribute(self, node: FxNode) -> Tensor:
+        """The tensor of a get_attr node."""
+        tensor: Tensor = operator.attrgetter(str(node.target))(self.graph)
+        return tensor
 
     def parameter(self, value: Any) -> tuple[str, Tensor] | None:
         """(path, tensor) of a get_attr node, None for None."""

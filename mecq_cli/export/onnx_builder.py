@@ -66,6 +66,10 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, resolved, [output], name=name, **attributes))
         return output
 
+    def has(self, name: str) -> bool:
+        """Whether a node of such a name was emitted."""
+        return any(node.name == name for node in self.nodes)
+
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> str:
         """Store an array, packed where its type is smaller than a byte."""
         self.initializers[name] = numpy_helper.from_array(np.asarray(array), name)

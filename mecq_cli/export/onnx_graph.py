@@ -36,6 +36,7 @@ from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_products import emit_product
 from mecq_cli.export.onnx_thresholds import emit_threshold
+from mecq_cli.export.onnx_tokens import TOKENS
 from mecq_cli.integer.geometry import windows
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
@@ -215,4 +216,5 @@ _EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
     "add": _add,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
+    **TOKENS,
 }

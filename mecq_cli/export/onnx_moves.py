@@ -65,6 +65,34 @@ def _pad(builder: GraphBuilder, node: Node) -> None:
     builder.passed("Pad", node, [stored, builder.zero(builder.input_grid(node))])
 
 
+def _reshape(builder: GraphBuilder, node: Node) -> None:
+    shape = np.array([0, *node.attributes["shape"]], np.int64)  # 0: the batch as it is
+    builder.passed("Reshape", node, [builder.constant(shape, f"{node.name}::shape")])
+
+
+def _transpose(builder: GraphBuilder, node: Node) -> None:
+    builder.passed("Transpose", node, perm=[0, *node.attributes["axes"]])
+
+
+def _roll(builder: GraphBuilder, node: Node) -> None:
+    """ONNX has no such operator: the two parts of each axis change places."""
+    value, name = node.inputs[0], node.name
+    shape = builder.shapes[node.inputs[0]]
+    pairs = list(zip(node.attributes["axes"], node.attributes["shifts"], strict=True))
+    for index, (axis, shift) in enumerate(pairs):
+        size = shape[axis - 1]
+        cut = -shift % size
+        parts = []
+        for part, bounds in enumerate(((cut, size), (0, cut))):
+            stored = [
+                builder.constant(np.array([bound], np.int64), f"{name}::{key}_{index}_{part}")
+                for key, bound in zip(("start", "end", "axis"), (*bounds, axis), strict=True)
+            ]
+            parts.append(builder.emit("Slice", [value, *stored], f"{name}::part_{index}_{part}"))
+        last = index == len(pairs) - 1
+        value = builder.emit("Concat", parts, name if last else f"{name}::axis_{index}", axis=axis)
+
+
 MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
     "clip": _clip,
     "max_pool2d": _max_pool2d,
@@ -72,4 +100,7 @@ MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "roll": _roll,
 }

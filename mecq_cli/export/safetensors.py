@@ -22,7 +22,7 @@ from mecq_cli.integer.validate import validate
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
-KIND = FileKind("mecq-integer", 2, ArtifactError)
+KIND = FileKind("mecq-integer", 3, ArtifactError)
 MAX_BYTES = 2**32
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -44,7 +44,7 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
-    version = 2 if any(_needs_version_2(node) for node in model.nodes) else 1
+    version = max(_version(node) for node in model.nodes)
     try:
         parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
@@ -82,9 +82,18 @@ def load(path: Path) -> IntegerModel:
     return model
 
 
-def _needs_version_2(node: Node) -> bool:
-    """Whether programs that know version 1 only could not read it: else that is what is written."""
-    return node.mid_rise or node.op == "threshold"
+VERSION_3 = {
+    *("reshape", "transpose", "roll", "matmul", "constant", "mul"),
+    *("layer_norm", "group_norm", "softmax", "l2_normalize"),
+}
+"""Operations that programs which know older versions cannot run."""
+
+
+def _version(node: Node) -> int:
+    """The lowest in which it can be written: older programs read what they can."""
+    if node.op in VERSION_3:
+        return 3
+    return 2 if node.mid_rise or node.op == "threshold" else 1
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -97,7 +106,9 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
         },
     }
-    if node.tensors:
+    if node.tensors and node.weight_bits is None:
+        entry["tensors"] = sorted(node.tensors)
+    elif node.tensors:
         entry["weight"] = {
             "bits": node.weight_bits,
             "shape": list(node.tensors["weight"].shape),
@@ -138,8 +149,8 @@ def _to_model(document: Any, tensors: Mapping[str, RawTensor]) -> IntegerModel:
 def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
     """Only what must hold to build a `Node` is checked here; `validate` checks the rest."""
     fields = {"name", "op", "inputs", "grid", "attributes"}
-    weighted = isinstance(entry, dict) and "weight" in entry
-    _require_keys(entry, fields | {"weight"} if weighted else fields, "a node")
+    more = {key for key in ("weight", "tensors") if isinstance(entry, dict) and key in entry}
+    _require_keys(entry, fields | more, "a node")
     name, op, inputs, grid, attributes = (
         entry[key] for key in ("name", "op", "inputs", "grid", "attributes")
     )
@@ -149,14 +160,26 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         raise ValueError(f"node {name!a:.80}: inputs or attributes are of a wrong type")
     if grid is not None:
         _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
+    if len(more) > 1:
+        raise ValueError(f"node {name!a:.80}: it has tensors or a weight")
     return Node(
         name,
         op,
         tuple(inputs),
         None if grid is None else Grid(**grid),
         {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
-        *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
+        *(_to_weights(name, entry["weight"], tensors) if "weight" in more else ()),
+        **({"tensors": _to_floats(name, entry["tensors"], tensors)} if "tensors" in more else {}),
     )
+
+
+def _to_floats(
+    name: str, names: Any, tensors: Mapping[str, RawTensor]
+) -> dict[str, NDArray[Any]]:
+    """The tensors of an operation on floats."""
+    if not _are_strings(names):
+        raise ValueError(f"node {name!a:.80}: tensors must be a list of names")
+    return {key: _to_array(f"{name}.{key}", tensors) for key in names}
 
 
 def _to_weights(

@@ -34,6 +34,26 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | flatten         | any    | [N, ...] -> [N, prod(...)]; output on the grid of the input           |
 | slice           | any    | x[..., start:end:step, ...] on the named axes; grid of the input      |
 | pad             | any    | zeros around (the zero point on a grid); grid of the input            |
+| reshape         | any    | the same values in the same order, [N, ``shape``]; grid of the input  |
+| transpose       | any    | the axes 1, 2, ... in the order ``axes``; grid of the input           |
+| roll            | any    | moved along ``axes`` by ``shifts``, cyclically; grid of the input     |
+| matmul          | 2 grid | acc = sum (q_a - z_a) (q_b - z_b) over the last axis of a and the     |
+|                 |        | one before the last of b, exact in int32; m = fl(fl(s_a f) s_b)       |
+|                 |        | with a grid:    rne(fl(fl(acc) * fl(m / s_y))) + z_y                  |
+|                 |        | without:        fl(fl(acc) * m)                      (float output)   |
+|                 | 2 float| the product times f, the ``factor``                  (float output)   |
+| constant        | image  | the tensor ``value``, once for each image            (float output)   |
+| mul             | 2 float| fl(a * b)                                            (float output)   |
+| layer_norm      | float  | (x - mean) / sqrt(var + eps) * weight + bias over the last axis       |
+| group_norm      | float  | the same over each of ``groups`` equal parts of axis 1 and all axes   |
+|                 |        | behind it; weight and bias are for axis 1            (float output)   |
+| softmax         | float  | exp(x - max) / sum over the last axis                (float output)   |
+| l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
+
+A linear layer takes [N, ..., I] to [N, ..., O]. `add` and `mul` of floats broadcast the axes behind
+the first as NumPy does. What `layer_norm`, `group_norm`, `softmax`, `l2_normalize` and float
+products compute is said up to the order of their sums, so their last bits are a runtime's own; the
+integer operations behind them are exact given what they read.
 
 The integer bias counts in units of s_x * s_w. With few bits such a unit would be as large as a
 whole step of the output, so weights of less than 7 bits are multiplied by a power of two before
@@ -108,12 +128,16 @@ class Node:
             slice: axes, starts, ends, steps (lists of ints of one length; axis 0 never);
             clip: min (0.0), max (a float or None);
             pad: before, after (an int for each of the axes 1, 2, 3);
+            reshape: shape (without the batch); transpose: axes (all of 1, 2, ...);
+            roll: axes, shifts (lists of ints of one length); matmul: factor (a float32);
+            layer_norm, l2_normalize: eps; group_norm: groups, eps;
             threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;
             the grid of the node has the zero point 0 and all of its codes).
         weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.
         tensors: conv2d, linear: ``weight`` int8 [O, I/groups, kh, kw] or [O, I] (float32 where
             weight_bits is 32), ``weight_scale`` float32 [O] (signed: the batch norm is folded
             in), ``bias`` int32 [O] (float32 where the input or the weights are float).
+            layer_norm, group_norm: ``weight`` and ``bias``, constant: ``value``, all float32.
         mid_rise: weights of 2 to 6 bits are on the grid without zero, as those of 1 bit always
             are.
     """

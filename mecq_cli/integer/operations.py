@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid, Node
 
 
@@ -48,6 +50,7 @@ class Rule:
             "any" always float.
         attributes: by name: several integers, or the type of a single value.
         weight_dims: of the weight, if it has one.
+        tensors: names of float tensors, of an operation without a weight.
     """
 
     shape: Callable[[Node, list[Value]], tuple[int, ...]]
@@ -56,6 +59,7 @@ class Rule:
     yields: str
     attributes: Mapping[str, Kind]
     weight_dims: int | None = None
+    tensors: tuple[str, ...] = ()
 
 
 def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -78,9 +82,9 @@ def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
 
 def _linear(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     weight = node.tensors["weight"]
-    if inputs[0].shape != weight.shape[1:]:
+    if inputs[0].shape[-1:] != weight.shape[1:]:
         raise ValueError(f"a weight {list(weight.shape)} does not fit {inputs[0]}")
-    return (weight.shape[0],)
+    return *inputs[0].shape[:-1], weight.shape[0]
 
 
 def _max_pool2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -148,6 +152,8 @@ def _clip(node: Node, inputs: list[Value]) -> tuple[int, ...]:
 
 
 def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    if node.grid is None:
+        return _broadcast(node, inputs)
     if inputs[0].shape != inputs[1].shape:
         raise ValueError(f"{inputs[0]} and {inputs[1]} differ in shape")
     for grid in (node.grid, *(value.grid for value in inputs)):
@@ -191,6 +197,87 @@ def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return tuple(map(sum, sizes))
 
 
+def _broadcast(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    shapes = [value.shape for value in inputs]
+    if len({len(shape) for shape in shapes}) > 1 or any(
+        len({size for size in sizes if size != 1}) > 1 for sizes in zip(*shapes, strict=True)
+    ):
+        raise ValueError(f"{inputs[0]} and {inputs[1]} do not fit each other")
+    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _reshape(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    shape = tuple(node.attributes["shape"])
+    if math.prod(shape) != math.prod(inputs[0].shape):
+        raise ValueError(f"{inputs[0]} does not fill the shape {list(shape)}")
+    return shape
+
+
+def _transpose(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    axes, shape = node.attributes["axes"], inputs[0].shape
+    if sorted(axes) != list(range(1, len(shape) + 1)):
+        raise ValueError(f"the axes {list(axes)} are not those of {inputs[0]}")
+    return tuple(shape[axis - 1] for axis in axes)
+
+
+def _roll(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    axes, shape = node.attributes["axes"], inputs[0].shape
+    if len(axes) != len(node.attributes["shifts"]) or len({*axes}) < len(axes):
+        raise ValueError("axes and shifts are of one length, each axis once")
+    if max(axes) > len(shape):
+        raise ValueError(f"{inputs[0]} has no axis {max(axes)}")
+    return shape
+
+
+def _matmul(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    a, b = (value.shape for value in inputs)
+    if len(a) < 2 or len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
+        raise ValueError(f"{inputs[0]} and {inputs[1]} cannot be multiplied")
+    factor = node.attributes["factor"]
+    if float(np.float32(factor)) != factor or not factor:
+        raise ValueError(f"the factor {factor!r} is zero or not a float32 number")
+    worst = float(a[-1])
+    for grid in (value.grid for value in inputs):
+        if grid is not None:
+            worst *= max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
+    if worst >= 2**31:
+        raise ValueError("its int32 sums may overflow")
+    return *a[:-1], b[-1]
+
+
+def _constant(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    return node.tensors["value"].shape
+
+
+def _layer_norm(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _check_affine(node, inputs[0].shape[-1])
+    return inputs[0].shape
+
+
+def _group_norm(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    channels = inputs[0].shape[0]
+    if channels % node.attributes["groups"]:
+        raise ValueError(f"{channels} channels are not {node.attributes['groups']} equal groups")
+    _check_affine(node, channels)
+    return inputs[0].shape
+
+
+def _l2_normalize(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    if not 0 < node.attributes["eps"] < 1:
+        raise ValueError("eps is a small positive number")
+    return inputs[0].shape
+
+
+def _check_affine(node: Node, channels: int) -> None:
+    if any(node.tensors[name].shape != (channels,) for name in ("weight", "bias")):
+        raise ValueError(f"weight and bias have one value for each of {channels} channels")
+    if not 0 < node.attributes["eps"] < 1:
+        raise ValueError("eps is a small positive number")
+
+
 def _same_values(node: Node, inputs: list[Value]) -> None:
     for value in inputs:
         if value.grid and node.grid and not node.grid.same_values(value.grid):
@@ -204,6 +291,8 @@ def _plane(value: Value) -> tuple[int, int, int]:
 
 
 _INT64 = 2**63 - 1
+_AXES = 7
+"""Most axes of a value behind the first."""
 _KERNEL: dict[str, Kind] = {
     "kernel": Ints(2, 1, 256),
     "stride": Ints(2, 1),
@@ -244,5 +333,30 @@ RULES = {
     "flatten": Rule(_flatten, 1, "any", "same", {}),
     "slice": Rule(_slice, 1, "any", "same", _CUT),
     "pad": Rule(_pad, 1, "any", "same", {"before": Ints(3, 0), "after": Ints(3, 0)}),
+    "reshape": Rule(_reshape, 1, "any", "same", {"shape": Ints(None, 1, 2**26, most=_AXES)}),
+    "transpose": Rule(_transpose, 1, "any", "same", {"axes": Ints(None, 1, most=_AXES)}),
+    "roll": Rule(
+        _roll,
+        1,
+        "any",
+        "same",
+        {"axes": Ints(None, 1, most=_AXES), "shifts": Ints(None, -(2**16), most=_AXES)},
+    ),
+    "matmul": Rule(_matmul, 2, "any", "any", {"factor": "number"}),
+    "constant": Rule(_constant, 1, "float", "float", {}, tensors=("value",)),
+    "mul": Rule(_broadcast, 2, "float", "float", {}),
+    "layer_norm": Rule(
+        _layer_norm, 1, "float", "float", {"eps": "number"}, tensors=("weight", "bias")
+    ),
+    "group_norm": Rule(
+        _group_norm,
+        1,
+        "float",
+        "float",
+        {"groups": Ints(1, 1), "eps": "number"},
+        tensors=("weight", "bias"),
+    ),
+    "softmax": Rule(_unchanged, 1, "float", "float", {}),
+    "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""

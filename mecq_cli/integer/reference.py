@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError, UsageError
+from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
 from mecq_cli.integer.geometry import shapes, taps, windows
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
 
@@ -79,9 +80,11 @@ def execute(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
     Raises:
         ArtifactError: the operation is unknown or the inputs do not fit it.
     """
+    if node.op in FLOAT_OPERATIONS:
+        return FLOAT_OPERATIONS[node.op](node, inputs)
     operation = _OPERATIONS.get(node.op)
     if operation is None:
-        known = ", ".join(_OPERATIONS)
+        known = ", ".join((*_OPERATIONS, *FLOAT_OPERATIONS))
         raise ArtifactError(f"{node.name}: unknown operation '{node.op}'; known are {known}")
     output = operation(node, inputs, grids)
     if node.op in _PASSING and node.grid is not None:
@@ -158,6 +161,33 @@ def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
     reached = np.searchsorted(node.attributes["thresholds"], inputs[0], side="right")
     codes: Array = reached.astype(np.uint8)
     return codes
+
+
+def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    factor = np.float32(node.attributes["factor"])
+    if grids[0] is None:
+        return np.matmul(*inputs) * factor
+    a, b = (_grid(grid, node) for grid in grids)
+    reach = [max(abs(g.qmin - g.zero_point), abs(g.qmax - g.zero_point)) for g in (a, b)]
+    exact = inputs[0].shape[-1] * reach[0] * reach[1] < _FLOAT32_EXACT
+    dtype = np.float32 if exact else np.float64
+    acc = np.matmul(_centred(inputs[0], a, dtype), _centred(inputs[1], b, dtype))
+    multiplier = np.float32(a.scale) * factor * np.float32(b.scale)
+    if node.grid is None:
+        return acc.astype(np.float32) * multiplier
+    return _to_grid(acc.astype(np.float32) * (multiplier / np.float32(node.grid.scale)), node.grid)
+
+
+def _reshape(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+
+def _transpose(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return np.ascontiguousarray(inputs[0].transpose(0, *node.attributes["axes"]))
+
+
+def _roll(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return np.roll(inputs[0], node.attributes["shifts"], node.attributes["axes"])
 
 
 def _add(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
@@ -239,22 +269,23 @@ def _pad(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> A
 def _weighted(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     """conv2d and linear."""
     x, grid, tensors = inputs[0], grids[0], node.tensors
+    axis = 1 if node.op == "conv2d" else -1
     if grid is None:
         weight = tensors["weight"].astype(np.float32)
         weight = weight * _channels(tensors["weight_scale"], weight.ndim)
-        return _product(node, x, weight) + _channels(tensors["bias"], x.ndim, 1)
+        return _product(node, x, weight) + _channels(tensors["bias"], x.ndim, axis)
     dtype = _accumulator(node, grid)
     acc = _product(node, _centred(x, grid, dtype), multiplied_weight(node).astype(dtype))
-    acc = (acc + _channels(tensors["bias"].astype(dtype), x.ndim, 1)).astype(np.float32)
+    acc = (acc + _channels(tensors["bias"].astype(dtype), x.ndim, axis)).astype(np.float32)
     multiplier = np.float32(grid.scale) * tensors["weight_scale"].astype(np.float32)
     if node.grid is None:
-        return acc * _channels(multiplier, x.ndim, 1)
+        return acc * _channels(multiplier, x.ndim, axis)
     multiplier = multiplier / np.float32(node.grid.scale)
-    return _to_grid(acc * _channels(multiplier, x.ndim, 1), node.grid)
+    return _to_grid(acc * _channels(multiplier, x.ndim, axis), node.grid)
 
 
 def _product(node: Node, x: Array, weight: Array) -> Array:
-    """[N, C, H, W] with [O, C/groups, kh, kw], or [N, I] with [O, I]; both of one float type."""
+    """[N, C, H, W] with [O, C/groups, kh, kw], or [N, ..., I] with [O, I]; of one float type."""
     product: Array
     if node.op == "linear":
         product = x @ weight.T
@@ -307,6 +338,10 @@ _OPERATIONS: dict[str, _Operation] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "roll": _roll,
+    "matmul": _matmul,
 }
-_PASSING = {"max_pool2d", "concat", "flatten", "slice", "pad"}
+_PASSING = {"max_pool2d", "concat", "flatten", "slice", "pad", "reshape", "transpose", "roll"}
 """Operations that move integers and compute none."""
