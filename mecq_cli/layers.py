@@ -6,6 +6,7 @@ is left are operations that have an integer form.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,8 @@ class Layer:
     Attributes:
         name: module path, made unique; for an add or concat the path of its block plus the kind.
         kind: conv2d, linear, add, concat, max_pool2d, avg_pool2d, global_avg_pool, flatten,
-            slice, pad, batch_norm, relu, dropout, reshape, transpose, roll, matmul, mul, constant,
+            slice, pad, batch_norm, relu, dropout, reshape, transpose, roll, matmul, mul, rescale (a
+            product with a constant), constant,
             layer_norm, group_norm, softmax, l2_normalize.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py.
@@ -97,6 +99,15 @@ class Users:
         return [
             layer for layer in self.layers if layer.kind != "constant" or self.of[layer.name]
         ]
+
+
+def axis_before(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """Where an axis, counted from 1, was before a reshape, if that left it whole."""
+    lead, size = math.prod(after[: axis - 1]), after[axis - 1]
+    for place, found in enumerate(before, 1):
+        if found == size and math.prod(before[: place - 1]) == lead:
+            return place
+    return None
 
 
 def fuse(layers: list[Layer]) -> list[Layer]:

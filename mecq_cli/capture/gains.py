@@ -7,10 +7,8 @@ gain, which multiplies the scales of its weights and its bias later, as a batch 
 
 from __future__ import annotations
 
-import math
-
 from mecq_cli.capture.constants import Number
-from mecq_cli.layers import Layer, Users
+from mecq_cli.layers import Layer, Users, axis_before
 
 _MOVING = ("reshape", "transpose", "dropout", "roll")
 
@@ -19,7 +17,7 @@ def fold_gains(layers: list[Layer]) -> list[Layer]:
     """Fold what can be folded; other multiplications by constants stay as they are."""
     users = Users(layers)
     for layer in list(layers):
-        if layer.kind != "mul":
+        if layer.kind != "rescale":
             continue
         factors = [users.by_name[n] for n in layer.inputs if _is_constant(users, n)]
         values = [n for n in layer.inputs if not _is_constant(users, n)]
@@ -85,17 +83,8 @@ def _product_above(users: Users, name: str, axis: int | None) -> Layer | None:
         if axis is not None and layer.kind == "transpose":
             axis = int(layer.attributes["axes"][axis - 1])
         elif axis is not None and layer.kind == "reshape":
-            axis = _before_reshape(users.shape(layer.inputs[0]), layer.shape, axis)
+            axis = axis_before(users.shape(layer.inputs[0]), layer.shape, axis)
             if axis is None:
                 return None
         name = layer.inputs[0]
-    return None
-
-
-def _before_reshape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
-    """The same axis before a reshape, if it is left whole."""
-    lead, size = math.prod(after[: axis - 1]), after[axis - 1]
-    for place, found in enumerate(before, 1):
-        if found == size and math.prod(before[: place - 1]) == lead:
-            return place
     return None

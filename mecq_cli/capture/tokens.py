@@ -141,7 +141,8 @@ def mul(reader: Reader, node: FxNode) -> None:
             module = StochasticDepth(1.0 - mask["keep"], scaled=mask["scaled"])
             reader.add(node, "dropout", [value], suffix="drop", module=module)
             return
-    reader.add(node, "mul", [a, b], suffix="mul")
+    kind = "rescale" if reader.is_constant(a) or reader.is_constant(b) else "mul"
+    reader.add(node, kind, [a, b], suffix="mul")
 
 
 def div(reader: Reader, node: FxNode) -> None:
@@ -157,7 +158,7 @@ def div(reader: Reader, node: FxNode) -> None:
         attributes = {"eps": length["eps"]}
         reader.add(node, "l2_normalize", [a], suffix="normalize", attributes=attributes)
     elif isinstance(b, (int, float)) and b:
-        reader.add(node, "mul", [a, 1.0 / b], suffix="mul")
+        reader.add(node, "rescale", [a, 1.0 / b], suffix="mul")
     else:
         raise UsageError(
             f"layer {module_path(node)}: a division by values is not supported; this model cannot "
@@ -176,7 +177,7 @@ def subtract(reader: Reader, node: FxNode) -> None:
         return
     base = module_path(node)
     terms = [reader.source(b, node), reader.constant(-1.0, place)]
-    negative = reader.append(f"{base}.negative", "mul", terms, place.shape)
+    negative = reader.append(f"{base}.negative", "rescale", terms, place.shape)
     name = f"{base}.add".lstrip(".")
     reader.alias[node] = reader.append(name, "add", [reader.source(a, node), negative], place.shape)
 

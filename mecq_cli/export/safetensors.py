@@ -122,7 +122,7 @@ def _to_tensors(model: IntegerModel) -> dict[str, RawTensor]:
     tensors = {}
     for node in model.nodes:
         for name, array in node.tensors.items():
-            if name == "weight" and node.weight_bits != 32:
+            if name == "weight" and node.weight_bits not in (None, 32):
                 array = pack_weights(array, node.weight_bits or 0, mid_rise=node.mid_rise)
             tensors[f"{node.name}.{name}"] = _to_raw(array)
     return tensors

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PASSING, PRODUCTS, Need
+from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PASSING, POOLS, PRODUCTS, Need
+from mecq_cli.insertion.tokens import TOKEN_BUILDERS, TOKEN_NEEDS
 from mecq_cli.layers import Layer
 from mecq_cli.sites import (
     AddSite,
@@ -33,6 +34,8 @@ def _product_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 def _add_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
     plan = inserter.plan
+    if layer.name in inserter.floats:
+        return FLOAT
     if plan.residual_bits == 32 or plan.abits == 32:
         return FLOAT
     return Need(plan.residual_bits, power_of_two=True)
@@ -49,6 +52,10 @@ def _concat_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 
 def _average_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    source = inserter.origin(layer.inputs[0])
+    if source is not None and (source.name in inserter.floats or source.kind in POOLS):
+        if source.name in inserter.floats or _average_need(inserter, source, output) == FLOAT:
+            return FLOAT
     return FLOAT if inserter.plan.abits == 32 else Need(EDGE_BITS)
 
 
@@ -65,6 +72,7 @@ NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
     "concat": _concat_need,
     "global_avg_pool": _average_need,
     "avg_pool2d": _window_need,
+    **TOKEN_NEEDS,
 }
 
 # -- sites -------------------------------------------------------------------------------------
@@ -93,6 +101,7 @@ def _product(inserter: Inserter, layer: Layer) -> None:
         module=layer.module,
         attributes=layer.attributes,
         norm=layer.norm,
+        gain=layer.gain,
         weight_quantizer=weight_quantizer,
     )
     site.abits = bits.abits
@@ -134,7 +143,7 @@ def _passing(inserter: Inserter, layer: Layer) -> None:
     sources = [q for _, q in reached]
     if layer.kind == "dropout":
         assert isinstance(layer.module, nn.Dropout)
-        site: Site = DropoutSite(layer.name, sources, layer.module.p)
+        site: Site = DropoutSite(layer.name, sources, layer.module)
     else:
         site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
     node = inserter.place(site, [n for n, _ in reached])
@@ -147,4 +156,5 @@ BUILDERS: Mapping[str, Callable[[Inserter, Layer], None]] = {
     "add": _add,
     "global_avg_pool": _global_avg_pool,
     "avg_pool2d": _avg_pool2d,
+    **TOKEN_BUILDERS,
 }

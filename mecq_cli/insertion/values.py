@@ -9,10 +9,10 @@ from mecq_cli.layers import Layer
 
 
 def nonnegative(layers: Sequence[Layer]) -> set[str]:
-    """Layers whose values cannot be negative: a ReLU, and what moves, adds or averages such."""
+    """Layers whose values cannot be negative: a ReLU, a softmax, and what moves, adds or averages such."""
     found: set[str] = set()
     for layer in layers:
         keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")
-        if layer.ceiling is not None or (keeps and found.issuperset(layer.inputs)):
+        if layer.kind == "softmax" or layer.ceiling is not None or (keeps and found.issuperset(layer.inputs)):
             found.add(layer.name)
     return found

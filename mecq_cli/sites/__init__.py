@@ -14,18 +14,34 @@ from mecq_cli.sites.moves import DropoutSite, PassSite
 from mecq_cli.sites.pointwise import AddSite, ClipSite
 from mecq_cli.sites.pools import AveragePoolSite, GlobalAveragePoolSite
 from mecq_cli.sites.products import ProductSite
+from mecq_cli.sites.tokens import (
+    ConstantSite,
+    FloatSite,
+    MatmulSite,
+    NormalizeSite,
+    NormSite,
+    RescaleSite,
+    SoftmaxSite,
+)
 
 __all__ = [
     "AddSite",
     "AveragePoolSite",
     "ClipSite",
+    "ConstantSite",
     "DequantizeSite",
     "DropoutSite",
+    "FloatSite",
     "GlobalAveragePoolSite",
+    "MatmulSite",
+    "NormSite",
+    "NormalizeSite",
     "PassSite",
     "ProductSite",
     "QuantizeSite",
     "Reference",
+    "RescaleSite",
     "Site",
+    "SoftmaxSite",
     "threshold",
 ]

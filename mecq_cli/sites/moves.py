@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid, Node
 from mecq_cli.kernels import run_node
+from mecq_cli.layers import StochasticDepth
 from mecq_cli.quantizers import ActivationQuantizer
 from mecq_cli.sites.base import Site
 
 
 class PassSite(Site):
-    """An operation that moves values and keeps their grid: pool, concat, flatten, slice, pad."""
+    """An operation that moves values and keeps their grid: pool, concat, reshape, slice, pad."""
 
     def __init__(
         self,
@@ -47,12 +49,21 @@ class PassSite(Site):
 
 
 class DropoutSite(Site):
-    """Dropout in training, nothing at all afterwards."""
+    """Dropout of values or of whole images in training, nothing at all afterwards."""
 
-    def __init__(self, name: str, sources: Sequence[ActivationQuantizer | None], p: float) -> None:
+    def __init__(
+        self, name: str, sources: Sequence[ActivationQuantizer | None], module: nn.Dropout
+    ) -> None:
         super().__init__(name, sources)
-        self.p = p
+        self.p = module.p
+        self.whole = isinstance(module, StochasticDepth)
+        self.scaled = not isinstance(module, StochasticDepth) or module.scaled
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout(inputs[0], self.p, self.training)
+        x = inputs[0]
+        if not self.whole or not self.training:
+            return F.dropout(x, self.p, self.training)
+        kept = torch.empty(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        kept.bernoulli_(1.0 - self.p)
+        return x * (kept / (1.0 - self.p) if self.scaled and self.p < 1.0 else kept)
