@@ -96,9 +96,7 @@ class Users:
 
     def alive(self) -> list[Layer]:
         """The layers, without constants that nobody reads."""
-        return [
-            layer for layer in self.layers if layer.kind != "constant" or self.of[layer.name]
-        ]
+        return [layer for layer in self.layers if layer.kind != "constant" or self.of[layer.name]]
 
 
 def axis_before(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:

@@ -76,9 +76,7 @@ def _origin(layer: Layer, chain: list[Layer], axis: int) -> list[int] | None:
     return found if chain[0].kind == "reshape" else None
 
 
-def _split(
-    layers: list[Layer], layer: Layer, chain: list[Layer], cuts: list[Layer]
-) -> list[Layer]:
+def _split(layers: list[Layer], layer: Layer, chain: list[Layer], cuts: list[Layer]) -> list[Layer]:
     axis = int(cuts[0].attributes["axes"][0])
     origin = _origin(layer, chain, axis)
     assert origin is not None

@@ -214,7 +214,9 @@ def mean(reader: Reader, node: FxNode) -> None:
     source = _value(node)
     place, base = layout(source), module_path(node)
     axes = reader.argument(node, 1, "dim")
-    axes = [int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else [axes])]
+    axes = [
+        int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else [axes])
+    ]
     if place.batch in axes:
         raise UsageError(f"layer {base}: a mean over images; this model cannot be quantized")
     where = sorted(place.axis(axis) for axis in axes)

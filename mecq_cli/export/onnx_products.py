@@ -125,9 +125,7 @@ def _with_positive_scales(node: Node) -> Node:
     return replace(node, tensors=tensors)
 
 
-def _sum(
-    builder: Builder, node: Node, grid: Grid, output: str, value: str | None = None
-) -> str:
+def _sum(builder: Builder, node: Node, grid: Grid, output: str, value: str | None = None) -> str:
     """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv.
 
     ``value`` is its input as a float, where that is not simply the node's.

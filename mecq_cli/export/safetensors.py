@@ -173,9 +173,7 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
     )
 
 
-def _to_floats(
-    name: str, names: Any, tensors: Mapping[str, RawTensor]
-) -> dict[str, NDArray[Any]]:
+def _to_floats(name: str, names: Any, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[Any]]:
     """The tensors of an operation on floats."""
     if not _are_strings(names):
         raise ValueError(f"node {name!a:.80}: tensors must be a list of names")

@@ -10,9 +10,7 @@ PASSING = (
     *("reshape", "transpose", "roll"),
 )
 POOLS = ("global_avg_pool", "avg_pool2d")
-FLOATING = (
-    *("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),
-)
+FLOATING = (*("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),)
 """Kinds of layers that compute in float, whatever the bits."""
 EDGE_BITS = 8
 """Bits of the edges that are neither read by a convolution nor residual: pools."""

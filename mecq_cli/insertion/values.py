@@ -13,6 +13,10 @@ def nonnegative(layers: Sequence[Layer]) -> set[str]:
     found: set[str] = set()
     for layer in layers:
         keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")
-        if layer.kind == "softmax" or layer.ceiling is not None or (keeps and found.issuperset(layer.inputs)):
+        if (
+            layer.kind == "softmax"
+            or layer.ceiling is not None
+            or (keeps and found.issuperset(layer.inputs))
+        ):
             found.add(layer.name)
     return found
