@@ -7,8 +7,8 @@ The layout is specified in docs/artifact-format.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.geometry import Shape, shapes
 from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node
 from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
 from mecq_cli.integer.validate import validate
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
+VERSION_2 = (
+    *("threshold", "lookup", "mul", "adaptive_avg_pool2d", "reshape", "transpose", "upsample"),
+)
+"""Operations that version 1 of the format does not have."""
 KIND = FileKind("mecq-integer", 2, ArtifactError)
 MAX_BYTES = 2**32
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
@@ -44,7 +49,9 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
-    version = 2 if any(_needs_version_2(node) for node in model.nodes) else 1
+    known = shapes(model)
+    newer = (_needs_version_2(node, [known[name] for name in node.inputs]) for node in model.nodes)
+    version = 2 if any(newer) else 1
     try:
         parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
@@ -82,9 +89,9 @@ def load(path: Path) -> IntegerModel:
     return model
 
 
-def _needs_version_2(node: Node) -> bool:
+def _needs_version_2(node: Node, shapes: Sequence[Shape]) -> bool:
     """Whether programs that know version 1 only could not read it: else that is what is written."""
-    return node.mid_rise or node.op == "threshold"
+    return node.mid_rise or node.op in VERSION_2 or (node.op == "add" and len({*shapes}) > 1)
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
         },
     }
-    if node.tensors:
+    if "weight" in node.tensors:
         entry["weight"] = {
             "bits": node.weight_bits,
             "shape": list(node.tensors["weight"].shape),
@@ -147,9 +154,11 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         raise ValueError("a node has no name or operation")
     if not _are_strings(inputs) or not isinstance(attributes, dict):
         raise ValueError(f"node {name!a:.80}: inputs or attributes are of a wrong type")
+    if weighted and op == "lookup":
+        raise ValueError(f"node {name!a:.80}: this operation has no weights")
     if grid is not None:
         _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
-    return Node(
+    node = Node(
         name,
         op,
         tuple(inputs),
@@ -157,6 +166,9 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
         *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
     )
+    if op != "lookup":
+        return node
+    return replace(node, tensors={"table": _to_array(f"{name}.table", tensors)})
 
 
 def _to_weights(

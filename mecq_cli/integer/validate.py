@@ -76,8 +76,10 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
     _check_attributes(node.attributes, rule.attributes)
     if rule.weight_dims is not None:
         _check_weights(node, inputs[0], rule.weight_dims)
-    elif node.tensors or node.weight_bits is not None or node.mid_rise:
+    elif node.weight_bits is not None or node.mid_rise:
         raise ValueError("this operation has no weights")
+    elif node.tensors.keys() != {*rule.tensors}:
+        raise ValueError(f"the tensors must be: {', '.join(rule.tensors) or 'none'}")
     shape = rule.shape(node, inputs)
     if min(shape) < 1 or math.prod(shape) > _MAX_ELEMENTS:
         raise ValueError(f"its output would have the shape {_short(shape)}")
