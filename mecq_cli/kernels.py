@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mecq_cli import token_kernels
+from mecq_cli.integer.geometry import adaptive_windows, nearest
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors
 
@@ -47,9 +48,11 @@ def run_node(
         grids: of the inputs, None for floats.
         tensors: those of the node, on the device of the inputs; made from the node if not given.
     """
-    if node.op in ("conv2d", "linear"):
+    if node.op in ("conv2d", "linear", "lookup"):
         if tensors is None:
             tensors = node_tensors(node, inputs[0].device)
+        if node.op == "lookup":
+            return tensors["table"][inputs[0].int()].float()
         return _product(node, inputs[0], grids[0], tensors)
     if node.op in WITH_TENSORS:
         if tensors is None:
@@ -143,6 +146,13 @@ def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> 
     return quantize(a + b, node.grid)
 
 
+def _mul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    if node.grid is None:
+        return inputs[0] * inputs[1]
+    a, b = (dequantize(q, _need(g)) for q, g in zip(inputs, grids, strict=True))
+    return quantize(a * b, node.grid)
+
+
 def _clip(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     return torch.clamp(inputs[0], node.attributes["min"], node.attributes["max"])
 
@@ -168,6 +178,27 @@ def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
         return q.mean((2, 3), keepdim=True)
     acc = (q - grid.zero_point).sum((2, 3), keepdim=True)
     return _mean(node, acc, _f32(float(q.shape[2] * q.shape[3]), q), grid)
+
+
+def _adaptive_avg_pool(
+    node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]
+) -> Tensor:
+    """As products with matrices of zeros and ones: rows, then columns."""
+    q, grid = inputs[0], grids[0]
+    if grid is None:
+        return F.adaptive_avg_pool2d(q, tuple(node.attributes["size"]))
+    rows, columns = (
+        _covers(windows, size, q)
+        for windows, size in zip(adaptive_windows(node, q.shape[1:]), q.shape[2:], strict=True)
+    )
+    acc = (rows @ (q - grid.zero_point).double() @ columns.T).float()
+    return _mean(node, acc, torch.outer(rows.sum(1), columns.sum(1)).float(), grid)
+
+
+def _covers(windows: Sequence[tuple[int, int]], size: int, like: Tensor) -> Tensor:
+    """[windows, size], 1 where a window holds a value."""
+    place = torch.arange(size, device=like.device)
+    return torch.stack([(place >= a) & (place < b) for a, b in windows]).double()
 
 
 def _avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
@@ -208,6 +239,22 @@ def _slice(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -
     return inputs[0][tuple(index)]
 
 
+def _reshape(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+
+def _transpose(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return inputs[0].permute(0, *node.attributes["axes"])
+
+
+def _upsample(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    rows, columns = (
+        torch.tensor(places, device=inputs[0].device)
+        for places in nearest(node, inputs[0].shape[1:])
+    )
+    return inputs[0].index_select(2, rows).index_select(3, columns)
+
+
 def _pad(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     before, after = node.attributes["before"], node.attributes["after"]
     widths = [w for b, a in zip(reversed(before), reversed(after), strict=True) for w in (b, a)]
@@ -242,19 +289,21 @@ _OPERATIONS: Mapping[str, Operation] = {
     "requantize": _requantize_node,
     "threshold": _threshold_node,
     "add": _add,
+    "mul": _mul,
     "clip": _clip,
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool,
     "concat": _concat,
     "flatten": _flatten,
     "slice": _slice,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "upsample": _upsample,
     "pad": _pad,
-    "reshape": token_kernels.reshape,
-    "transpose": token_kernels.transpose,
     "roll": token_kernels.roll,
     "matmul": token_kernels.matmul,
-    "mul": token_kernels.mul,
     "softmax": token_kernels.softmax,
     "l2_normalize": token_kernels.l2_normalize,
 }

@@ -10,7 +10,16 @@ from torch import nn
 
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
-_LISTED = ("quantize", "requantize", "threshold", "add", "global_avg_pool", "avg_pool2d")
+_LISTED = (
+    "quantize",
+    "requantize",
+    "threshold",
+    "lookup",
+    "add",
+    "mul",
+    "global_avg_pool",
+    "avg_pool2d",
+)
 
 
 def fp32_bytes(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Kernels in torch of what transformers are made of beside linear layers; see `mecq_cli.kernels`."""
+"""Kernels in torch of what transformers have beside linear layers; see `mecq_cli.kernels`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def matmul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -
     source, other = grids
     factor = node.attributes["factor"]
     if source is None or other is None:
-        return torch.matmul(a, b) * factor
+        scaled: Tensor = torch.matmul(a, b) * factor
+        return scaled
     acc = _exact_sums(a - source.zero_point, b - other.zero_point, _reach(source) * _reach(other))
     multiplier = _f32(source.scale, a) * _f32(factor, a) * _f32(other.scale, a)
     if node.grid is None:
@@ -47,24 +48,9 @@ def _f32(value: float, like: Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=like.device)
 
 
-def reshape(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-    """Another shape behind the batch."""
-    return inputs[0].reshape(inputs[0].shape[0], *node.attributes["shape"])
-
-
-def transpose(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-    """Another order of the axes behind the batch."""
-    return inputs[0].permute(0, *node.attributes["axes"])
-
-
 def roll(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     """What leaves at one end comes in at the other."""
     return torch.roll(inputs[0], tuple(node.attributes["shifts"]), tuple(node.attributes["axes"]))
-
-
-def mul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
-    """Of floats."""
-    return inputs[0] * inputs[1]
 
 
 def softmax(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:

@@ -64,7 +64,7 @@ class Expression(nn.Module):
             arguments = fx.node.map_aggregate(node.args, convert)
             keywords = fx.node.map_aggregate(node.kwargs, convert)
             assert callable(node.target)
-            done[node] = program.call_function(node.target, arguments, keywords)  # type: ignore[arg-type]
+            done[node] = program.call_function(node.target, arguments, keywords)
         return done[node]
 
     def forward(self) -> Tensor:
@@ -88,7 +88,7 @@ class Number(nn.Module):
 
 
 def is_tensor(node: FxNode) -> bool:
-    """Whether a node of an exported graph yields a tensor (parameters have no meta of their own)."""
+    """Whether a node of an exported graph yields a tensor; parameters have no meta."""
     return node.op == "get_attr" or isinstance(node.meta.get("val"), Tensor)
 
 

@@ -9,6 +9,7 @@ shared with (left out where it is one), then come all other axes in their order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node as FxNode
@@ -65,14 +66,15 @@ def layout(node: FxNode, index: int | None = None) -> Layout:
         UsageError: it has not one axis with images.
     """
     value = node.meta["val"] if index is None else node.meta["val"][index]
-    dynamic = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+    shape: list[Any] = list(value.shape)
+    dynamic = [i for i, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     if len(dynamic) != 1:
         raise UsageError(
             f"{node.name}: a value of shape {[str(s) for s in value.shape]} does not have one axis "
             "of images; this model cannot be quantized"
         )
     sizes = [
-        size.node.hint // IMAGES if isinstance(size, torch.SymInt) else int(size)
-        for size in value.shape
+        int(size.node.hint) // IMAGES if isinstance(size, torch.SymInt) else int(size)
+        for size in shape
     ]
     return Layout(tuple(sizes), dynamic[0])

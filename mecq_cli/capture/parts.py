@@ -133,8 +133,8 @@ def _norm_part(layer: Layer, index: torch.Tensor) -> nn.BatchNorm2d | nn.BatchNo
         return None
     with torch.device("meta"):
         part = type(norm)(len(index), eps=norm.eps)
-    for name, tensor in norm.named_parameters():
-        setattr(part, name, nn.Parameter(tensor.detach()[index].clone()))
-    for name, tensor in norm.named_buffers():
-        part.register_buffer(name, tensor[index].clone() if tensor.dim() else tensor.clone())
+    for name, parameter in norm.named_parameters():
+        setattr(part, name, nn.Parameter(parameter.detach()[index].clone()))
+    for name, buffer in norm.named_buffers():
+        part.register_buffer(name, buffer[index].clone() if buffer.dim() else buffer.clone())
     return part

@@ -8,7 +8,7 @@ import numpy as np
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import GraphBuilder
-from mecq_cli.integer.geometry import Windows, windows
+from mecq_cli.integer.geometry import Windows, nearest, windows
 from mecq_cli.integer.ir import Node
 
 
@@ -59,19 +59,38 @@ def _slice(builder: GraphBuilder, node: Node) -> None:
     builder.passed("Slice", node, stored)
 
 
-def _pad(builder: GraphBuilder, node: Node) -> None:
-    widths = [0, *node.attributes["before"], 0, *node.attributes["after"]]
-    stored = builder.constant(np.array(widths, np.int64), f"{node.name}::pads")
-    builder.passed("Pad", node, [stored, builder.zero(builder.input_grid(node))])
-
-
 def _reshape(builder: GraphBuilder, node: Node) -> None:
-    shape = np.array([0, *node.attributes["shape"]], np.int64)  # 0: the batch as it is
-    builder.passed("Reshape", node, [builder.constant(shape, f"{node.name}::shape")])
+    shape = [-1, *node.attributes["shape"]]  # -1: the batch
+    builder.passed(
+        "Reshape", node, [builder.constant(np.array(shape, np.int64), f"int64::{shape}")]
+    )
 
 
 def _transpose(builder: GraphBuilder, node: Node) -> None:
     builder.passed("Transpose", node, perm=[0, *node.attributes["axes"]])
+
+
+def _upsample(builder: GraphBuilder, node: Node) -> None:
+    """Resize where it repeats each value as often; it finds places in floats, which may err."""
+    shape, size = builder.shapes[node.inputs[0]], node.attributes["size"]
+    if all(m % n == 0 for n, m in zip(shape[1:], size, strict=True)):
+        factors = [1.0, 1.0, *(m / n for n, m in zip(shape[1:], size, strict=True))]
+        scales = builder.constant(np.array(factors, np.float32), f"{node.name}::scales")
+        how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        builder.passed("Resize", node, ["", scales], mode="nearest", **how)
+        return
+    rows, columns = (
+        builder.constant(np.array(places, np.int64), f"{node.name}::{name}")
+        for name, places in zip(("rows", "columns"), nearest(node, shape), strict=True)
+    )
+    value = builder.emit("Gather", [node.inputs[0], rows], f"{node.name}::tall", axis=2)
+    builder.passed("Gather", node, [columns], value, axis=3)
+
+
+def _pad(builder: GraphBuilder, node: Node) -> None:
+    widths = [0, *node.attributes["before"], 0, *node.attributes["after"]]
+    stored = builder.constant(np.array(widths, np.int64), f"{node.name}::pads")
+    builder.passed("Pad", node, [stored, builder.zero(builder.input_grid(node))])
 
 
 def _roll(builder: GraphBuilder, node: Node) -> None:
@@ -99,8 +118,9 @@ MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
     "concat": _concat,
     "flatten": _flatten,
     "slice": _slice,
-    "pad": _pad,
     "reshape": _reshape,
     "transpose": _transpose,
+    "upsample": _upsample,
+    "pad": _pad,
     "roll": _roll,
 }

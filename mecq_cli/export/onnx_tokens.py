@@ -59,10 +59,6 @@ def _batch(builder: Builder) -> str:
     return _BATCH
 
 
-def _mul(builder: Builder, node: Node) -> None:
-    builder.emit("Mul", node.inputs, node.name)
-
-
 def _layer_norm(builder: Builder, node: Node) -> None:
     name, eps = node.name, node.attributes["eps"]
     affine = [builder.constant(node.tensors[key], f"{name}::{key}") for key in ("weight", "bias")]
@@ -121,7 +117,6 @@ def _l2_normalize(builder: Builder, node: Node) -> None:
 TOKENS: dict[str, Callable[[Builder, Node], None]] = {
     "matmul": _matmul,
     "constant": _constant,
-    "mul": _mul,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "softmax": _softmax,

@@ -7,8 +7,8 @@ The layout is specified in docs/artifact-format.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.geometry import Shape, shapes
 from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node
+from mecq_cli.integer.operations import RULES
 from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
 from mecq_cli.integer.validate import validate
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
-KIND = FileKind("mecq-integer", 3, ArtifactError)
+VERSION_2 = (
+    *("threshold", "lookup", "mul", "adaptive_avg_pool2d", "reshape", "transpose", "upsample"),
+    *("roll", "matmul", "constant", "layer_norm", "group_norm", "softmax", "l2_normalize"),
+)
+"""Operations that version 1 of the format does not have."""
+KIND = FileKind("mecq-integer", 2, ArtifactError)
 MAX_BYTES = 2**32
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -44,7 +51,9 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
-    version = max(_version(node) for node in model.nodes)
+    known = shapes(model)
+    newer = (_needs_version_2(node, [known[name] for name in node.inputs]) for node in model.nodes)
+    version = 2 if any(newer) else 1
     try:
         parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
@@ -82,18 +91,12 @@ def load(path: Path) -> IntegerModel:
     return model
 
 
-VERSION_3 = {
-    *("reshape", "transpose", "roll", "matmul", "constant", "mul"),
-    *("layer_norm", "group_norm", "softmax", "l2_normalize"),
-}
-"""Operations that programs which know older versions cannot run."""
-
-
-def _version(node: Node) -> int:
-    """The lowest in which it can be written: older programs read what they can."""
-    if node.op in VERSION_3:
-        return 3
-    return 2 if node.mid_rise or node.op == "threshold" else 1
+def _needs_version_2(node: Node, shapes: Sequence[Shape]) -> bool:
+    """Whether programs that know version 1 only could not read it: else that is what is written."""
+    if node.op == "add":
+        return len({*shapes}) > 1
+    tokens = node.op == "linear" and len(shapes[0]) > 1
+    return node.mid_rise or tokens or node.op in VERSION_2
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -106,9 +109,7 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
         },
     }
-    if node.tensors and node.weight_bits is None:
-        entry["tensors"] = sorted(node.tensors)
-    elif node.tensors:
+    if node.weight_bits is not None:
         entry["weight"] = {
             "bits": node.weight_bits,
             "shape": list(node.tensors["weight"].shape),
@@ -149,8 +150,8 @@ def _to_model(document: Any, tensors: Mapping[str, RawTensor]) -> IntegerModel:
 def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
     """Only what must hold to build a `Node` is checked here; `validate` checks the rest."""
     fields = {"name", "op", "inputs", "grid", "attributes"}
-    more = {key for key in ("weight", "tensors") if isinstance(entry, dict) and key in entry}
-    _require_keys(entry, fields | more, "a node")
+    weighted = isinstance(entry, dict) and "weight" in entry
+    _require_keys(entry, fields | {"weight"} if weighted else fields, "a node")
     name, op, inputs, grid, attributes = (
         entry[key] for key in ("name", "op", "inputs", "grid", "attributes")
     )
@@ -158,26 +159,22 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         raise ValueError("a node has no name or operation")
     if not _are_strings(inputs) or not isinstance(attributes, dict):
         raise ValueError(f"node {name!a:.80}: inputs or attributes are of a wrong type")
+    others = RULES[op].tensors if op in RULES else ()
+    if weighted and others:
+        raise ValueError(f"node {name!a:.80}: this operation has no weights")
     if grid is not None:
         _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
-    if len(more) > 1:
-        raise ValueError(f"node {name!a:.80}: it has tensors or a weight")
-    return Node(
+    node = Node(
         name,
         op,
         tuple(inputs),
         None if grid is None else Grid(**grid),
         {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
-        *(_to_weights(name, entry["weight"], tensors) if "weight" in more else ()),
-        **({"tensors": _to_floats(name, entry["tensors"], tensors)} if "tensors" in more else {}),
+        *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
     )
-
-
-def _to_floats(name: str, names: Any, tensors: Mapping[str, RawTensor]) -> dict[str, NDArray[Any]]:
-    """The tensors of an operation on floats."""
-    if not _are_strings(names):
-        raise ValueError(f"node {name!a:.80}: tensors must be a list of names")
-    return {key: _to_array(f"{name}.{key}", tensors) for key in names}
+    if not others:
+        return node
+    return replace(node, tensors={key: _to_array(f"{name}.{key}", tensors) for key in others})
 
 
 def _to_weights(

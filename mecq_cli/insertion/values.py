@@ -9,7 +9,7 @@ from mecq_cli.layers import Layer
 
 
 def nonnegative(layers: Sequence[Layer]) -> set[str]:
-    """Layers whose values cannot be negative: a ReLU, a softmax, and what moves, adds or averages such."""
+    """Layers whose values cannot be negative: ReLU, softmax, and what moves, adds or averages it."""
     found: set[str] = set()
     for layer in layers:
         keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")

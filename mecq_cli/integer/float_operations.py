@@ -21,14 +21,10 @@ def _constant(node: Node, inputs: Sequence[Array]) -> Array:
     return np.ascontiguousarray(np.broadcast_to(value, (len(inputs[0]), *value.shape)))
 
 
-def _mul(node: Node, inputs: Sequence[Array]) -> Array:
-    product: Array = np.multiply(*inputs)
-    return product
-
-
 def _layer_norm(node: Node, inputs: Sequence[Array]) -> Array:
     normalised = _standardised(inputs[0], node.attributes["eps"])
-    return normalised * node.tensors["weight"] + node.tensors["bias"]
+    scaled: Array = normalised * node.tensors["weight"] + node.tensors["bias"]
+    return scaled
 
 
 def _group_norm(node: Node, inputs: Sequence[Array]) -> Array:
@@ -37,7 +33,8 @@ def _group_norm(node: Node, inputs: Sequence[Array]) -> Array:
     normalised = _standardised(rows, node.attributes["eps"]).reshape(x.shape)
     shape = (-1, *[1] * (x.ndim - 2))
     weight, bias = (node.tensors[name].reshape(shape) for name in ("weight", "bias"))
-    return normalised * weight + bias
+    scaled: Array = normalised * weight + bias
+    return scaled
 
 
 def _standardised(x: Array, eps: float) -> Array:
@@ -63,7 +60,6 @@ def _l2_normalize(node: Node, inputs: Sequence[Array]) -> Array:
 
 FLOAT_OPERATIONS: Mapping[str, Callable[[Node, Sequence[Array]], Array]] = {
     "constant": _constant,
-    "mul": _mul,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "softmax": _softmax,

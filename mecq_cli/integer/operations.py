@@ -50,7 +50,7 @@ class Rule:
             "any" always float.
         attributes: by name: several integers, or the type of a single value.
         weight_dims: of the weight, if it has one.
-        tensors: names of float tensors, of an operation without a weight.
+        tensors: that an operation without a weight has, by name.
     """
 
     shape: Callable[[Node, list[Value]], tuple[int, ...]]
@@ -151,17 +151,38 @@ def _clip(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return inputs[0].shape
 
 
-def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
-    if node.grid is None:
-        return _broadcast(node, inputs)
-    if inputs[0].shape != inputs[1].shape:
+def _lookup(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    table, grid = node.tensors["table"], node.grid
+    if table.shape != (256,) or str(table.dtype) != "uint8":
+        raise ValueError("its table has 256 bytes")
+    if grid is not None and (table.min() < grid.qmin or table.max() > grid.qmax):
+        raise ValueError(f"its table leaves the range [{grid.qmin}, {grid.qmax}]")
+    return inputs[0].shape
+
+
+def _mul(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    for grid in (node.grid, *(value.grid for value in inputs)):
+        if grid is not None and not 2.0**-LARGEST_EXPONENT <= grid.scale <= 2.0**LARGEST_EXPONENT:
+            raise ValueError(f"the scale {grid.scale!r} is of no usual size")
+    return _add(node, inputs)
+
+
+def _broadcast(inputs: list[Value]) -> tuple[int, ...]:
+    first, second = (value.shape for value in inputs)
+    pairs = list(zip(first, second, strict=False))
+    if len(first) != len(second) or any(a != b and 1 not in (a, b) for a, b in pairs):
         raise ValueError(f"{inputs[0]} and {inputs[1]} differ in shape")
+    return tuple(max(pair) for pair in pairs)
+
+
+def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    shape = _broadcast(inputs)
     for grid in (node.grid, *(value.grid for value in inputs)):
         if grid is not None and math.frexp(grid.scale)[0] != 0.5:
             raise ValueError(f"the scale {grid.scale!r} is not a power of two")
     if node.grid is not None and node.grid.zero_point % 2:
         raise ValueError(f"the zero point {node.grid.zero_point} is odd")
-    return inputs[0].shape
+    return shape
 
 
 def _concat(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -191,26 +212,11 @@ def _slice(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
-    _same_values(node, inputs)
-    sizes = zip(_plane(inputs[0]), node.attributes["before"], node.attributes["after"], strict=True)
-    return tuple(map(sum, sizes))
-
-
-def _broadcast(node: Node, inputs: list[Value]) -> tuple[int, ...]:
-    shapes = [value.shape for value in inputs]
-    if len({len(shape) for shape in shapes}) > 1 or any(
-        len({size for size in sizes if size != 1}) > 1 for sizes in zip(*shapes, strict=True)
-    ):
-        raise ValueError(f"{inputs[0]} and {inputs[1]} do not fit each other")
-    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-
-
 def _reshape(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     _same_values(node, inputs)
     shape = tuple(node.attributes["shape"])
     if math.prod(shape) != math.prod(inputs[0].shape):
-        raise ValueError(f"{inputs[0]} does not fill the shape {list(shape)}")
+        raise ValueError(f"{inputs[0]} cannot have the shape {list(shape)}")
     return shape
 
 
@@ -218,8 +224,24 @@ def _transpose(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     _same_values(node, inputs)
     axes, shape = node.attributes["axes"], inputs[0].shape
     if sorted(axes) != list(range(1, len(shape) + 1)):
-        raise ValueError(f"the axes {list(axes)} are not those of {inputs[0]}")
+        raise ValueError(f"the axes {list(axes)} are no order of those of {inputs[0]}")
     return tuple(shape[axis - 1] for axis in axes)
+
+
+def _upsample(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    return _sized(node, inputs)
+
+
+def _sized(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    height, width = node.attributes["size"]
+    return _plane(inputs[0])[0], height, width
+
+
+def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    sizes = zip(_plane(inputs[0]), node.attributes["before"], node.attributes["after"], strict=True)
+    return tuple(map(sum, sizes))
 
 
 def _roll(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -291,8 +313,10 @@ def _plane(value: Value) -> tuple[int, int, int]:
 
 
 _INT64 = 2**63 - 1
-_AXES = 7
-"""Most axes of a value behind the first."""
+MOST_AXES = 6
+"""Beside the batch."""
+LARGEST_EXPONENT = 32
+"""Of the powers of two between which a product is exact, and far from the ends of float32."""
 _KERNEL: dict[str, Kind] = {
     "kernel": Ints(2, 1, 256),
     "stride": Ints(2, 1),
@@ -325,26 +349,31 @@ RULES = {
     "conv2d": Rule(_conv2d, 1, "any", "any", _CONV, weight_dims=4),
     "linear": Rule(_linear, 1, "any", "any", {}, weight_dims=2),
     "add": Rule(_add, 2, "any", "same", {}),
+    "mul": Rule(_mul, 2, "any", "same", {}),
+    "lookup": Rule(_lookup, 1, "grid", "grid", {}, tensors=("table",)),
     "clip": Rule(_clip, 1, "float", "float", {"min": "number", "max": "number or None"}),
     "max_pool2d": Rule(_max_pool2d, 1, "any", "same", {**_KERNEL, "dilation": Ints(2, 1)}),
     "avg_pool2d": Rule(_avg_pool2d, 1, "any", "same", {**_KERNEL, "count_include_pad": "bool"}),
+    "adaptive_avg_pool2d": Rule(_sized, 1, "any", "same", {"size": Ints(2, 1)}),
     "global_avg_pool": Rule(_global_avg_pool, 1, "any", "any", {}),
     "concat": Rule(_concat, None, "any", "same", {}),
     "flatten": Rule(_flatten, 1, "any", "same", {}),
     "slice": Rule(_slice, 1, "any", "same", _CUT),
+    "reshape": Rule(_reshape, 1, "any", "same", {"shape": Ints(None, 1, 2**26, most=MOST_AXES)}),
+    "transpose": Rule(
+        _transpose, 1, "any", "same", {"axes": Ints(None, 1, MOST_AXES, most=MOST_AXES)}
+    ),
+    "upsample": Rule(_upsample, 1, "any", "same", {"size": Ints(2, 1)}),
     "pad": Rule(_pad, 1, "any", "same", {"before": Ints(3, 0), "after": Ints(3, 0)}),
-    "reshape": Rule(_reshape, 1, "any", "same", {"shape": Ints(None, 1, 2**26, most=_AXES)}),
-    "transpose": Rule(_transpose, 1, "any", "same", {"axes": Ints(None, 1, most=_AXES)}),
     "roll": Rule(
         _roll,
         1,
         "any",
         "same",
-        {"axes": Ints(None, 1, most=_AXES), "shifts": Ints(None, -(2**16), most=_AXES)},
+        {"axes": Ints(None, 1, most=MOST_AXES), "shifts": Ints(None, -(2**16), most=MOST_AXES)},
     ),
     "matmul": Rule(_matmul, 2, "any", "any", {"factor": "number"}),
     "constant": Rule(_constant, 1, "float", "float", {}, tensors=("value",)),
-    "mul": Rule(_broadcast, 2, "float", "float", {}),
     "layer_norm": Rule(
         _layer_norm, 1, "float", "float", {"eps": "number"}, tensors=("weight", "bias")
     ),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
-from mecq_cli.integer.geometry import shapes, taps, windows
+from mecq_cli.integer.geometry import adaptive_windows, nearest, shapes, taps, windows
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
 
 Array = NDArray[Any]
@@ -163,10 +163,26 @@ def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
     return codes
 
 
+def _lookup(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    found: Array = node.tensors["table"][inputs[0]]
+    return found
+
+
+def _mul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    if node.grid is None:
+        return np.multiply(*inputs)
+    a, b = (
+        _centred(q, _grid(grid, node), np.float64) * _grid(grid, node).scale
+        for q, grid in zip(inputs, grids, strict=True)
+    )
+    steps = np.rint(a * b / node.grid.scale + node.grid.zero_point)
+    clipped: Array = np.clip(steps, node.grid.qmin, node.grid.qmax).astype(np.uint8)
+    return clipped
 def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     factor = np.float32(node.attributes["factor"])
     if grids[0] is None:
-        return np.matmul(*inputs) * factor
+        scaled: Array = np.matmul(*inputs) * factor
+        return scaled
     a, b = (_grid(grid, node) for grid in grids)
     reach = [max(abs(g.qmin - g.zero_point), abs(g.qmax - g.zero_point)) for g in (a, b)]
     exact = inputs[0].shape[-1] * reach[0] * reach[1] < _FLOAT32_EXACT
@@ -174,16 +190,9 @@ def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
     acc = np.matmul(_centred(inputs[0], a, dtype), _centred(inputs[1], b, dtype))
     multiplier = np.float32(a.scale) * factor * np.float32(b.scale)
     if node.grid is None:
-        return acc.astype(np.float32) * multiplier
+        product: Array = acc.astype(np.float32) * multiplier
+        return product
     return _to_grid(acc.astype(np.float32) * (multiplier / np.float32(node.grid.scale)), node.grid)
-
-
-def _reshape(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
-    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
-
-
-def _transpose(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
-    return np.ascontiguousarray(inputs[0].transpose(0, *node.attributes["axes"]))
 
 
 def _roll(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
@@ -227,6 +236,22 @@ def _avg_pool2d(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None
     return total / counts if grid is None else _average(node, total, grid, counts)
 
 
+def _adaptive_avg_pool2d(
+    node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
+) -> Array:
+    x, grid = inputs[0], grids[0]
+    rows, columns = adaptive_windows(node, x.shape[1:])
+    values = x if grid is None else _centred(x, grid, np.float64)
+    total = np.stack([values[:, :, a:b].sum(2) for a, b in rows], 2)
+    total = np.stack([total[:, :, :, a:b].sum(3) for a, b in columns], 3)
+    tall, wide = ([b - a for a, b in axis] for axis in (rows, columns))
+    counts = np.outer(tall, wide).astype(np.float32)
+    if grid is None:
+        mean: Array = (total / counts).astype(np.float32)
+        return mean
+    return _average(node, total, grid, counts)
+
+
 def _global_avg_pool(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     x, grid = inputs[0], grids[0]
     if grid is None:
@@ -258,6 +283,19 @@ def _slice(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) ->
     for axis, *bound in zip(node.attributes["axes"], *bounds, strict=True):
         index[axis] = slice(*bound)
     return inputs[0][tuple(index)]
+
+
+def _reshape(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+
+def _transpose(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return np.ascontiguousarray(inputs[0].transpose(0, *node.attributes["axes"]))
+
+
+def _upsample(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    rows, columns = nearest(node, inputs[0].shape[1:])
+    return inputs[0][:, :, rows][:, :, :, columns]
 
 
 def _pad(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
@@ -329,19 +367,26 @@ _OPERATIONS: dict[str, _Operation] = {
     "dequantize": _dequantize_node,
     "conv2d": _weighted,
     "linear": _weighted,
+    "lookup": _lookup,
     "add": _add,
+    "mul": _mul,
     "clip": _clip,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "concat": _concat,
     "flatten": _flatten,
     "slice": _slice,
-    "pad": _pad,
     "reshape": _reshape,
     "transpose": _transpose,
+    "upsample": _upsample,
+    "pad": _pad,
     "roll": _roll,
     "matmul": _matmul,
 }
-_PASSING = {"max_pool2d", "concat", "flatten", "slice", "pad", "reshape", "transpose", "roll"}
+_PASSING = {
+    *("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad"),
+    "roll",
+}
 """Operations that move integers and compute none."""
