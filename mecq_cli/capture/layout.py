@@ -74,7 +74,11 @@ def layout(node: FxNode, index: int | None = None) -> Layout:
             "of images; this model cannot be quantized"
         )
     sizes = [
-        int(size.node.hint) // IMAGES if isinstance(size, torch.SymInt) else int(size)
-        for size in shape
+        _hint(size) // IMAGES if isinstance(size, torch.SymInt) else int(size) for size in shape
     ]
     return Layout(tuple(sizes), dynamic[0])
+
+
+def _hint(size: Any) -> int:
+    """What a size was in the example."""
+    return int(size.node.hint)

@@ -163,13 +163,13 @@ class Reader:
         if isinstance(value, FxNode):
             tensor = value.meta["val"] if value.op != "get_attr" else self.attribute(value)
             sizes = [1 if isinstance(n, torch.SymInt) else int(n) for n in tensor.shape]
-            if len(sizes) == len(like.sizes):
-                # The row of each image is the same one.
-                if like.batch != 0 or sizes.pop(0) != 1:
-                    raise UsageError(
-                        f"{value.name}: a constant of shape {list(tensor.shape)} differs from "
-                        "image to image; this model cannot be quantized"
-                    )
+            whole = len(sizes) == len(like.sizes)
+            # The row of each image is the same one.
+            if whole and (like.batch != 0 or sizes.pop(0) != 1):
+                raise UsageError(
+                    f"{value.name}: a constant of shape {list(tensor.shape)} differs from image "
+                    "to image; this model cannot be quantized"
+                )
             shape = (*(1,) * (axes - len(sizes)), *sizes)
         else:
             shape = (1,) * axes

@@ -1,7 +1,8 @@
 """Writes what transformers are made of beside linear layers as ONNX nodes.
 
 * A product of two values that goes to floats is a MatMulInteger, whose sums are exact, a Cast and
-  one Mul: nothing of it can be fused with what follows. One that goes to a grid becomes QLinearMatMul.
+  one Mul: nothing of it can be fused with what follows. One that goes to a grid becomes a
+  QLinearMatMul.
 * Its factor is part of the scale of the first value, whose integers it does not touch.
 * Norms and softmax read and give floats; there is no DequantizeLinear before a softmax with which
   onnxruntime could make it a QLinearSoftmax, which rounds in its own way.

@@ -53,9 +53,10 @@ def _concat_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 def _average_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
     source = inserter.origin(layer.inputs[0])
-    if source is not None and (source.name in inserter.floats or source.kind in POOLS):
-        if source.name in inserter.floats or _average_need(inserter, source, output) == FLOAT:
-            return FLOAT
+    while source is not None and source.kind in POOLS:
+        source = inserter.origin(source.inputs[0])
+    if source is not None and source.name in inserter.floats:
+        return FLOAT
     return FLOAT if inserter.plan.abits == 32 else Need(EDGE_BITS)
 
 

@@ -9,14 +9,11 @@ from mecq_cli.layers import Layer
 
 
 def nonnegative(layers: Sequence[Layer]) -> set[str]:
-    """Layers whose values cannot be negative: ReLU, softmax, and what moves, adds or averages it."""
+    """Layers whose values cannot be negative: ReLU, softmax, what moves or adds such."""
     found: set[str] = set()
     for layer in layers:
         keeps = layer.kind in (*PASSING, "add", "avg_pool2d", "global_avg_pool")
-        if (
-            layer.kind == "softmax"
-            or layer.ceiling is not None
-            or (keeps and found.issuperset(layer.inputs))
-        ):
+        known = layer.kind == "softmax" or layer.ceiling is not None
+        if known or (keeps and found.issuperset(layer.inputs)):
             found.add(layer.name)
     return found

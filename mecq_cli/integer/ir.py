@@ -57,9 +57,9 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | softmax         | float  | exp(x - max) / sum over the last axis                (float output)   |
 | l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
 
-A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`, `l2_normalize` and float
-products compute is said up to the order of their sums, so their last bits are a runtime's own; the
-integer operations behind them are exact given what they read.
+A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`,
+`l2_normalize` and float products compute is said up to the order of their sums, so their last bits
+are a runtime's own; the integer operations behind them are exact given what they read.
 
 Inputs of add and mul are of one rank, and an axis of length 1 is repeated.
 

@@ -178,6 +178,8 @@ def _mul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> A
     steps = np.rint(a * b / node.grid.scale + node.grid.zero_point)
     clipped: Array = np.clip(steps, node.grid.qmin, node.grid.qmax).astype(np.uint8)
     return clipped
+
+
 def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     factor = np.float32(node.attributes["factor"])
     if grids[0] is None:
