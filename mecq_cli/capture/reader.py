@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
@@ -16,7 +16,7 @@ from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
 
 aten = torch.ops.aten
-IGNORED = {aten.sym_size.int, operator.getitem}
+IGNORED = {aten.sym_size.int}
 
 
 class Reader:
@@ -25,6 +25,13 @@ class Reader:
     Args:
         graph: of `mecq_cli.capture.program`.
         handlers: what reads an operation, by its target.
+
+    Attributes:
+        layers: found so far.
+        alias: the layer whose value a node is.
+        names: of all layers.
+        parts: begin and end of the parts that a node splits a value into, on the axis it names.
+        noise: share of ones of a node that draws zeros and ones for stochastic depth.
     """
 
     def __init__(self, graph: GraphModule, handlers: Mapping[Any, Handler]) -> None:
@@ -32,7 +39,8 @@ class Reader:
         self.layers: list[Layer] = []
         self.alias: dict[FxNode, str] = {}
         self.names: set[str] = set()
-        self.modules: dict[str, nn.Module] = {}
+        self.parts: dict[FxNode, list[tuple[int, int]]] = {}
+        self.noise: dict[FxNode, float] = {}
 
     def read(self) -> list[Layer]:
         """All layers in the order of execution."""
@@ -53,8 +61,17 @@ class Reader:
             raise UsageError(
                 f"a classifier with one output is needed; this model returns {len(tensors)}"
             )
-        if self.alias[tensors[0]] != self.layers[-1].name:
-            raise UsageError("the logits are not the last thing this model computes")
+        self._keep(self.alias[tensors[0]])
+        if not self.layers:
+            raise UsageError("this model computes nothing from its input")
+
+    def _keep(self, output: str) -> None:
+        """Leave out what the output does not need, such as heads for training alone."""
+        wanted = {output}
+        for layer in reversed(self.layers):
+            if layer.name in wanted:
+                wanted.update(layer.inputs)
+        self.layers = [layer for layer in self.layers if layer.name in wanted]
 
     def _call(self, node: FxNode) -> None:
         target = node.target
@@ -89,10 +106,25 @@ class Reader:
         return self.alias[value]
 
     def add(
-        self, node: FxNode, kind: str, inputs: list[Any], suffix: str = "", **rest: Any
+        self,
+        node: FxNode,
+        kind: str,
+        inputs: list[Any],
+        suffix: str = "",
+        owner: FxNode | None = None,
+        **rest: Any,
     ) -> None:
-        """Append a layer and remember which value it makes."""
-        base = module_path(node)
+        """Append a layer and remember which value it makes.
+
+        Args:
+            node: of which the shape is taken; its value is the layer's.
+            kind, rest: as of `Layer`.
+            inputs: nodes, or names of layers.
+            suffix: to the name.
+            owner: the node that really is read, where the layer is an addition of ours to what
+                ``node`` makes, whose value stays as it is.
+        """
+        base = module_path(owner or node)
         name = ".".join(p for p in (base, suffix) if p) or kind
         unique, count = name, 1
         while unique in self.names:
@@ -100,8 +132,10 @@ class Reader:
             unique = f"{name}_{count}"
         self.names.add(unique)
         shape = tuple(int(n) for n in node.meta["val"].shape[1:])
-        self.layers.append(Layer(unique, kind, [self.source(i) for i in inputs], shape, **rest))
-        self.alias[node] = unique
+        sources = [i if isinstance(i, str) else self.source(i) for i in inputs]
+        self.layers.append(Layer(unique, kind, sources, shape, **rest))
+        if owner is None:
+            self.alias[node] = unique
 
     def parameter(self, value: Any) -> tuple[str, Tensor] | None:
         """(path, tensor) of a get_attr node, None for None."""

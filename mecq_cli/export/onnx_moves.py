@@ -1,4 +1,4 @@
-"""Writes the operations that move or clip values as ONNX nodes, the same in every profile."""
+"""Writes operations that move or clip values, or act on floats, the same in every profile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import GraphBuilder
+from mecq_cli.export.onnx_functions import emit_function
 from mecq_cli.integer.geometry import Windows, nearest, windows
 from mecq_cli.integer.ir import Node
 
@@ -93,8 +94,15 @@ def _pad(builder: GraphBuilder, node: Node) -> None:
     builder.passed("Pad", node, [stored, builder.zero(builder.input_grid(node))])
 
 
+def _function(builder: GraphBuilder, node: Node) -> None:
+    """Of operators that opset 13 has; on floats, so not to the last bit as anywhere else."""
+    a = node.attributes
+    emit_function(builder, node.inputs[0], a["name"], a["parameters"], node.name)
+
+
 MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool2d,
     "concat": _concat,
     "flatten": _flatten,

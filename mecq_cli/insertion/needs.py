@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PRODUCTS = ("conv2d", "linear")
-PASSING = ("max_pool2d", "concat", "flatten", "slice", "pad", "dropout")
+PASSING = (
+    *("max_pool2d", "concat", "flatten", "slice", "pad", "dropout"),
+    *("reshape", "transpose", "upsample"),
+)
 EDGE_BITS = 8
 """Bits of the edges that are neither read by a convolution nor residual: pools."""
 

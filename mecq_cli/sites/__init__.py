@@ -11,17 +11,20 @@ from __future__ import annotations
 from mecq_cli.sites.base import Reference, Site, threshold
 from mecq_cli.sites.grids import DequantizeSite, QuantizeSite
 from mecq_cli.sites.moves import DropoutSite, PassSite
-from mecq_cli.sites.pointwise import AddSite, ClipSite
-from mecq_cli.sites.pools import AveragePoolSite, GlobalAveragePoolSite
+from mecq_cli.sites.pointwise import AddSite, ClipSite, FunctionSite, MulSite
+from mecq_cli.sites.pools import AdaptivePoolSite, AveragePoolSite, GlobalAveragePoolSite
 from mecq_cli.sites.products import ProductSite
 
 __all__ = [
+    "AdaptivePoolSite",
     "AddSite",
     "AveragePoolSite",
     "ClipSite",
     "DequantizeSite",
     "DropoutSite",
+    "FunctionSite",
     "GlobalAveragePoolSite",
+    "MulSite",
     "PassSite",
     "ProductSite",
     "QuantizeSite",
