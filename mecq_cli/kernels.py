@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mecq_cli import token_kernels
+from mecq_cli.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors
@@ -144,6 +145,10 @@ def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> 
         return inputs[0] + inputs[1]
     a, b = (dequantize(q, _need(g)) for q, g in zip(inputs, grids, strict=True))
     return quantize(a + b, node.grid)
+
+
+def _function(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return FUNCTIONS[node.attributes["name"]](inputs[0], *node.attributes["parameters"])
 
 
 def _mul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
@@ -291,6 +296,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "add": _add,
     "mul": _mul,
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "global_avg_pool": _global_avg_pool,

@@ -1,8 +1,4 @@
-"""The layers of a captured network, and what is folded into what.
-
-Padding goes into the convolution behind it, batch norm and ReLU into the layer before them: what
-is left are operations that have an integer form.
-"""
+"""The layers of a captured network."""
 
 from __future__ import annotations
 
@@ -12,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from mecq_cli.errors import UsageError
-
 
 @dataclass
 class Layer:
@@ -21,17 +15,18 @@ class Layer:
 
     Attributes:
         name: module path, made unique; for an add or concat the path of its block plus the kind.
-        kind: conv2d, linear, add, concat, max_pool2d, avg_pool2d, global_avg_pool, flatten,
-            slice, pad, batch_norm, relu, dropout, reshape, transpose, roll, matmul, mul, rescale (a
-            product with a constant), constant,
-            layer_norm, group_norm, softmax, l2_normalize.
+        kind: conv2d, linear, affine (a depthwise convolution with a kernel of 1 x 1), add, mul,
+            function, concat, max_pool2d, avg_pool2d, adaptive_avg_pool2d, global_avg_pool,
+            flatten, reshape, transpose, slice, pad, roll, upsample, relu, dropout; matmul, rescale
+            (a product with a constant), constant, layer_norm, group_norm, softmax, l2_normalize;
+            and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
-        attributes: as in integer/ir.py.
+        attributes: as in integer/ir.py; dropout: images (whole ones are dropped).
         module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,
             what computes it.
         shape: of the output without the batch, (C, H, W), (K,) or tokens (..., K).
-        norm: batch norm folded behind a conv2d or linear.
-        gain: yields a factor for each of its channels, or one for all, behind that.
+        norm: batch norm folded behind a conv2d, linear or affine.
+        gain: yields a factor for each channel of a conv2d or linear, or one for all, behind that.
         ceiling: upper bound of a ReLU-like activation behind it (inf for ReLU, 6 for ReLU6);
             None without one.
     """
@@ -45,19 +40,6 @@ class Layer:
     norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
     gain: nn.Module | None = None
     ceiling: float | None = None
-
-
-class StochasticDepth(nn.Dropout):
-    """A dropout of whole images.
-
-    Args:
-        p: share of the images whose value becomes zero in training.
-        scaled: the others are divided by the share that is left.
-    """
-
-    def __init__(self, p: float, *, scaled: bool) -> None:
-        super().__init__(p)
-        self.scaled = scaled
 
 
 class Users:
@@ -106,76 +88,3 @@ def axis_before(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> i
         if found == size and math.prod(before[: place - 1]) == lead:
             return place
     return None
-
-
-def fuse(layers: list[Layer]) -> list[Layer]:
-    """Fold padding into the conv behind it, batch norm and ReLU into the layer before them.
-
-    Raises:
-        UsageError: a batch norm or a ReLU stands where it cannot be folded.
-    """
-    by_name = {layer.name: layer for layer in layers}
-    users: dict[str, list[Layer]] = {layer.name: [] for layer in layers}
-    for layer in layers:
-        for name in layer.inputs:
-            users.setdefault(name, []).append(layer)
-    gone: dict[str, str] = {}
-    kept: list[Layer] = []
-    for layer in layers:
-        layer.inputs = [gone.get(name, name) for name in layer.inputs]
-        source = by_name.get(layer.inputs[0])
-        if layer.kind == "conv2d" and source is not None and _spatial_pad(source, users):
-            b, a = source.attributes["before"], source.attributes["after"]
-            extra = [b[1], b[2], a[1], a[2]]
-            layer.attributes["padding"] = [
-                p + e for p, e in zip(layer.attributes["padding"], extra, strict=True)
-            ]
-            layer.inputs = list(source.inputs)
-            kept.remove(source)
-        if layer.kind in ("batch_norm", "relu"):
-            _fold(layer, source, users)
-            assert source is not None
-            gone[layer.name] = source.name
-            users[source.name] = users[layer.name]
-        else:
-            kept.append(layer)
-    return kept
-
-
-def _spatial_pad(source: Layer, users: dict[str, list[Layer]]) -> bool:
-    a = source.attributes
-    return (
-        source.kind == "pad"
-        and len(users[source.name]) == 1
-        and a["before"][0] == a["after"][0] == 0
-        and min(a["before"] + a["after"]) >= 0
-    )
-
-
-def _fold(layer: Layer, source: Layer | None, users: dict[str, list[Layer]]) -> None:
-    """Make ``source`` do what the batch norm or ReLU ``layer`` does."""
-    alone = source is not None and len(users[source.name]) == 1
-    if layer.kind == "batch_norm":
-        if (
-            source is None
-            or not alone
-            or source.kind not in ("conv2d", "linear")
-            or source.norm is not None
-            or source.ceiling is not None
-        ):
-            raise UsageError(
-                f"layer {layer.name}: a batch norm that does not directly follow a convolution "
-                "or linear layer has no integer form here yet; this model cannot be quantized"
-            )
-        assert isinstance(layer.module, (nn.BatchNorm2d, nn.BatchNorm1d))
-        source.norm = layer.module
-        return
-    if source is None or not alone or source.kind not in ("conv2d", "linear", "add"):
-        raise UsageError(
-            f"layer {layer.name}: an activation that does not follow a convolution, a linear "
-            "layer or an add has no integer form here yet; this model cannot be quantized"
-        )
-    assert layer.ceiling is not None
-    source.ceiling = min(
-        layer.ceiling, source.ceiling if source.ceiling is not None else float("inf")
-    )

@@ -1,4 +1,4 @@
-"""Networks of tokens: captured as they are, exact wherever that is promised, trained and exported."""
+"""Networks of tokens: captured as they are, exact where that is promised, trained, exported."""
 
 from __future__ import annotations
 

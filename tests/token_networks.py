@@ -22,7 +22,9 @@ class Attention(nn.Module):
         n, t, c = x.shape
         qkv = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+        values = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.proj(values.reshape(n, t, c))
+        return out
 
 
 class Block(nn.Module):
@@ -39,8 +41,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        y = self.mlp(self.norm2(x))
-        return x + (y if self.gamma is None else self.gamma * y)
+        y: Tensor = self.mlp(self.norm2(x))
+        total: Tensor = x + (y if self.gamma is None else self.gamma * y)
+        return total
 
 
 class SmallViT(nn.Module):

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.reader import Reader, module_path
 from mecq_cli.errors import UsageError
+
+
+def upsample(reader: Reader, node: FxNode) -> None:
+    """Nearest neighbours, of any size where torch takes those that integers give."""
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    before, after = source.meta["val"].shape, node.meta["val"].shape
+    size = [int(n) for n in after[2:]]
+    given = reader.argument(node, 2, "scale_factors")
+    for n, m, scale in zip(before[2:], size, given or [None, None], strict=True):
+        places = torch.arange(int(n), dtype=torch.float32).reshape(1, 1, -1)
+        options = {"size": m} if scale is None else {"scale_factor": scale}
+        found = F.interpolate(places, mode="nearest", **options).flatten().tolist()
+        if found != [i * int(n) // m for i in range(m)]:
+            raise UsageError(
+                f"layer {module_path(node)}: upsampling by {scale} has no integer form"
+            )
+    reader.add(node, "upsample", [source], suffix="upsample", attributes={"size": size})
 
 
 def pad(reader: Reader, node: FxNode) -> None:

@@ -42,7 +42,7 @@ def avg_pool(reader: Reader, node: FxNode) -> None:
 
 
 def adaptive_avg_pool(reader: Reader, node: FxNode) -> None:
-    """The mean over the plane."""
+    """The mean over the plane, or over windows that share it out."""
     source = node.args[0]
     assert isinstance(source, FxNode)
     size = list(source.meta["val"].shape[2:])
@@ -51,10 +51,7 @@ def adaptive_avg_pool(reader: Reader, node: FxNode) -> None:
     elif pair(node.args[1]) == size:
         reader.alias[node] = reader.source(source)
     else:
-        raise UsageError(
-            f"layer {module_path(node)}: adaptive pooling from {size} to {node.args[1]} has no "
-            "integer form here yet"
-        )
+        reader.add(node, "adaptive_avg_pool2d", [source], attributes={"size": pair(node.args[1])})
 
 
 def mean(reader: Reader, node: FxNode) -> None:

@@ -54,6 +54,45 @@ def conv2d(reader: Reader, node: FxNode) -> None:
     reader.add(node, "conv2d", [node.args[0]], attributes=attributes, module=module)
 
 
+def conv1d(reader: Reader, node: FxNode) -> None:
+    """A convolution along one axis, as one of an image with a single row."""
+    weight = reader.parameter(node.args[1])
+    bias = reader.parameter(reader.argument(node, 2, "bias"))
+    assert weight is not None
+    numbers = [reader.argument(node, i, name, d) for i, name, d in _CONV1D]
+    if isinstance(numbers[1], str):
+        raise UsageError(f"layer {module_path(node)}: conv1d with padding {numbers[1]!r}")
+    stride, padding, dilation = (int(n[0] if isinstance(n, (list, tuple)) else n) for n in numbers)
+    groups = int(reader.argument(node, 6, "groups", 1))
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    outputs, inputs, kernel = weight[1].shape
+    with torch.device("meta"):
+        module = nn.Conv2d(inputs * groups, outputs, (1, kernel), groups=groups, bias=False)
+    set_parameter(module, "weight", nn.Parameter(weight[1].detach().unsqueeze(2)))
+    set_parameter(module, "bias", bias[1] if bias else None)
+    channels, length = (int(n) for n in source.meta["val"].shape[1:])
+    row = {"shape": [channels, 1, length]}
+    reader.add(source, "reshape", [source], suffix="row", attributes=row, owner=node)
+    reader.layers[-1].shape = (channels, 1, length)
+    attributes = {
+        "stride": [1, stride],
+        "padding": [0, padding, 0, padding],
+        "dilation": [1, dilation],
+        "groups": groups,
+    }
+    row_name = reader.layers[-1].name
+    reader.add(node, "conv2d", [row_name], attributes=attributes, module=module)
+    layer = reader.layers[-1]
+    shape = layer.shape
+    layer.shape = (shape[0], 1, shape[1])
+    back = {"shape": list(shape)}
+    reader.add(node, "reshape", [layer.name], suffix="column", attributes=back)
+
+
+_CONV1D = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+
+
 def linear(reader: Reader, node: FxNode) -> None:
     """A linear layer."""
     weight = reader.parameter(node.args[1])

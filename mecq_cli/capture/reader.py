@@ -38,6 +38,15 @@ class Reader:
     Args:
         graph: of `mecq_cli.capture.program`.
         handlers: what reads an operation, by its target.
+
+    Attributes:
+        layers: found so far.
+        alias: the layer whose value a node is.
+        names: of all layers.
+        constants: nodes whose value depends on no image.
+        parts: nodes that split a value.
+        notes: of the length of rows, by which they will be divided.
+        noise: share of ones of a node that draws zeros and ones for stochastic depth.
     """
 
     def __init__(self, graph: GraphModule, handlers: Mapping[Any, Handler]) -> None:
@@ -45,10 +54,10 @@ class Reader:
         self.layers: list[Layer] = []
         self.alias: dict[FxNode, str] = {}
         self.names: set[str] = set()
-        self.modules: dict[str, nn.Module] = {}
         self.constants: set[FxNode] = set()
         self.parts: set[FxNode] = set()
         self.notes: dict[FxNode, Any] = {}
+        self.noise: dict[FxNode, float] = {}
         self._made: dict[tuple[Any, tuple[int, ...]], str] = {}
 
     def read(self) -> list[Layer]:
@@ -70,8 +79,17 @@ class Reader:
             raise UsageError(
                 f"a classifier with one output is needed; this model returns {len(tensors)}"
             )
-        if self.alias[tensors[0]] != self.layers[-1].name:
-            raise UsageError("the logits are not the last thing this model computes")
+        self._keep(self.alias[tensors[0]])
+        if not self.layers:
+            raise UsageError("this model computes nothing from its input")
+
+    def _keep(self, output: str) -> None:
+        """Leave out what the output does not need, such as heads for training alone."""
+        wanted = {output}
+        for layer in reversed(self.layers):
+            if layer.name in wanted:
+                wanted.update(layer.inputs)
+        self.layers = [layer for layer in self.layers if layer.name in wanted]
 
     def _call(self, node: FxNode) -> None:
         target = node.target
@@ -126,16 +144,33 @@ class Reader:
         return self.alias[value]
 
     def add(
-        self, node: FxNode, kind: str, inputs: list[Any], suffix: str = "", **rest: Any
+        self,
+        node: FxNode,
+        kind: str,
+        inputs: list[Any],
+        suffix: str = "",
+        owner: FxNode | None = None,
+        **rest: Any,
     ) -> None:
-        """Append a layer and remember which value it makes."""
-        base = module_path(node)
+        """Append a layer and remember which value it makes.
+
+        Args:
+            node: of which the shape is taken; its value is the layer's.
+            kind, rest: as of `Layer`.
+            inputs: nodes, or names of layers.
+            suffix: to the name.
+            owner: the node that really is read, where the layer is an addition of ours to what
+                ``node`` makes, whose value stays as it is.
+        """
+        base = module_path(owner or node)
         name = ".".join(p for p in (base, suffix) if p) or kind
         if kind in PLANAR:
             for value in inputs:
                 self.require_plain(node, value)
-        sources = [self.source(i, node) for i in inputs]
-        self.alias[node] = self.append(name, kind, sources, layout(node).shape, **rest)
+        sources = [i if isinstance(i, str) else self.source(i, node) for i in inputs]
+        unique = self.append(name, kind, sources, layout(node).shape, **rest)
+        if owner is None:
+            self.alias[node] = unique
 
     def append(
         self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 
+import torch
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.capture.reader import Reader, module_path
 from mecq_cli.errors import UsageError
+
+aten = torch.ops.aten
+BROADCASTING = (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor)
+"""Operations that repeat values by themselves."""
 
 
 def _value(node: FxNode) -> FxNode:
@@ -243,9 +248,10 @@ def same(reader: Reader, node: FxNode) -> None:
     if source in reader.notes:
         reader.notes[node] = reader.notes[source]
         return
-    if layout(source).shape != layout(node).shape:
+    repeats = layout(source).shape != layout(node).shape
+    if repeats and any(user.target not in BROADCASTING for user in node.users):
         raise UsageError(
-            f"layer {module_path(node)}: repeating values is not supported; this model cannot be "
-            "quantized"
+            f"layer {module_path(node)}: repeating values has no integer form here yet; this model "
+            "cannot be quantized"
         )
     reader.alias[node] = reader.source(source)

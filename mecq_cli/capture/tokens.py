@@ -13,7 +13,6 @@ from mecq_cli.capture.layout import layout
 from mecq_cli.capture.products import set_parameter
 from mecq_cli.capture.reader import Reader, module_path
 from mecq_cli.errors import UsageError
-from mecq_cli.layers import StochasticDepth
 
 
 def _affine(
@@ -130,72 +129,6 @@ def attention(reader: Reader, node: FxNode) -> None:
         layout(node).shape,
         attributes={"factor": 1.0},
     )
-
-
-def mul(reader: Reader, node: FxNode) -> None:
-    """An elementwise product; one with random zeros, the same for a whole image, drops a branch."""
-    a, b = node.args[0], node.args[1]
-    for value, other in ((a, b), (b, a)):
-        mask = reader.notes.get(other) if isinstance(other, FxNode) else None
-        if isinstance(mask, dict) and "keep" in mask:
-            module = StochasticDepth(1.0 - mask["keep"], scaled=mask["scaled"])
-            reader.add(node, "dropout", [value], suffix="drop", module=module)
-            return
-    kind = "rescale" if reader.is_constant(a) or reader.is_constant(b) else "mul"
-    reader.add(node, kind, [a, b], suffix="mul")
-
-
-def div(reader: Reader, node: FxNode) -> None:
-    """A quotient by a number, or by the length of the rows."""
-    a, b = node.args[0], node.args[1]
-    mask = reader.notes.get(a) if isinstance(a, FxNode) else None
-    if isinstance(mask, dict) and "keep" in mask:
-        mask["scaled"] = True
-        reader.notes[node] = mask
-        return
-    length = reader.notes.get(b) if isinstance(b, FxNode) else None
-    if isinstance(length, dict) and length.get("rows") is a and "eps" in length:
-        attributes = {"eps": length["eps"]}
-        reader.add(node, "l2_normalize", [a], suffix="normalize", attributes=attributes)
-    elif isinstance(b, (int, float)) and b:
-        reader.add(node, "rescale", [a, 1.0 / b], suffix="mul")
-    else:
-        raise UsageError(
-            f"layer {module_path(node)}: a division by values is not supported; this model cannot "
-            "be quantized"
-        )
-
-
-def subtract(reader: Reader, node: FxNode) -> None:
-    """A difference, as a sum with the negative."""
-    a, b = node.args[0], node.args[1]
-    place = layout(node)
-    if node.kwargs.get("alpha", 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: a difference with a factor")
-    if isinstance(b, (int, float)):
-        reader.add(node, "add", [a, -b], suffix="add")
-        return
-    base = module_path(node)
-    terms = [reader.source(b, node), reader.constant(-1.0, place)]
-    negative = reader.append(f"{base}.negative", "rescale", terms, place.shape)
-    name = f"{base}.add".lstrip(".")
-    reader.alias[node] = reader.append(name, "add", [reader.source(a, node), negative], place.shape)
-
-
-def empty(reader: Reader, node: FxNode) -> None:
-    """Memory that random numbers will fill."""
-    reader.notes[node] = {}
-
-
-def bernoulli(reader: Reader, node: FxNode) -> None:
-    """Random zeros and ones, the same for all of an image: stochastic depth."""
-    value = node.meta["val"]
-    if math.prod(int(n) for n in value.shape[1:]) != 1:
-        raise UsageError(
-            f"layer {module_path(node)}: random zeros that differ within an image are not "
-            "supported; this model cannot be quantized"
-        )
-    reader.notes[node] = {"keep": float(node.args[1]), "scaled": False}  # type: ignore[arg-type]
 
 
 def vector_norm(reader: Reader, node: FxNode) -> None:

@@ -1,4 +1,4 @@
-"""Writes the operations that move or clip values as ONNX nodes, the same in every profile."""
+"""Writes operations that move or clip values, or act on floats, the same in every profile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import GraphBuilder
+from mecq_cli.export.onnx_functions import emit_function
 from mecq_cli.integer.geometry import Windows, nearest, windows
 from mecq_cli.integer.ir import Node
 
@@ -112,8 +113,15 @@ def _roll(builder: GraphBuilder, node: Node) -> None:
         value = builder.emit("Concat", parts, name if last else f"{name}::axis_{index}", axis=axis)
 
 
+def _function(builder: GraphBuilder, node: Node) -> None:
+    """Of operators that opset 13 has; on floats, so not to the last bit as anywhere else."""
+    a = node.attributes
+    emit_function(builder, node.inputs[0], a["name"], a["parameters"], node.name)
+
+
 MOVES: dict[str, Callable[[GraphBuilder, Node], None]] = {
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool2d,
     "concat": _concat,
     "flatten": _flatten,

@@ -25,8 +25,9 @@ from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
 VERSION_2 = (
-    *("threshold", "lookup", "mul", "adaptive_avg_pool2d", "reshape", "transpose", "upsample"),
-    *("roll", "matmul", "constant", "layer_norm", "group_norm", "softmax", "l2_normalize"),
+    *("threshold", "lookup", "function", "mul", "adaptive_avg_pool2d", "reshape", "transpose"),
+    *("upsample", "roll", "matmul", "constant"),
+    *("layer_norm", "group_norm", "softmax", "l2_normalize"),
 )
 """Operations that version 1 of the format does not have."""
 KIND = FileKind("mecq-integer", 2, ArtifactError)

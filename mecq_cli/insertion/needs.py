@@ -7,9 +7,9 @@ from dataclasses import dataclass
 PRODUCTS = ("conv2d", "linear")
 PASSING = (
     *("max_pool2d", "concat", "flatten", "slice", "pad", "dropout"),
-    *("reshape", "transpose", "roll"),
+    *("reshape", "transpose", "roll", "upsample"),
 )
-POOLS = ("global_avg_pool", "avg_pool2d")
+POOLS = ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d")
 FLOATING = (*("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),)
 """Kinds of layers that compute in float, whatever the bits."""
 EDGE_BITS = 8

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PRODUCTS, Need
+from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, Need
 from mecq_cli.layers import Layer
 from mecq_cli.sites import (
     ConstantSite,
@@ -29,9 +29,9 @@ def _matmul_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 
 def _norm_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
-    """What a product puts out goes to bytes first: such products are the fast ones."""
+    """What is not float anyway goes to bytes first: products with a grid are the fast ones."""
     source = inserter.origin(layer.inputs[0])
-    if inserter.plan.abits == 32 or source is None or source.kind not in PRODUCTS:
+    if inserter.plan.abits == 32 or source is None or source.name in inserter.floats:
         return FLOAT
     return Need(EDGE_BITS)
 

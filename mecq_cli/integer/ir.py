@@ -27,6 +27,7 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | mul             | 2 grid | rne((q_a - z_a) s_a (q_b - z_b) s_b / s_y + z_y), scales and z_y as   |
 |                 |        | in add                                                                |
 |                 | 2 float| fl(a * b)                                            (float output)   |
+| function        | float  | f(x), in float32                                     (float output)   |
 | clip            | float  | clip(x, min, max); max may be None                   (float output)   |
 | max_pool2d      | any    | of the integers; output on the grid of the input                      |
 | avg_pool2d      | grid   | acc = sum (q - z_x) over the n values of a window;                    |
@@ -140,6 +141,7 @@ class Node:
             avg_pool2d: kernel, stride, padding (two ints each), ceil_mode, count_include_pad;
             slice: axes, starts, ends, steps (lists of ints of one length; axis 0 never);
             clip: min (0.0), max (a float or None);
+            function: name (see integer/functions.py), parameters (numbers);
             pad: before, after (an int for each of the axes 1, 2, 3);
             reshape: shape (of the output, without the batch);
             transpose: axes (a permutation of 1 to the number of axes);

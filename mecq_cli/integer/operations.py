@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from mecq_cli.integer.functions import FUNCTIONS
 from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid, Node
 
 
@@ -34,7 +35,7 @@ class Ints:
     most: int = 3
 
 
-Kind = Ints | Literal["bool", "number", "number or None"]
+Kind = Ints | Literal["bool", "number", "number or None", "name", "numbers"]
 """What an attribute may be; numbers are finite."""
 
 
@@ -157,6 +158,16 @@ def _lookup(node: Node, inputs: list[Value]) -> tuple[int, ...]:
         raise ValueError("its table has 256 bytes")
     if grid is not None and (table.min() < grid.qmin or table.max() > grid.qmax):
         raise ValueError(f"its table leaves the range [{grid.qmin}, {grid.qmax}]")
+    return inputs[0].shape
+
+
+def _function(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    name, given = node.attributes["name"], node.attributes["parameters"]
+    function = FUNCTIONS.get(name)
+    if function is None:
+        raise ValueError(f"unknown function; known are {', '.join(FUNCTIONS)}")
+    if len(given) != function.parameters:
+        raise ValueError(f"{len(given)} parameters are given, {name} has {function.parameters}")
     return inputs[0].shape
 
 
@@ -351,6 +362,7 @@ RULES = {
     "add": Rule(_add, 2, "any", "same", {}),
     "mul": Rule(_mul, 2, "any", "same", {}),
     "lookup": Rule(_lookup, 1, "grid", "grid", {}, tensors=("table",)),
+    "function": Rule(_function, 1, "float", "float", {"name": "name", "parameters": "numbers"}),
     "clip": Rule(_clip, 1, "float", "float", {"min": "number", "max": "number or None"}),
     "max_pool2d": Rule(_max_pool2d, 1, "any", "same", {**_KERNEL, "dilation": Ints(2, 1)}),
     "avg_pool2d": Rule(_avg_pool2d, 1, "any", "same", {**_KERNEL, "count_include_pad": "bool"}),

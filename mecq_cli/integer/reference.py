@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
+from mecq_cli.integer.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest, shapes, taps, windows
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
 
@@ -166,6 +167,12 @@ def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
 def _lookup(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     found: Array = node.tensors["table"][inputs[0]]
     return found
+
+
+def _function(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    call = FUNCTIONS[node.attributes["name"]].call
+    value: Array = call(inputs[0], *node.attributes["parameters"]).astype(np.float32)
+    return value
 
 
 def _mul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
@@ -373,6 +380,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "add": _add,
     "mul": _mul,
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,

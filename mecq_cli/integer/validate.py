@@ -130,6 +130,10 @@ def _check_attributes(given: Mapping[str, Any], wanted: Mapping[str, Kind]) -> N
 def _is_kind(value: Any, kind: Kind) -> bool:
     if kind == "bool":
         return isinstance(value, bool)
+    if kind == "name":
+        return isinstance(value, str)
+    if kind == "numbers":
+        return isinstance(value, tuple | list) and all(_is_kind(v, "number") for v in value)
     if isinstance(kind, str):
         if value is None:
             return kind == "number or None"

@@ -11,8 +11,8 @@ from __future__ import annotations
 from mecq_cli.sites.base import Reference, Site, threshold
 from mecq_cli.sites.grids import DequantizeSite, QuantizeSite
 from mecq_cli.sites.moves import DropoutSite, PassSite
-from mecq_cli.sites.pointwise import AddSite, ClipSite
-from mecq_cli.sites.pools import AveragePoolSite, GlobalAveragePoolSite
+from mecq_cli.sites.pointwise import AddSite, ClipSite, FunctionSite, MulSite
+from mecq_cli.sites.pools import AdaptivePoolSite, AveragePoolSite, GlobalAveragePoolSite
 from mecq_cli.sites.products import ProductSite
 from mecq_cli.sites.tokens import (
     ConstantSite,
@@ -25,6 +25,7 @@ from mecq_cli.sites.tokens import (
 )
 
 __all__ = [
+    "AdaptivePoolSite",
     "AddSite",
     "AveragePoolSite",
     "ClipSite",
@@ -32,8 +33,10 @@ __all__ = [
     "DequantizeSite",
     "DropoutSite",
     "FloatSite",
+    "FunctionSite",
     "GlobalAveragePoolSite",
     "MatmulSite",
+    "MulSite",
     "NormSite",
     "NormalizeSite",
     "PassSite",

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mecq_cli.integer.ir import Grid, Node
 from mecq_cli.kernels import run_node
-from mecq_cli.layers import StochasticDepth
 from mecq_cli.quantizers import ActivationQuantizer
 from mecq_cli.sites.base import Site
 
@@ -49,21 +47,28 @@ class PassSite(Site):
 
 
 class DropoutSite(Site):
-    """Dropout of values or of whole images in training, nothing at all afterwards."""
+    """Dropout in training, nothing at all afterwards.
+
+    Args:
+        p: share of what is dropped.
+        images: drop the values of whole images, as stochastic depth does.
+    """
 
     def __init__(
-        self, name: str, sources: Sequence[ActivationQuantizer | None], module: nn.Dropout
+        self,
+        name: str,
+        sources: Sequence[ActivationQuantizer | None],
+        p: float,
+        *,
+        images: bool = False,
     ) -> None:
         super().__init__(name, sources)
-        self.p = module.p
-        self.whole = isinstance(module, StochasticDepth)
-        self.scaled = not isinstance(module, StochasticDepth) or module.scaled
+        self.p, self.images = p, images
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Same shape."""
         x = inputs[0]
-        if not self.whole or not self.training:
+        if not self.images or not self.training:
             return F.dropout(x, self.p, self.training)
-        kept = torch.empty(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-        kept.bernoulli_(1.0 - self.p)
-        return x * (kept / (1.0 - self.p) if self.scaled and self.p < 1.0 else kept)
+        kept = F.dropout(x.new_ones((len(x), *[1] * (x.dim() - 1))), self.p, self.training)
+        return x * kept

@@ -30,7 +30,7 @@ LARGEST_ERROR = 0.15
 CACHED = 2**18
 """Values that are turned into floats at once."""
 
-MOVING = ("concat", "flatten", "slice", "pad")
+MOVING = ("concat", "flatten", "slice", "pad", "reshape", "transpose", "upsample")
 """Operations that move bytes; maxima are taken of bfloat16, which holds all integers up to 256."""
 
 
