@@ -46,7 +46,7 @@ def test_a_float_copy_computes_what_the_model_does(name: str) -> None:
         torch.testing.assert_close(copy(IMAGES)[0], model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("bits", [(4, 4), (2, 2), (8, 8), (1, 1), (3, 5)])
+@pytest.mark.parametrize("bits", [(4, 4), (2, 3), (1, 1)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_integer_is_the_same_in_all_runtimes(
     name: str, bits: tuple[int, int], tmp_path: Path
@@ -150,7 +150,7 @@ def losses(name: str, what: str, heard: Listener) -> list[float]:
     plain = network(name).eval().requires_grad_(False)
     config = QuantizeConfig.model_validate({
         "model": name, "wbits": 4, "abits": 4, "data": "data", "epochs": 1, "amp": "off",
-        "compile": what,
+        "compile": what, "mec_weight": 0.01, "lr": 0.003,
     })  # fmt: skip
     recipe = choose(config, 3, len(IMAGES), torch.device("cpu"), tokens=of_tokens(plain))
     assert recipe.optimizer == "adamw"
@@ -162,12 +162,11 @@ def losses(name: str, what: str, heard: Listener) -> list[float]:
     return [step(IMAGES, torch.arange(6), i).total for i in range(3)]
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
-def test_training_goes_down_and_compiled_quantizers_are_the_same(name: str) -> None:
+def test_training_goes_down_and_compiled_quantizers_are_the_same() -> None:
     heard = Warnings()
-    plain = losses(name, "off", heard)
+    plain = losses("vit", "off", heard)
     assert plain[-1] < plain[0]
-    assert losses(name, "quantizers", heard) == pytest.approx(plain, rel=2e-3)
+    assert losses("vit", "quantizers", heard) == pytest.approx(plain, rel=2e-3)
     assert not heard.texts
 
 

@@ -229,9 +229,10 @@ class Reader:
         if value is None:
             return None
         if not isinstance(value, FxNode) or value.op != "get_attr":
+            where = module_path(value) if isinstance(value, FxNode) else ""
             raise UsageError(
-                "a weight is computed from other weights (weight standardisation or sharing); "
-                "this model cannot be quantized"
+                f"layer {where or '(root)'}: a weight that is computed from other weights (weight "
+                "standardisation or sharing) has no integer form; this model cannot be quantized"
             )
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)

@@ -383,6 +383,8 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     was only calibrated may be better off with those of its FP training (8 bits) or not (2 bits):
     what decides is which one agrees better with the FP logits.
     """
+    if not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules()):
+        return
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
     # Batch norm in training mode is that of all processes: each brings its part.
