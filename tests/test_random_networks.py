@@ -94,7 +94,8 @@ def check_counts(counts: Counter[str]) -> None:
     """The unoptimized graph may round another way, rarely; and all there is has been used."""
     check_rounding(counts)
     operations = "quantize requantize conv2d linear add concat flatten slice pad"
-    operations += " max_pool2d avg_pool2d global_avg_pool"
+    operations += " max_pool2d avg_pool2d global_avg_pool adaptive_avg_pool2d"
+    operations += " lookup mul reshape transpose upsample"
     bits = [f"{kind}{bits}" for kind in "WA" for bits in range(1, 9)]
     assert not [name for name in operations.split() + bits if not counts[name]], counts
 

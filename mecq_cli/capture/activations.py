@@ -114,7 +114,7 @@ def prelu(reader: Reader, node: FxNode) -> None:
             f"layer {module_path(node)}: a PReLU with a slope for each channel has no integer form "
             "here yet; this model cannot be quantized"
         )
-    _function(reader, node, "leaky_relu", [float(slope[1])])
+    _function(reader, node, "leaky_relu", [float(slope[1].detach())])
 
 
 def _function(reader: Reader, node: FxNode, name: str, parameters: list[float]) -> None:

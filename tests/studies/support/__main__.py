@@ -30,9 +30,7 @@ def row(model: Model, bits: int, timeout: float) -> dict[str, Any]:
     base = {"size": model.size, "bits": bits}
     step = "quantize" if bits else "capture"
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, check=False
-        )
+        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {**base, step: f"took longer than {timeout:.0f} seconds"}
