@@ -35,5 +35,5 @@ def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
         UsageError: the model cannot be exported, or has an operation without an integer form.
     """
     layers = Reader(export(model, input_shape), HANDLERS).read()
-    layers = fuse(to_affine(fold_gains(layers)))
+    layers = fuse(fold_gains(to_affine(layers)))
     return split_linears(fold_gains(layers))
