@@ -23,9 +23,9 @@ def models(
 ) -> None:
     """Example: [bold]mecq models efficientnet[/bold]
 
-    Models that were tried, and how far each goes: verified (quantized, exported, compared),
-    captured (it gets its quantizers), or not, and why. Other names may work: mecq quantize NAME
-    --dry-run tells.
+    Models that were tried, and how far each goes: verified (quantized,
+    exported, compared), captured (it gets its quantizers), or not, and why.
+    Others may work too: mecq quantize NAME --dry-run tells.
     """
     from mecq_cli.cli import render
     from mecq_cli.errors import UsageError
