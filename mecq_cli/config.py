@@ -35,8 +35,10 @@ from mecq_cli.settings import (
     CountOrZero,
     CropPct,
     DataName,
+    Decay,
     Experts,
     Fraction,
+    LowerFrom,
     Name,
     Origin,
     Positive,
@@ -115,6 +117,7 @@ class QuantizeConfig(Settings):
             mecq_cli.quantizers.QUANTIZERS (checked there: this module needs no torch).
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
+        recipe: how long the training is where ``epochs`` does not say it (training/recipe.py).
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
         batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe; the batch is that of
             all processes together.
@@ -144,6 +147,11 @@ class QuantizeConfig(Settings):
             where it is damaged.
         calibration_images: seen for the first activation scales.
         bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
+        ema: decay of the moving average of what is learned, which is kept; 0 keeps the last.
+        freeze_oscillations: frequency above which a weight that jumps between two levels is
+            frozen, such as 0.02; 0 freezes none.
+        lower_from: bits that the training begins with, to lower them step by step; 0 begins with
+            those asked for.
         resume: continue the run in ``output``.
         dry_run: show what would be quantized, write nothing.
         force: start over in an output folder that is in use.
@@ -164,6 +172,7 @@ class QuantizeConfig(Settings):
     val_split: Share | None = None
     img_size: Count | None = None
     crop_pct: CropPct | None = None
+    recipe: Literal["quick", "standard", "best"] = "standard"
     epochs: CountOrZero | None = None
     max_steps: CountOrZero | None = None
     batch_size: Count | None = None
@@ -198,6 +207,9 @@ class QuantizeConfig(Settings):
     keep_checkpoints: Count = 2
     calibration_images: Count = 512
     bn_images: CountOrZero = 2048
+    ema: Decay = 0.0
+    freeze_oscillations: Fraction = 0.0
+    lower_from: LowerFrom = 0
     resume: bool = False
     dry_run: bool = False
     force: bool = False

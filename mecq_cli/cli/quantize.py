@@ -139,6 +139,14 @@ def quantize(
             rich_help_panel=_START,
         ),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="quick|standard|best",
+            help="How long to train: minutes, an hour, as long as it takes (default standard).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -262,6 +270,30 @@ def quantize(
         typer.Option(
             metavar="F",
             help="Share of the steps over which its distortion falls (default 0.1).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Keep a moving average of the weights with this decay; 0 keeps the last ones.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    freeze_oscillations: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    lower_from: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

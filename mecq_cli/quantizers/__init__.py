@@ -13,6 +13,7 @@ from mecq_cli.quantizers.base import (
 )
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 from mecq_cli.quantizers.registry import QUANTIZERS, Quantizers, quantizers_named
+from mecq_cli.quantizers.uniform import UniformWeight
 
 __all__ = [
     "MIN_SCALE",
@@ -23,6 +24,7 @@ __all__ = [
     "LsqWeight",
     "Quantizer",
     "Quantizers",
+    "UniformWeight",
     "WeightQuantizer",
     "quantizers_named",
     "round_backward",

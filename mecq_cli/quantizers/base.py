@@ -202,6 +202,17 @@ class Quantizer(nn.Module):
         self.active = True
         self.kernels = PLAIN
 
+    def use_bits(self, bits: int) -> None:
+        """Round to so many bits from now on; its step must be found anew afterwards.
+
+        For training that lowers the bits step by step. `bits` stays what is exported.
+
+        Raises:
+            NotImplementedError: this one only knows its own number.
+        """
+        if bits != self.bits:
+            raise NotImplementedError
+
     def positive(self) -> list[Tensor]:
         """Parameters that must not cross zero: after each update they are at least `MIN_SCALE`."""
         return []

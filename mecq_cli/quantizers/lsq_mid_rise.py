@@ -9,7 +9,6 @@ Departure: at 7 and 8 bits, where this is of no weight, the grid is that of LSQ:
 
 from __future__ import annotations
 
-from mecq_cli.integer.ir import MID_RISE_BITS
 from mecq_cli.quantizers.lsq import LsqWeight
 
 
@@ -17,4 +16,4 @@ class LsqMidRiseWeight(LsqWeight):
     """Grid -(2^b - 1), ..., -1, 1, ..., 2^b - 1. One learned step per output channel."""
 
     def __init__(self, bits: int, channels: int) -> None:
-        super().__init__(bits, channels, mid_rise=bits in MID_RISE_BITS)
+        super().__init__(bits, channels, mid_rise=True)

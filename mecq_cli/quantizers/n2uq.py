@@ -16,8 +16,8 @@ front and the widths do the same. The step is learned as in LSQ, and so scaled a
 here. Thresholds are rounded, with a straight-through gradient, to what the integer network compares
 with: the half-integers of a grid of 8 bits that ends at the last one. No width gets smaller than a
 sixteenth of the largest, so that no two thresholds fall on one integer and no gradient grows beyond
-all bounds. Values that can be negative, and those of more bits than 4, are rounded as by LSQ, and
-so are weights: the entropy-preserving ones of the paper are no part of this.
+all bounds. Values that can be negative, and those of more bits than 4, are rounded as by LSQ. The
+paper's weights are in entropy_preserving.py.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from mecq_cli.errors import UsageError
-from mecq_cli.integer.ir import MOST_THRESHOLD_BITS
+from mecq_cli.integer.ir import MID_RISE_BITS, MOST_THRESHOLD_BITS
 from mecq_cli.quantizers.base import ActivationQuantizer, WeightQuantizer
 from mecq_cli.quantizers.dorefa import DorefaActivation, DorefaWeight
+from mecq_cli.quantizers.entropy_preserving import EntropyPreservingWeight
 from mecq_cli.quantizers.ewgs import EwgsActivation, EwgsWeight
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 from mecq_cli.quantizers.lsq_mid_rise import LsqMidRiseWeight
@@ -27,7 +29,7 @@ class Quantizers(NamedTuple):
             be negative.
     """
 
-    weight: type[WeightQuantizer]
+    weight: Callable[[int, int], WeightQuantizer]
     activation: type[ActivationQuantizer]
     thresholds: type[ActivationQuantizer] | None = None
 
@@ -47,6 +49,12 @@ class Quantizers(NamedTuple):
         return self.activation(bits, power_of_two=power_of_two)
 
 
+def entropy_preserving(bits: int, channels: int) -> WeightQuantizer:
+    """Where there is a grid without zero; else LSQ."""
+    few = bits == 1 or bits in MID_RISE_BITS
+    return (EntropyPreservingWeight if few else LsqWeight)(bits, channels)
+
+
 QUANTIZERS = {
     "lsq": Quantizers(LsqWeight, LsqActivation),
     "lsq+": Quantizers(LsqWeight, LsqPlusActivation),
@@ -54,7 +62,8 @@ QUANTIZERS = {
     "pact": Quantizers(DorefaWeight, PactActivation),
     "dorefa": Quantizers(DorefaWeight, DorefaActivation),
     "ewgs": Quantizers(EwgsWeight, EwgsActivation),
-    "n2uq": Quantizers(LsqWeight, LsqActivation, N2uqActivation),
+    "lsq-thresholds": Quantizers(LsqWeight, LsqActivation, N2uqActivation),
+    "n2uq": Quantizers(entropy_preserving, LsqActivation, N2uqActivation),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.integer.ir import Grid
+from mecq_cli.integer.ir import MID_RISE_BITS, Grid
 from mecq_cli.quantizers.base import (
     ActivationQuantizer,
     WeightQuantizer,
@@ -27,10 +27,15 @@ class UniformWeight(WeightQuantizer):
 
     def __init__(self, bits: int, channels: int, *, mid_rise: bool = False) -> None:
         super().__init__(bits, channels)
-        self.mid_rise = self.mid_rise or mid_rise
+        self._asked_mid_rise = mid_rise
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.use_bits(bits)
+
+    def use_bits(self, bits: int) -> None:
+        """The ends of the grid are those of ``bits``."""
+        self.mid_rise = bits == 1 or (self._asked_mid_rise and bits in MID_RISE_BITS)
         self.qmax = 2**bits - 1 if self.mid_rise else 2 ** (bits - 1) - 1
         self.qmin = -self.qmax if self.mid_rise else -(2 ** (bits - 1))
-        self.scale = nn.Parameter(torch.ones(channels))
 
     def positive(self) -> list[Tensor]:
         """The steps."""
@@ -39,7 +44,7 @@ class UniformWeight(WeightQuantizer):
     def initialize(self, weight: Tensor) -> None:
         """First steps from the FP weight [O, ...]."""
         rows = weight.detach().float().flatten(1)
-        if self.bits == 1:
+        if (self.qmin, self.qmax) == (-1, 1) and self.mid_rise:
             scale = rows.abs().mean(1).clamp_min(1e-8)
         else:
             scale = best_weight_scale(rows, self.qmin, self.qmax, self.mid_rise)
@@ -77,6 +82,10 @@ class UniformActivation(ActivationQuantizer):
         self.qmax = 2**bits - 1
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self._offset = 0
+
+    def use_bits(self, bits: int) -> None:
+        """The grid ends at that of ``bits``; the zero point is found with the next first step."""
+        self.qmax = 2**bits - 1
 
     def initialize(self, values: Tensor) -> None:
         """First step and zero point from a flat sample of the values."""

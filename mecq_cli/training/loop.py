@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mecq_cli.calibration import calibrate
 from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.errors import Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.memory import advising
+from mecq_cli.sites import ProductSite
 from mecq_cli.storage import sync_file
 from mecq_cli.training import state
+from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.batch_norm import synchronise
 from mecq_cli.training.integer_teacher import IntegerTeacher
+from mecq_cli.training.lowering import fewest_bits, raise_bits, stages
 from mecq_cli.training.metrics import MetricsLog, cut
+from mecq_cli.training.oscillation import OscillationFreezing
 from mecq_cli.training.recipe import Recipe, make_optimizer
 from mecq_cli.training.signals import SignalWatch
 from mecq_cli.training.step import TrainingStep
@@ -28,6 +33,10 @@ from mecq_cli.training.teacher import Teacher
 
 Epoch = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(epoch, first batch) -> normalised images [N, C, H, W] and labels [N], on the device."""
+
+
+Images = Callable[[], tuple[Iterable[Tensor], int]]
+"""Normalised batches for the grids, and how many they are."""
 
 
 class Trainer:
@@ -44,6 +53,7 @@ class Trainer:
         keep_checkpoints: how many are kept, the last ones.
         listener: hears of every step.
         processes: which share the work; the first one writes.
+        calibration: for the grids of each stage, where the bits are lowered step by step.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class Trainer:
         listener: Listener,
         keep_checkpoints: int = state.KEEP,
         processes: Processes = ALONE,
+        calibration: Images | None = None,
     ) -> None:
         self.keep = keep_checkpoints
         self.model, self.recipe, self.batches = model, recipe, batches
@@ -70,36 +81,86 @@ class Trainer:
             synchronise(model)
         self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes)
         self.progress = state.Progress(0, False, {})
+        self.stages = stages(recipe, fewest_bits(model))
+        self.calibration = calibration
+        self._follow()
         self._seed = torch.initial_seed()
+
+    def _follow(self) -> None:
+        """Begin to average the weights and to watch them, as the recipe wants it."""
+        recipe = self.recipe
+        self.average = WeightAverage(self.model, recipe.ema) if recipe.ema else None
+        self.freezing = (
+            OscillationFreezing(self.model, recipe.freeze_oscillations)
+            if recipe.freeze_oscillations
+            else None
+        )
+        # Frozen weights are put in their place last, and averaged there.
+        self.step.followers = tuple(f for f in (self.freezing, self.average) if f is not None)
+
+    def parts(self) -> Mapping[str, state.Part]:
+        """What a checkpoint holds beside the network and the optimizer."""
+        parts: dict[str, state.Part] = {"regularizer": self.step.regularizer}
+        if self.average is not None:
+            parts["average"] = self.average
+        if self.freezing is not None:
+            parts["oscillations"] = self.freezing
+        return parts
+
+    def _enter_stage(self) -> None:
+        """Lower the bits where a stage begins at this step."""
+        bits = {stage.first_step: stage.bits for stage in self.stages}.get(self.progress.step)
+        if bits is None or len(self.stages) == 1:
+            return
+        raise_bits(self.model, bits)
+        for site in self.model.sites():
+            if isinstance(site, ProductSite) and site.weight_quantizer is not None:
+                site.weight_quantizer.initialize(site.weight)
+        assert self.calibration is not None
+        calibrate(self.model, *self.calibration())
+        self.share_state()
+        self.model.train()
+        self._follow()
+        if self.progress.step or bits:
+            self.listener.note(
+                f"step {self.progress.step}: "
+                + (f"at least {bits} bits" if bits else "all bits as they were asked for")
+            )
+
+    def _use_bits_of(self, step: int) -> None:
+        """Of the stage that was on when this step's checkpoint was written."""
+        begun = [s for s in self.stages if s.first_step < step] or self.stages[:1]
+        raise_bits(self.model, begun[-1].bits)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint, which the first process reads; False without one."""
         found = self.processes.from_first(self._restore)
         if found:
             self.share_state()
+            self._use_bits_of(self.progress.step)
         return found
 
     def share_state(self) -> None:
         """All processes take over what the first one has."""
         if self.processes.count == 1:
             return
-        regularizer = self.step.regularizer
         everything = (
             dict(self.model.state_dict()),
             self.optimizer.state_dict(),
-            regularizer.saved_states(),
+            {name: part.saved_states() for name, part in self.parts().items()},
             self.progress,
         )
-        model, optimizer, entropy, progress = self.processes.broadcast(everything)
+        model, optimizer, parts, progress = self.processes.broadcast(everything)
         if not self.processes.first:
             self.model.load_state_dict(model)
             self.optimizer.load_state_dict(optimizer)
-            regularizer.load_saved_states(entropy)
+            for name, part in self.parts().items():
+                part.load_saved_states(parts[name])
             self.progress = progress
 
     def _restore(self) -> bool:
         progress, complaints = state.restore(
-            self.checkpoints, self.model, self.optimizer, self.step.regularizer
+            self.checkpoints, self.model, self.optimizer, self.parts()
         )
         for complaint in complaints:
             self.listener.warn(f"{complaint}; the checkpoint before it is used")
@@ -118,7 +179,7 @@ class Trainer:
             self.checkpoints,
             self.model,
             self.optimizer,
-            self.step.regularizer,
+            self.parts(),
             self.progress,
             self.keep,
         )
@@ -133,6 +194,7 @@ class Trainer:
         """
         recipe, progress = self.recipe, self.progress
         if progress.step >= recipe.total_steps:
+            self._settle()
             return
         more_parts = 2 * recipe.accumulate
         self.model.train()
@@ -140,18 +202,33 @@ class Trainer:
         with SignalWatch() as watch, self._log() as log:
             self._stop_if_asked(watch, resume_command)
             while progress.step < recipe.total_steps:
+                self._enter_stage()
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
                     with advising(recipe.batch_size, lambda: resume_command, more_parts):
                         self._one(images, labels, epoch, log, time.perf_counter() - asked)
                     self._stop_if_asked(watch, resume_command)
-                    if progress.step >= recipe.total_steps:
+                    if progress.step >= recipe.total_steps or self._at_stage():
                         break
                     asked = time.perf_counter()
+        self._settle()
         # What follows takes a while too, and need not be paid for with steps.
         self.save()
         self.listener.finish("train")
+
+    def _at_stage(self) -> bool:
+        return any(0 < stage.first_step == self.progress.step for stage in self.stages)
+
+    def _settle(self) -> None:
+        """The network is what is kept of it. A second time changes nothing."""
+        if self.average is not None:
+            self.average.settle()
+        if self.freezing is not None:
+            self.freezing.settle()
+            self.listener.note(
+                f"{100 * self.freezing.frozen_share:.1f} % of the weights are frozen"
+            )
 
     def _log(self) -> MetricsLog:
         """The metrics, written line by line: no checkpoint is ahead of them."""

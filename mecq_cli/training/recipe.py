@@ -58,6 +58,10 @@ class Recipe:
         bf16: autocast of the training step.
         compile: what is compiled: model, quantizers, off.
         teacher: how the FP network is followed: auto, or float.
+        ema: decay of the average of what is learned (averaging.py); 0 without one.
+        freeze_oscillations: final threshold (oscillation.py); 0 freezes nothing.
+        lower_from: bits the training begins with (lowering.py); 0 begins with those asked for.
+        reasons: what was chosen here, and why, for people.
     """
 
     epochs: int
@@ -79,6 +83,10 @@ class Recipe:
     bf16: bool
     compile: str
     teacher: str
+    ema: float
+    freeze_oscillations: float
+    lower_from: int
+    reasons: tuple[str, ...]
 
 
 def default_batch_size(images: int, input_size: int) -> int:
@@ -89,9 +97,29 @@ def default_batch_size(images: int, input_size: int) -> int:
     return wanted
 
 
-def default_epochs(steps_per_epoch: int) -> int:
-    """About 4,000 steps, within 5 to 60 epochs."""
-    return min(max(math.ceil(4000 / max(steps_per_epoch, 1)), 5), 60)
+@dataclass(frozen=True)
+class Length:
+    """How long a training by name is: about so many steps, within bounds of epochs."""
+
+    steps: int
+    fewest_epochs: int
+    most_epochs: int
+
+
+LENGTHS = {
+    "quick": Length(600, 1, 10),
+    "standard": Length(4000, 5, 60),
+    "best": Length(20_000, 30, 300),
+}
+"""By the name of the recipe: minutes, an hour, as long as it takes. Few images are seen more often,
+but not so often that the network learns them by heart; of a million, one pass is many steps."""
+
+
+def default_epochs(steps_per_epoch: int, recipe: str = "standard") -> int:
+    """By the recipe's name and the size of the data."""
+    length = LENGTHS[recipe]
+    wanted = math.ceil(length.steps / max(steps_per_epoch, 1))
+    return min(max(wanted, length.fewest_epochs), length.most_epochs)
 
 
 def of_tokens(model: nn.Module) -> bool:
@@ -112,7 +140,11 @@ def choose(
     tokens: bool = False,
 ) -> Recipe:
     """Fill in what the settings leave open; ``tokens`` as `of_tokens` says of the model."""
-    epochs = config.epochs if config.epochs is not None else default_epochs(steps_per_epoch)
+    epochs = (
+        config.epochs
+        if config.epochs is not None
+        else default_epochs(steps_per_epoch, config.recipe)
+    )
     total = epochs * steps_per_epoch
     if config.max_steps is not None:
         total = min(total, config.max_steps)
@@ -150,7 +182,28 @@ def choose(
         bf16=use_bf16(config.amp, device),
         compile=_choose_compile(total) if config.compile == "auto" else config.compile,
         teacher=config.teacher,
+        ema=config.ema,
+        freeze_oscillations=config.freeze_oscillations,
+        lower_from=config.lower_from,
+        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay)),
     )
+
+
+def _reasons(
+    config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float
+) -> Iterator[str]:
+    length = LENGTHS[config.recipe]
+    if config.epochs is None:
+        bound = {
+            length.fewest_epochs: ", the least",
+            length.most_epochs: ", the most: the images are few",
+        }.get(epochs, "")
+        yield (
+            f"{epochs} epochs of {steps_per_epoch} steps{bound} (about {length.steps:,} steps in "
+            f"all are the aim)"
+        )
+    if config.weight_decay is None:
+        yield f"weight decay {decay:g} (less with fewer bits)"
 
 
 def _choose_compile(steps: int) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mecq_cli.entropy import EntropyRegularizer
 from mecq_cli.errors import CheckpointError, NumericError
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.storage import write_failure
@@ -24,6 +24,16 @@ _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
 _TENSOR_OVERHEAD = 512
 _SMALL_STATES = 32_768
 """Bytes a tensor takes in the header; and those of the random state and the rest."""
+
+
+class Part(Protocol):
+    """What a training remembers beside the network and its optimizer."""
+
+    def saved_states(self) -> Any:
+        """Tensors and plain values, in dictionaries and lists."""
+
+    def load_saved_states(self, state: Any, /) -> None:
+        """Go on from there."""
 
 
 @dataclass
@@ -45,7 +55,7 @@ def save(
     folder: Path,
     model: QuantizedModel,
     optimizer: torch.optim.Optimizer,
-    regularizer: EntropyRegularizer,
+    parts: Mapping[str, Part],
     progress: Progress,
     keep: int = KEEP,
 ) -> Path:
@@ -62,7 +72,7 @@ def save(
         {
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
-            "regularizer": regularizer.saved_states(),
+            "parts": {name: part.saved_states() for name, part in parts.items()},
             "random": torch.get_rng_state(),
         },
     )
@@ -142,7 +152,7 @@ def restore(
     folder: Path,
     model: QuantizedModel,
     optimizer: torch.optim.Optimizer,
-    regularizer: EntropyRegularizer,
+    parts: Mapping[str, Part],
 ) -> tuple[Progress | None, list[str]]:
     """Load the newest checkpoint that is whole. The schedule needs none: it follows the step.
 
@@ -164,7 +174,8 @@ def restore(
         try:
             _load(model, state["model"], path)
             optimizer.load_state_dict(state["optimizer"])
-            regularizer.load_saved_states(state["regularizer"])
+            for name, part in parts.items():
+                part.load_saved_states(state["parts"][name])
             torch.set_rng_state(state["random"])
             step = int(document["step"])
             progress = Progress(step, bool(document["finished"]), dict(document["facts"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,13 @@ class Losses:
     coding_lengths: dict[str, float]
 
 
+class Follower(Protocol):
+    """Sees the network after each update."""
+
+    def update(self, progress: float, /) -> None:
+        """``progress`` is the share of the steps that is done."""
+
+
 def on_cpu(model: QuantizedModel) -> bool:
     """Where its parameters are."""
     return all(p.device.type == "cpu" for p in model.parameters())
@@ -48,6 +56,9 @@ def on_cpu(model: QuantizedModel) -> bool:
 
 class TrainingStep:
     """Computes the loss and updates the network.
+
+    Attributes:
+        followers: told after each update.
 
     Args:
         model: in training mode.
@@ -74,6 +85,7 @@ class TrainingStep:
         needed = recipe.distill_weight > 0 or self.two_views
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
         self.regularizer = EntropyRegularizer(recipe.mec)
+        self.followers: tuple[Follower, ...] = ()
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()
@@ -131,6 +143,8 @@ class TrainingStep:
         self._check_gradients(step)
         self.optimizer.step()
         self.model.project()
+        for follower in self.followers:
+            follower.update((step + 1) / max(self.recipe.total_steps, 1))
         return Losses(*values, correct, lengths)
 
     def _together(

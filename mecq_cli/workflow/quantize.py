@@ -333,6 +333,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         listener=listener,
         keep_checkpoints=config.keep_checkpoints,
         processes=job.processes,
+        calibration=lambda: job.some_images(CALIBRATION_EPOCH, config.calibration_images),
     )
     need = disk_need(config, recipe, model, trainer.optimizer, run)
     listener.note(job.processes.from_first(lambda: need.require(run.path)))
@@ -421,11 +422,16 @@ def _describe(job: Job, model: QuantizedModel) -> None:
         "distillation" if recipe.distill_weight else "",
         f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
         "bf16" if recipe.bf16 else "",
+        f"average of {recipe.ema:g}" if recipe.ema else "",
+        "oscillations frozen" if recipe.freeze_oscillations else "",
+        f"bits lowered from {recipe.lower_from}" if recipe.lower_from else "",
         {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
         f"{job.processes.count} processes" if job.processes.count > 1 else "",
         f"{recipe.accumulate} micro-batches" if recipe.accumulate > 1 else "",
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
+    if recipe.total_steps and recipe.reasons:
+        job.listener.note(f"recipe {config.recipe}: {'; '.join(recipe.reasons)}")
     job.listener.note(
         f"{config.model} {bits} on {job.device}: {how}{'; ' + parts if parts else ''}"
     )

@@ -193,11 +193,13 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "batch-size": 16, "lr": 0.1, "mec-weight": 0.5, "mec-distortion": 0.03, "seed": 9,
         "checkpoint-every": 5, "keep-checkpoints": 4, "mec-warmup": 0.2, "mec-align": 0.5,
         "mec-grid": 2, "mec-order": 3, "accumulate": 2,
+        "ema": 0.9, "freeze-oscillations": 0.1, "lower-from": 4,
     }  # fmt: skip
     words = {
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
         "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
-        "mec-experts": "exact+linear", "mec-term": "divergence",
+        "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "lsq+",
+        "recipe": "quick",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
     switches = [

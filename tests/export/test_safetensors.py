@@ -305,20 +305,23 @@ def rewritten(
     change: Callable[[dict[str, Any]], None] = lambda document: None,
     tensors: Mapping[str, RawTensor] | None = None,
     kind: FileKind = KIND,
+    version: int = 1,
 ) -> bytes:
     """A file whose hashes are right and whose model is not: what an attacker could write."""
     original, metadata = decode(KIND, artifact, "")
     document = json.loads(metadata["model"])
     change(document)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return b"".join(encode(kind, {**original, **(tensors or {})}, {"model": text}))
+    return b"".join(encode(kind, {**original, **(tensors or {})}, {"model": text}, version))
 
 
 def test_a_newer_version_is_told_from_damage(
     artifact: bytes, load_bytes: Callable[[bytes], IntegerModel]
 ) -> None:
-    with pytest.raises(ArtifactError, match=r"version 2 is newer than 1.*update mecq"):
-        load_bytes(rewritten(artifact, kind=FileKind("mecq-integer", 2, ArtifactError)))
+    newer = KIND.version + 1
+    says = rf"version {newer} is newer than {KIND.version}.*update mecq"
+    with pytest.raises(ArtifactError, match=says):
+        load_bytes(rewritten(artifact, version=newer))
     with pytest.raises(ArtifactError, match="its format is 'mecq-checkpoint'"):
         load_bytes(rewritten(artifact, kind=FileKind("mecq-checkpoint", 1, ArtifactError)))
 

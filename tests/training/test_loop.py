@@ -69,6 +69,7 @@ def trainer(
     return Trainer(
         model, None, recipe, source, checkpoints=folder / "checkpoints",
         metrics=folder / "metrics.jsonl", checkpoint_every=2, listener=listener or Listener(),
+        calibration=lambda: ([IMAGES], 1),
     )  # fmt: skip
 
 
@@ -97,21 +98,31 @@ def test_rows_are_written_and_heard_step_by_step(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", ["lsq", "n2uq"])
-def test_what_was_stopped_goes_on_exactly(tmp_path: Path, quantizer: str) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"quantizer": "n2uq"},
+        {"ema": 0.5},
+        {"freeze_oscillations": 0.001, "ema": 0.5},
+        {"lower_from": 8, "mec_weight": 0.0},
+    ],
+    ids=lambda changes: "+".join(changes) or "default",
+)
+def test_what_was_stopped_goes_on_exactly(tmp_path: Path, changes: dict[str, Any]) -> None:
     """By a signal in the middle of an epoch; rows after the checkpoint are written once."""
     (tmp_path / "a").mkdir()
-    whole = trainer(tmp_path / "a", quantizer=quantizer)
+    whole = trainer(tmp_path / "a", **changes)
     whole.train("")
 
     (tmp_path / "b").mkdir()
     stop = Recorder({5: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     with pytest.raises(Interrupted, match="after step 5 of 12, saved; continue with: go on") as got:
-        trainer(tmp_path / "b", stop, quantizer=quantizer).train("go on")
+        trainer(tmp_path / "b", stop, **changes).train("go on")
     assert got.value.exit_code == 143
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1}\n{"ste')
-    resumed = trainer(tmp_path / "b", quantizer=quantizer)
+    resumed = trainer(tmp_path / "b", **changes)
     assert resumed.resume()
     assert resumed.progress.step == 5
     resumed.train("")

@@ -58,7 +58,7 @@ def test_the_newest_that_is_whole_is_used(folder: Path) -> None:
     assert (one.progress.step, one.progress.facts) == (3, {"fp_top1": 12.5})
     newest = state.checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
-    progress, complaints = state.restore(folder, one.model, one.optimizer, one.step.regularizer)
+    progress, complaints = state.restore(folder, one.model, one.optimizer, one.parts())
     assert progress is not None
     assert progress.step == 2
     assert [newest.name in text for text in complaints] == [True]

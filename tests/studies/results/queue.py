@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mecq_cli.config import QuantizeConfig
-from mecq_cli.data import Split, limit_per_class, open_evaluation, open_split
+from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.locks import exclusive_lock
@@ -27,6 +27,9 @@ from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.machine import cpu_name
 from mecq_cli.workflow.quantize import quantize
 from tests.studies.results.tables import Job, Table, jobs
+
+TUNING_PART = 0.1
+"""Share of train that is held out where choices are made."""
 
 FOLDER = Path(__file__).resolve().parents[3] / "docs" / "results"
 
@@ -81,9 +84,13 @@ def splits(table: Table, data: Path) -> tuple[Split, Split]:
     """What is trained on, and what is reported on."""
     root = str(data / table.data)
     train = open_split(root, "train")
+    if table.tune:
+        train, reported = hold_out(train, TUNING_PART, seed=0)
+    else:
+        reported = open_evaluation(root)
     if table.per_class is not None:
         train = limit_per_class(train, table.per_class)
-    return train, open_evaluation(root)
+    return train, reported
 
 
 def config_of(job: Job, place: Place) -> QuantizeConfig:

@@ -41,6 +41,7 @@ class Table:
         epochs: of every run.
         per_class: training images of each class; None: all.
         keep_artifact: the integer model of the first seed is kept in docs/results.
+        tune: what is reported on are images held out of train, so that choices can be made.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Table:
     epochs: int
     per_class: int | None = None
     keep_artifact: bool = False
+    tune: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,39 @@ FINAL = Table(
     keep_artifact=True,
 )
 
-TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, FINAL)}
+FEATURES = {"mec_term": "alignment", "mec_weight": 30.0, "mec_align": 1.0}
+"""The cosine to the FP network's features, with the weight it has in the default."""
+
+PARTS = (
+    DEFAULT,
+    WITHOUT,
+    Arm("no distillation of logits", {"distill": False}),
+    Arm("features by cosine alone", FEATURES),
+    Arm("neither", {"distill": False, "mec_weight": 0.0}),
+    Arm("one learning rate for weights and a tenth for steps", {"scale_lr": 0.1}),
+    Arm("weight decay 1e-4 at all bits", {"weight_decay": 1e-4}),
+    Arm("no new batch norm statistics", {"bn_images": 0}),
+    Arm("average of the weights, 0.99", {"ema": 0.99}),
+    Arm("oscillations frozen at 0.02", {"freeze_oscillations": 0.02}),
+    Arm("bits lowered from 4", {"lower_from": 4}),
+    Arm("thresholds learned", {"quantizer": "lsq-thresholds"}),
+    Arm("weights without zero", {"quantizer": "lsq-mid-rise"}),
+    Arm("entropy-preserving weights and thresholds", {"quantizer": "n2uq"}),
+    Arm("gradients by EWGS", {"quantizer": "ewgs"}),
+    Arm("learning rate 0.05", {"lr": 0.05}),
+)
+
+ABLATION = Table(
+    "ablation",
+    *RESNET20,
+    arms={(2, 2): PARTS},
+    seeds=(0, 1, 2),
+    epochs=8,
+    per_class=1000,
+    tune=True,
+)
+
+TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, ABLATION, FINAL)}
 
 
 def jobs(table: Table) -> Iterator[Job]:

@@ -1,0 +1,64 @@
+"""Bits lowered step by step: a training at 2 bits begins at 4, goes on at 3, and ends at 2.
+
+Small networks lose much at the moment they are rounded to 2 bits. With one bit less at a time, each
+stage starts near where the one before ended (progressive quantization; Zhuang et al., arXiv
+1711.00205, section 3.3). The stages before the last take `SHARE` of the steps, in equal parts. At
+the begin of each, the grids are found anew, by the same calibration as the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mecq_cli.errors import UsageError
+from mecq_cli.quantizers import Quantizer
+from mecq_cli.training.recipe import Recipe
+
+SHARE = 0.3
+"""Of the steps, before the bits are those that were asked for."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From ``first_step`` on, no quantizer has fewer than ``bits``; 0: each has its own."""
+
+    first_step: int
+    bits: int
+
+
+def stages(recipe: Recipe, fewest: int) -> list[Stage]:
+    """The stages of a training, the first of which begins at step 0.
+
+    Args:
+        recipe: ``lower_from`` is the bits of the first stage.
+        fewest: bits of any quantizer of the network.
+    """
+    bits = list(range(recipe.lower_from, fewest, -1))
+    length = int(recipe.total_steps * SHARE) // max(len(bits), 1)
+    if not bits or not length:
+        return [Stage(0, 0)]
+    return [*(Stage(i * length, b) for i, b in enumerate(bits)), Stage(len(bits) * length, 0)]
+
+
+def fewest_bits(model: nn.Module) -> int:
+    """Of its quantizers."""
+    return min((q.bits for q in model.modules() if isinstance(q, Quantizer)), default=8)
+
+
+def raise_bits(model: nn.Module, bits: int) -> None:
+    """Let no quantizer have fewer than ``bits`` for now; 0: each has its own again.
+
+    Raises:
+        UsageError: one of them cannot.
+    """
+    for quantizer in model.modules():
+        if isinstance(quantizer, Quantizer):
+            try:
+                quantizer.use_bits(max(bits, quantizer.bits))
+            except NotImplementedError as error:
+                raise UsageError(
+                    f"--lower-from: the bits of {type(quantizer).__name__} cannot be lowered step "
+                    "by step; use --quantizer auto, lsq, lsq-mid-rise or ewgs, or --lower-from 0"
+                ) from error
