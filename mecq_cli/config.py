@@ -178,7 +178,7 @@ class QuantizeConfig(Settings):
     batch_size: Count | None = None
     accumulate: Count = 1
     lr: Positive | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] | None = None
     weight_decay: PositiveOrZero | None = None
     scale_lr: PositiveOrZero = 1.0
     warmup_epochs: PositiveOrZero | None = None

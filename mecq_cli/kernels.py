@@ -5,7 +5,7 @@ are accumulated where float32 is exact (|acc| < 2^24), otherwise the weight is s
 halves of four bits whose sums are exact again, and the parts are joined in float64. On CUDA all
 sums are in float64.
 
-q tensors are [N, C, H, W] or [N, K], float32, holding integers.
+q tensors are [N, C, H, W], [N, K] or tokens [N, ..., K], float32, holding integers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mecq_cli import token_kernels
+from mecq_cli.functions import FUNCTIONS
+from mecq_cli.integer.geometry import adaptive_windows, nearest
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
-
-EXACT = float(2**24)
-"""Integers up to here are exact in float32."""
-
-Tensors = Mapping[str, Tensor]
-"""Those of a node by their names in `Node.tensors`, of the same types."""
+from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -51,10 +49,16 @@ def run_node(
         grids: of the inputs, None for floats.
         tensors: those of the node, on the device of the inputs; made from the node if not given.
     """
-    if node.op in ("conv2d", "linear"):
+    if node.op in ("conv2d", "linear", "lookup"):
         if tensors is None:
             tensors = node_tensors(node, inputs[0].device)
+        if node.op == "lookup":
+            return tensors["table"][inputs[0].int()].float()
         return _product(node, inputs[0], grids[0], tensors)
+    if node.op in WITH_TENSORS:
+        if tensors is None:
+            tensors = node_tensors(node, inputs[0].device)
+        return WITH_TENSORS[node.op](node, inputs[0], tensors)
     return _OPERATIONS[node.op](node, inputs, grids)
 
 
@@ -143,6 +147,17 @@ def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> 
     return quantize(a + b, node.grid)
 
 
+def _function(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return FUNCTIONS[node.attributes["name"]](inputs[0], *node.attributes["parameters"])
+
+
+def _mul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    if node.grid is None:
+        return inputs[0] * inputs[1]
+    a, b = (dequantize(q, _need(g)) for q, g in zip(inputs, grids, strict=True))
+    return quantize(a * b, node.grid)
+
+
 def _clip(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     return torch.clamp(inputs[0], node.attributes["min"], node.attributes["max"])
 
@@ -168,6 +183,27 @@ def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
         return q.mean((2, 3), keepdim=True)
     acc = (q - grid.zero_point).sum((2, 3), keepdim=True)
     return _mean(node, acc, _f32(float(q.shape[2] * q.shape[3]), q), grid)
+
+
+def _adaptive_avg_pool(
+    node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]
+) -> Tensor:
+    """As products with matrices of zeros and ones: rows, then columns."""
+    q, grid = inputs[0], grids[0]
+    if grid is None:
+        return F.adaptive_avg_pool2d(q, tuple(node.attributes["size"]))
+    rows, columns = (
+        _covers(windows, size, q)
+        for windows, size in zip(adaptive_windows(node, q.shape[1:]), q.shape[2:], strict=True)
+    )
+    acc = (rows @ (q - grid.zero_point).double() @ columns.T).float()
+    return _mean(node, acc, torch.outer(rows.sum(1), columns.sum(1)).float(), grid)
+
+
+def _covers(windows: Sequence[tuple[int, int]], size: int, like: Tensor) -> Tensor:
+    """[windows, size], 1 where a window holds a value."""
+    place = torch.arange(size, device=like.device)
+    return torch.stack([(place >= a) & (place < b) for a, b in windows]).double()
 
 
 def _avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
@@ -208,6 +244,22 @@ def _slice(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -
     return inputs[0][tuple(index)]
 
 
+def _reshape(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+
+def _transpose(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    return inputs[0].permute(0, *node.attributes["axes"])
+
+
+def _upsample(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    rows, columns = (
+        torch.tensor(places, device=inputs[0].device)
+        for places in nearest(node, inputs[0].shape[1:])
+    )
+    return inputs[0].index_select(2, rows).index_select(3, columns)
+
+
 def _pad(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     before, after = node.attributes["before"], node.attributes["after"]
     widths = [w for b, a in zip(reversed(before), reversed(after), strict=True) for w in (b, a)]
@@ -242,14 +294,24 @@ _OPERATIONS: Mapping[str, Operation] = {
     "requantize": _requantize_node,
     "threshold": _threshold_node,
     "add": _add,
+    "mul": _mul,
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool,
     "concat": _concat,
     "flatten": _flatten,
     "slice": _slice,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "upsample": _upsample,
     "pad": _pad,
+    "roll": token_kernels.roll,
+    "matmul": token_kernels.matmul,
+    "softmax": token_kernels.softmax,
+    "l2_normalize": token_kernels.l2_normalize,
 }
 
 

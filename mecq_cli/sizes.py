@@ -10,7 +10,24 @@ from torch import nn
 
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
-_LISTED = ("quantize", "requantize", "threshold", "add", "global_avg_pool", "avg_pool2d")
+_LISTED = (
+    "quantize",
+    "requantize",
+    "threshold",
+    "lookup",
+    "add",
+    "mul",
+    "global_avg_pool",
+    "avg_pool2d",
+)
+
+FLOATS = {
+    "layer_norm": "float: the mean and deviation of each token",
+    "group_norm": "float: the mean and deviation of each image",
+    "softmax": "float: exponentials; its result is quantized",
+    "l2_normalize": "float: the length of each row",
+}
+"""What stays in float whatever the bits, and why."""
 
 
 def fp32_bytes(model: nn.Module) -> int:
@@ -28,6 +45,12 @@ def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
         grids[node.name] = node.grid
         if node.op in ("conv2d", "linear"):
             rows.append(_product_row(node, source))
+        elif node.op in FLOATS:
+            rows.append(_row(node, None) | {"note": FLOATS[node.op]})
+        elif node.op == "add" and node.grid is None:
+            rows.append(_row(node, None) | {"note": "float: a sum that only floats read"})
+        elif node.op == "matmul":
+            rows.append(_row(node, source) | {"note": _matmul_note(source, node.grid)})
         elif node.op in _LISTED and (node.grid is not None or "pool" in node.op):
             rows.append(_row(node, node.grid))
         if node.op == "threshold":
@@ -76,6 +99,13 @@ def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:
         "packed_bytes": ideal_bytes(node),
         "note": note,
     }
+
+
+def _matmul_note(source: Grid | None, target: Grid | None) -> str:
+    """The bits of its row are those of its inputs."""
+    if source is None:
+        return "inputs left in float"
+    return "of two values" if target is not None else "of two values, float output"
 
 
 def _row(node: Node, grid: Grid | None) -> dict[str, Any]:

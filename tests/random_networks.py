@@ -59,6 +59,27 @@ class Split(nn.Module):
         return torch.cat([x[:, : self.first], self.branch(x[:, self.first :])], 1)
 
 
+class Gate(nn.Module):
+    """A value times what a branch makes of it, or less that."""
+
+    def __init__(self, branch: nn.Module, *, difference: bool = False) -> None:
+        super().__init__()
+        self.branch, self.difference = branch, difference
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.branch(x)
+        return x - y if self.difference else x * y
+
+
+class Scale(nn.Module):
+    def __init__(self, scale: Tensor, bias: float) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(scale), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.bias
+
+
 class Maker:
     """Draws the parts of a network; ``shape`` is what the next block reads, (C, H, W)."""
 
@@ -77,6 +98,7 @@ class Maker:
         makers = [
             *[self.unit] * 3, *[self.residual] * 3, *[self.concat] * 2, self.split,
             self.max_pool, self.avg_pool, self.slice, self.pad, nn.Dropout,
+            *[self.gate] * 2, *[self.norm] * 2, self.shuffle, self.upsample, self.adaptive,
         ]  # fmt: skip
         for block in blocks:
             self.follow(block)
@@ -107,6 +129,11 @@ class Maker:
             lambda: Function(lambda x: x.clamp(min=0)),
             lambda: Function(lambda x: x.clamp(0, limit)),
         ]
+        if self.rng.random() < 0.4:
+            choices = [
+                *(nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Mish),
+                *(nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh, lambda: nn.GELU("tanh")),
+            ]
         return self.rng.choice(choices)()
 
     def unit(self, outputs: int | None = None, *, keep: bool = False) -> nn.Sequential:
@@ -200,6 +227,40 @@ class Maker:
     def pad(self) -> nn.Module:
         widths = tuple(self.rng.randint(0, 2) for _ in range(self.rng.choice((4, 6))))
         return Function(lambda x: F.pad(x, widths))
+
+    def gate(self) -> nn.Module:
+        """Squeeze and excitation, or a product or difference of two branches."""
+        channels = self.shape[0]
+        if self.rng.random() < 0.6:
+            small = [nn.Conv2d(channels, 4, 1), self.activation(), nn.Conv2d(4, channels, 1)]
+            gates = [nn.Sigmoid(), nn.Hardsigmoid()]
+            return Gate(nn.Sequential(nn.AdaptiveAvgPool2d(1), *small, self.rng.choice(gates)))
+        return Gate(self.branch(channels), difference=self.rng.random() < 0.3)
+
+    def norm(self) -> nn.Module:
+        """A batch norm by itself, or a factor and a summand for each channel."""
+        channels = self.shape[0]
+        if self.rng.random() < 0.3:
+            return Scale(self.normal((channels, 1, 1)), float(self.normal(())))
+        return nn.Sequential(nn.BatchNorm2d(channels), self.activation())
+
+    def shuffle(self) -> nn.Module:
+        channels, height, width = self.shape
+        groups = self.rng.choice([g for g in range(1, channels + 1) if channels % g == 0])
+
+        def call(x: Tensor) -> Tensor:
+            x = x.view(x.shape[0], groups, channels // groups, height, width)
+            return x.transpose(1, 2).reshape(x.shape[0], channels, height, width)
+
+        return Function(call)
+
+    def upsample(self) -> nn.Module:
+        factor = 2 if max(self.shape[1:]) <= 12 else 1
+        return nn.Upsample(scale_factor=factor)
+
+    def adaptive(self) -> nn.Module:
+        size = (self.rng.randint(2, 7), self.rng.randint(2, 7))
+        return nn.AdaptiveAvgPool2d(size)
 
     def head(self) -> list[nn.Module]:
         rng, (channels, height, width) = self.rng, self.shape

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mecq_cli.models.cifar_resnet  # noqa: F401  # registers the CIFAR networks
 from mecq_cli.capture import capture
 from mecq_cli.errors import UsageError
+from mecq_cli.insertion.plan import gate_layers
 from mecq_cli.integer.ir import INPUT
 
 SHAPE = (3, 16, 16)
@@ -105,19 +107,20 @@ def test_tensorflow_padding_of_a_real_family_is_folded() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.GELU(), r"layer middle.0: the operation gelu\S* has no integer form"),
-        (nn.Sigmoid(), "layer middle.0: the operation sigmoid"),
+        (nn.Softmax(1), "layer middle.0: a softmax over another axis"),
         (nn.BatchNorm2d(8), None),
-        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)), "layer middle.0.1: a batch norm that does"),
-        (nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), "layer middle.0.1: an activation that does"),
-        (nn.Hardtanh(), "layer middle.0: a clamp that does not start at 0"),
-        (nn.AdaptiveAvgPool2d(5), r"layer middle.0: adaptive pooling from .*16, 16.* to .*5, 5"),
+        (nn.PReLU(8), "layer middle.0: a PReLU with a slope for each channel"),
+        (nn.SELU(), "layer middle.0: "),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "layer middle.0: .*bilinear"),
         (nn.ReflectionPad2d(1), "layer middle.0: "),
         (nn.BatchNorm2d(8, track_running_stats=False), "layer middle.0: .*running statistics"),
-        (Lambda(lambda x: x + 1.0), "layer middle.0: adding a constant"),
-        (Lambda(lambda x: x + x.mean((2, 3), keepdim=True)), "layer middle.0: .*different shapes"),
+        (Lambda(lambda x: x / x.mean()), "layer middle.0: "),
+        (Lambda(lambda x: x * torch.ones(16)), "layer middle.0.*: "),
         (Lambda(lambda x: F.pad(x, (1, -1))), r"layer middle.0: padding by \[1, -1\]"),
-        (Lambda(lambda x: torch.cat([x, x], 2)), "layer middle.0: only channels"),
+        (
+            Lambda(lambda x: torch.cat([x, x], 0)),
+            "layer middle.0: images of a batch cannot be joined",
+        ),
         (Lambda(lambda x: x if float(x.detach().sum()) > 0 else -x), "torch.export"),
     ],
 )
@@ -159,3 +162,109 @@ class Two(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.stem(x)
         return y, y.mean((2, 3))
+
+
+def kinds_of(*middle: nn.Module, channels: int = 8) -> list[str]:
+    """Of the layers between the first convolution and the head."""
+    layers = capture(Net(*middle, channels=channels), SHAPE)
+    return [layer.kind for layer in layers[1:-3]]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "parameters"),
+    [
+        (nn.SiLU(), "silu", []),
+        (nn.SiLU(inplace=True), "silu", []),
+        (nn.GELU(), "gelu", []),
+        (nn.GELU("tanh"), "gelu_tanh", []),
+        (nn.Sigmoid(), "sigmoid", []),
+        (nn.Tanh(), "tanh", []),
+        (nn.Hardswish(), "hardswish", []),
+        (nn.Hardsigmoid(inplace=True), "hardsigmoid", []),
+        (nn.LeakyReLU(0.25), "leaky_relu", [0.25]),
+        (nn.PReLU(), "leaky_relu", [0.25]),
+        (nn.ELU(0.5), "elu", [0.5]),
+        (nn.Mish(), "mish", []),
+        (nn.Softplus(), "softplus", []),
+        (nn.Hardtanh(-2.0, 3.0), "clamp", [-2.0, 3.0]),
+        (Lambda(lambda x: -x), "negative", []),
+    ],
+)
+def test_functions_have_names(module: nn.Module, name: str, parameters: list[float]) -> None:
+    layer = capture(Net(module), SHAPE)[1]
+    assert (layer.kind, layer.attributes) == ("function", {"name": name, "parameters": parameters})
+
+
+def test_a_batch_norm_that_stands_alone_is_an_affine_layer_with_its_relu() -> None:
+    layers = capture(Net(nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU()), SHAPE)
+    affine = layers[2]
+    assert (affine.kind, affine.ceiling) == ("affine", float("inf"))
+    assert isinstance(affine.norm, nn.BatchNorm2d)
+    assert isinstance(affine.module, nn.Conv2d)
+    assert not affine.module.weight.requires_grad
+    assert torch.equal(affine.module.weight, torch.ones(8, 1, 1, 1))
+
+
+def test_constants_of_channels_are_affine_layers_and_join() -> None:
+    class Scale(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(shape))
+            self.bias = nn.Parameter(torch.randn(shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x + self.bias
+
+    for shape in ((8, 1, 1), (1, 8, 1, 1), (1,)):
+        scale = Scale(*shape)
+        layers = capture(Net(scale), SHAPE)
+        assert [layer.kind for layer in layers[1:-3]] == ["affine"]
+        module = layers[1].module
+        assert isinstance(module, nn.Conv2d)
+        assert module.bias is not None
+        assert torch.equal(module.weight.flatten(), scale.weight.flatten().expand(8))
+        assert torch.equal(module.bias, scale.bias.flatten().expand(8))
+    assert kinds_of(Lambda(lambda x: 0.5 * x - 1.0)) == ["affine"]
+
+
+def test_what_moves_values_is_read_as_it_is() -> None:
+    def shuffle(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        y = torch.cat([a, b, a.sigmoid() - b], 1).view(x.shape[0], 3, 4, 16, 16)
+        return y.transpose(1, 2).reshape(x.shape[0], 12, 16, 16)
+
+    assert kinds_of(Lambda(shuffle), channels=12) == [
+        "slice", "slice", "function", "function", "add", "concat", "reshape", "transpose",
+        "reshape",
+    ]  # fmt: skip
+    layers = capture(Net(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d((5, 7))), SHAPE)
+    assert [layer.attributes["size"] for layer in layers[1:3]] == [[32, 32], [5, 7]]
+
+
+def test_heads_for_training_alone_are_dropped() -> None:
+    class Auxiliary(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.aux = nn.Sequential(nn.Flatten(), nn.Linear(8 * 16 * 16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.aux(self.stem(x))
+            return super().forward(x)
+
+    assert "aux.1" not in {layer.name for layer in capture(Auxiliary(), SHAPE)}
+
+
+def test_stochastic_depth_drops_whole_images() -> None:
+    from torchvision.ops import StochasticDepth
+
+    layers = capture(Net(StochasticDepth(0.25, "row"), nn.Conv2d(8, 8, 1)), SHAPE)
+    assert layers[1].kind == "dropout"
+    assert isinstance(layers[1].module, nn.Dropout)
+    assert (layers[1].module.p, layers[1].attributes) == (0.25, {"images": True})
+
+
+def test_gates_of_squeeze_and_excitation_are_found() -> None:
+    model = timm.create_model("efficientnet_b0", num_classes=10)
+    found = gate_layers(capture(model, (3, 64, 64)))
+    assert len(found) == 32
+    assert all(".se.conv_" in name for name in found)

@@ -94,7 +94,8 @@ def check_counts(counts: Counter[str]) -> None:
     """The unoptimized graph may round another way, rarely; and all there is has been used."""
     check_rounding(counts)
     operations = "quantize requantize conv2d linear add concat flatten slice pad"
-    operations += " max_pool2d avg_pool2d global_avg_pool"
+    operations += " max_pool2d avg_pool2d global_avg_pool adaptive_avg_pool2d"
+    operations += " lookup mul reshape transpose upsample"
     bits = [f"{kind}{bits}" for kind in "WA" for bits in range(1, 9)]
     assert not [name for name in operations.split() + bits if not counts[name]], counts
 
@@ -119,7 +120,7 @@ def test_many_random_networks_are_exact_and_repeatable(tmp_path: Path) -> None:
 def test_random_networks_with_thresholds_are_exact_and_repeatable(tmp_path: Path) -> None:
     counts = check_seeds(range(12, 24), tmp_path, repeat=4, quantizer="n2uq")
     check_rounding(counts)
-    assert counts["threshold"] > 40, counts
+    assert counts["threshold"] > 30, counts
 
 
 @pytest.mark.long

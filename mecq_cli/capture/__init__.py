@@ -5,17 +5,21 @@ The exported graph does. It is read in training mode, so that batch norm is stil
 operation, and the float operations become `Layer` records with the original parameters.
 
 `reader.py` walks the graph; the handlers of its operations are in a file a family; `table.py` says
-which operation has which handler.
+which operation has which handler; `fusion.py` folds layers into their neighbours.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from mecq_cli.capture.affine import to_affine
+from mecq_cli.capture.fusion import fuse
+from mecq_cli.capture.gains import fold_gains
+from mecq_cli.capture.parts import split_linears
 from mecq_cli.capture.program import export
 from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.table import HANDLERS
-from mecq_cli.layers import Layer, fuse
+from mecq_cli.layers import Layer
 
 __all__ = ["capture"]
 
@@ -30,4 +34,6 @@ def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
     Raises:
         UsageError: the model cannot be exported, or has an operation without an integer form.
     """
-    return fuse(Reader(export(model, input_shape), HANDLERS).read())
+    layers = Reader(export(model, input_shape), HANDLERS).read()
+    layers = fuse(fold_gains(to_affine(layers)))
+    return split_linears(fold_gains(layers))

@@ -1,24 +1,83 @@
-"""Handlers of operations between values."""
+"""Handlers of operations between values, or a value and a constant."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node as FxNode
 
+from mecq_cli.capture.activations import noise, stochastic_depth
+from mecq_cli.capture.layout import layout
 from mecq_cli.capture.reader import Reader, module_path
 from mecq_cli.errors import UsageError
 
 
 def add(reader: Reader, node: FxNode) -> None:
-    """The sum of two values of one shape."""
+    """The sum of two values, or of a value and a constant."""
     a, b = node.args[0], node.args[1]
     if isinstance(a, FxNode) and a.op == "get_attr" and "num_batches_tracked" in str(a.target):
         return
-    if not (isinstance(a, FxNode) and isinstance(b, FxNode)) or node.kwargs.get("alpha", 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: adding a constant has no integer form yet")
-    shapes = [list(value.meta["val"].shape[1:]) for value in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise UsageError(
-            f"layer {module_path(node)}: adding values of different shapes, {shapes[0]} and "
-            f"{shapes[1]}, has no integer form here yet; this model cannot be quantized"
-        )
+    if node.kwargs.get("alpha", 1) != 1:
+        raise UsageError(f"layer {module_path(node)}: an add with a factor has no integer form yet")
+    _same_rank(reader, node, a, b)
     reader.add(node, "add", [a, b], suffix="add")
+
+
+def subtract(reader: Reader, node: FxNode) -> None:
+    """A sum with a negative; a value less a number."""
+    a, b = node.args[0], node.args[1]
+    if node.kwargs.get("alpha", 1) != 1 or reader.is_constant(a):
+        raise UsageError(f"layer {module_path(node)}: this subtraction has no integer form yet")
+    if isinstance(b, (int, float)):
+        reader.add(node, "add", [a, -b], suffix="add")
+        return
+    if reader.is_constant(b):
+        raise UsageError(f"layer {module_path(node)}: subtracting a weight has no integer form yet")
+    _same_rank(reader, node, a, b)
+    assert isinstance(b, FxNode)
+    given = {"name": "negative", "parameters": []}
+    reader.add(b, "function", [b], suffix="negative", attributes=given, owner=node)
+    reader.add(node, "add", [a, reader.layers[-1].name], suffix="add")
+
+
+def multiply(reader: Reader, node: FxNode) -> None:
+    """The product of two values, of a value and a constant, or with noise."""
+    a, b = node.args[0], node.args[1]
+    for value, other in ((a, b), (b, a)):
+        if isinstance(other, FxNode) and other in reader.noise:
+            assert isinstance(value, FxNode)
+            stochastic_depth(reader, node, value, reader.noise[other])
+            return
+    if reader.is_constant(a) or reader.is_constant(b):
+        reader.add(node, "rescale", [a, b], suffix="scale")
+        return
+    _same_rank(reader, node, a, b)
+    reader.add(node, "mul", [a, b], suffix="mul")
+
+
+def divide(reader: Reader, node: FxNode) -> None:
+    """A value divided by a number or by the length of its rows, or noise for stochastic depth."""
+    a, b = node.args[0], node.args[1]
+    if isinstance(a, FxNode) and a in reader.noise:
+        noise(reader, node)
+        return
+    length = reader.notes.get(b) if isinstance(b, FxNode) else None
+    if isinstance(length, dict) and length.get("rows") is a and "eps" in length:
+        attributes = {"eps": length["eps"]}
+        reader.add(node, "l2_normalize", [a], suffix="normalize", attributes=attributes)
+    elif isinstance(b, (int, float)) and b and not reader.is_constant(a):
+        reader.add(node, "rescale", [a, 1.0 / b], suffix="scale")
+    else:
+        raise UsageError(f"layer {module_path(node)}: this division has no integer form here yet")
+
+
+def _same_rank(reader: Reader, node: FxNode, a: Any, b: Any) -> None:
+    """Axes of length 1 are repeated; axes that are missing are not made up."""
+    if reader.is_constant(a) or reader.is_constant(b):
+        return
+    shapes = [list(layout(value).shape) for value in (a, b)]
+    if len(shapes[0]) != len(shapes[1]):
+        raise UsageError(
+            f"layer {module_path(node)}: values of different shapes, {shapes[0]} and {shapes[1]}, "
+            "have no integer form here yet; this model cannot be quantized"
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch.fx import Node as FxNode
 
+from mecq_cli.capture.layout import layout
 from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.capture.token_moves import mean as token_mean
 from mecq_cli.errors import UsageError
 from mecq_cli.layers import Layer
 
@@ -40,7 +42,7 @@ def avg_pool(reader: Reader, node: FxNode) -> None:
 
 
 def adaptive_avg_pool(reader: Reader, node: FxNode) -> None:
-    """The mean over the plane."""
+    """The mean over the plane, or over windows that share it out."""
     source = node.args[0]
     assert isinstance(source, FxNode)
     size = list(source.meta["val"].shape[2:])
@@ -49,10 +51,7 @@ def adaptive_avg_pool(reader: Reader, node: FxNode) -> None:
     elif pair(node.args[1]) == size:
         reader.alias[node] = reader.source(source)
     else:
-        raise UsageError(
-            f"layer {module_path(node)}: adaptive pooling from {size} to {node.args[1]} has no "
-            "integer form here yet"
-        )
+        reader.add(node, "adaptive_avg_pool2d", [source], attributes={"size": pair(node.args[1])})
 
 
 def mean(reader: Reader, node: FxNode) -> None:
@@ -62,8 +61,9 @@ def mean(reader: Reader, node: FxNode) -> None:
     rank = len(source.meta["val"].shape)
     axes = reader.argument(node, 1, "dim")
     axes = sorted(int(d) % rank for d in (axes if isinstance(axes, (list, tuple)) else [axes]))
-    if rank != 4 or axes != [2, 3]:
-        raise UsageError(f"layer {module_path(node)}: a mean over axes {axes} has no integer form")
+    if rank != 4 or axes != [2, 3] or not layout(source).plain:
+        token_mean(reader, node)
+        return
     reader.add(node, "global_avg_pool", [source])
     if not reader.argument(node, 2, "keepdim", False):
         pooled = reader.alias[node]

@@ -21,7 +21,8 @@ def _four_sides(padding: Any, kernel: tuple[int, int], dilation: list[int]) -> l
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 
 
-def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+def set_parameter(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Make a tensor a parameter of a module, the very one where it is a parameter."""
     if tensor is None:
         module.register_parameter(name, None)
     else:
@@ -42,8 +43,8 @@ def conv2d(reader: Reader, node: FxNode) -> None:
     padding = _four_sides(reader.argument(node, 4, "padding", [0, 0]), (kh, kw), dilation)
     with torch.device("meta"):
         module = nn.Conv2d(i * groups, o, (kh, kw), groups=groups, bias=bias is not None)
-    _set(module, "weight", weight[1])
-    _set(module, "bias", bias[1] if bias else None)
+    set_parameter(module, "weight", weight[1])
+    set_parameter(module, "bias", bias[1] if bias else None)
     attributes = {
         "stride": stride,
         "padding": padding,
@@ -53,6 +54,45 @@ def conv2d(reader: Reader, node: FxNode) -> None:
     reader.add(node, "conv2d", [node.args[0]], attributes=attributes, module=module)
 
 
+def conv1d(reader: Reader, node: FxNode) -> None:
+    """A convolution along one axis, as one of an image with a single row."""
+    weight = reader.parameter(node.args[1])
+    bias = reader.parameter(reader.argument(node, 2, "bias"))
+    assert weight is not None
+    numbers = [reader.argument(node, i, name, d) for i, name, d in _CONV1D]
+    if isinstance(numbers[1], str):
+        raise UsageError(f"layer {module_path(node)}: conv1d with padding {numbers[1]!r}")
+    stride, padding, dilation = (int(n[0] if isinstance(n, (list, tuple)) else n) for n in numbers)
+    groups = int(reader.argument(node, 6, "groups", 1))
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    outputs, inputs, kernel = weight[1].shape
+    with torch.device("meta"):
+        module = nn.Conv2d(inputs * groups, outputs, (1, kernel), groups=groups, bias=False)
+    set_parameter(module, "weight", nn.Parameter(weight[1].detach().unsqueeze(2)))
+    set_parameter(module, "bias", bias[1] if bias else None)
+    channels, length = (int(n) for n in source.meta["val"].shape[1:])
+    row = {"shape": [channels, 1, length]}
+    reader.add(source, "reshape", [source], suffix="row", attributes=row, owner=node)
+    reader.layers[-1].shape = (channels, 1, length)
+    attributes = {
+        "stride": [1, stride],
+        "padding": [0, padding, 0, padding],
+        "dilation": [1, dilation],
+        "groups": groups,
+    }
+    row_name = reader.layers[-1].name
+    reader.add(node, "conv2d", [row_name], attributes=attributes, module=module)
+    layer = reader.layers[-1]
+    shape = layer.shape
+    layer.shape = (shape[0], 1, shape[1])
+    back = {"shape": list(shape)}
+    reader.add(node, "reshape", [layer.name], suffix="column", attributes=back)
+
+
+_CONV1D = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+
+
 def linear(reader: Reader, node: FxNode) -> None:
     """A linear layer."""
     weight = reader.parameter(node.args[1])
@@ -60,8 +100,8 @@ def linear(reader: Reader, node: FxNode) -> None:
     assert weight is not None
     with torch.device("meta"):
         module = nn.Linear(weight[1].shape[1], weight[1].shape[0], bias=bias is not None)
-    _set(module, "weight", weight[1])
-    _set(module, "bias", bias[1] if bias else None)
+    set_parameter(module, "weight", weight[1])
+    set_parameter(module, "bias", bias[1] if bias else None)
     reader.add(node, "linear", [node.args[0]], module=module)
 
 
@@ -77,8 +117,8 @@ def batch_norm(reader: Reader, node: FxNode) -> None:
     with torch.device("meta"):
         module = kind(mean[1].numel(), eps=float(node.args[7]))  # type: ignore[arg-type]
     device = mean[1].device
-    _set(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
-    _set(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))
+    set_parameter(module, "weight", weight[1] if weight else torch.ones_like(mean[1]))
+    set_parameter(module, "bias", bias[1] if bias else torch.zeros_like(mean[1]))
     # The captured network owns its statistics: the FP model it came from stays as it is.
     module.register_buffer("running_mean", mean[1].detach().clone())
     module.register_buffer("running_var", var[1].detach().clone())

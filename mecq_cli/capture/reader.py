@@ -11,12 +11,25 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
+from mecq_cli.capture.constants import Expression, Number, is_tensor
+from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
 
 aten = torch.ops.aten
-IGNORED = {aten.sym_size.int, operator.getitem}
+IGNORED = {
+    *(aten.sym_size.int, operator.getitem, aten._assert_tensor_metadata.default),
+    *(operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv),
+}
+RANDOM = {
+    *(aten.bernoulli_.float, aten.bernoulli.p, aten.bernoulli.default),
+    *(aten.rand.default, aten.randn.default, aten.rand_like.default),
+}
+PLANAR = {
+    *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "flatten", "pad", "group_norm"),
+}
+"""Kinds of layers that read [N, C, H, W] or whole images."""
 
 
 class Reader:
@@ -25,6 +38,15 @@ class Reader:
     Args:
         graph: of `mecq_cli.capture.program`.
         handlers: what reads an operation, by its target.
+
+    Attributes:
+        layers: found so far.
+        alias: the layer whose value a node is.
+        names: of all layers.
+        constants: nodes whose value depends on no image.
+        parts: nodes that split a value.
+        notes: of the length of rows, by which they will be divided.
+        noise: share of ones of a node that draws zeros and ones for stochastic depth.
     """
 
     def __init__(self, graph: GraphModule, handlers: Mapping[Any, Handler]) -> None:
@@ -32,7 +54,11 @@ class Reader:
         self.layers: list[Layer] = []
         self.alias: dict[FxNode, str] = {}
         self.names: set[str] = set()
-        self.modules: dict[str, nn.Module] = {}
+        self.constants: set[FxNode] = set()
+        self.parts: set[FxNode] = set()
+        self.notes: dict[FxNode, Any] = {}
+        self.noise: dict[FxNode, float] = {}
+        self._made: dict[tuple[Any, tuple[int, ...]], str] = {}
 
     def read(self) -> list[Layer]:
         """All layers in the order of execution."""
@@ -53,11 +79,23 @@ class Reader:
             raise UsageError(
                 f"a classifier with one output is needed; this model returns {len(tensors)}"
             )
-        if self.alias[tensors[0]] != self.layers[-1].name:
-            raise UsageError("the logits are not the last thing this model computes")
+        self._keep(self.alias[tensors[0]])
+        if not self.layers:
+            raise UsageError("this model computes nothing from its input")
+
+    def _keep(self, output: str) -> None:
+        """Leave out what the output does not need, such as heads for training alone."""
+        wanted = {output}
+        for layer in reversed(self.layers):
+            if layer.name in wanted:
+                wanted.update(layer.inputs)
+        self.layers = [layer for layer in self.layers if layer.name in wanted]
 
     def _call(self, node: FxNode) -> None:
         target = node.target
+        if self._is_constant(node):
+            self.constants.add(node)
+            return
         handler = self.handlers.get(target)
         if handler is not None:
             handler(self, node)
@@ -71,6 +109,15 @@ class Reader:
                 f"this model cannot be quantized"
             )
 
+    def _is_constant(self, node: FxNode) -> bool:
+        """Whether a value depends on no image; numbers of them, as in shapes, count as none."""
+        return (
+            isinstance(node.meta.get("val"), Tensor)
+            and node.target not in RANDOM
+            and not any(i in self.alias or i in self.parts for i in node.all_input_nodes)
+            and all(self.is_constant(i) for i in node.all_input_nodes if is_tensor(i))
+        )
+
     # -- helpers the handlers use -------------------------------------------------------------
 
     def argument(self, node: FxNode, index: int, name: str, default: Any = None) -> Any:
@@ -79,8 +126,16 @@ class Reader:
             return node.args[index]
         return node.kwargs.get(name, default)
 
-    def source(self, value: Any) -> str:
-        """Name of the layer that made a value."""
+    def is_constant(self, value: Any) -> bool:
+        """Whether it is a number, a parameter, or computed from such alone."""
+        if isinstance(value, (int, float)):
+            return True
+        return isinstance(value, FxNode) and (value.op == "get_attr" or value in self.constants)
+
+    def source(self, value: Any, like: FxNode | None = None) -> str:
+        """Name of the layer that made a value; a constant becomes one that fits ``like``."""
+        if like is not None and self.is_constant(value):
+            return self.constant(value, layout(like))
         if not isinstance(value, FxNode) or value not in self.alias:
             raise UsageError(
                 "an operation reads something that is neither the image nor a layer's output: "
@@ -89,28 +144,95 @@ class Reader:
         return self.alias[value]
 
     def add(
-        self, node: FxNode, kind: str, inputs: list[Any], suffix: str = "", **rest: Any
+        self,
+        node: FxNode,
+        kind: str,
+        inputs: list[Any],
+        suffix: str = "",
+        owner: FxNode | None = None,
+        **rest: Any,
     ) -> None:
-        """Append a layer and remember which value it makes."""
-        base = module_path(node)
+        """Append a layer and remember which value it makes.
+
+        Args:
+            node: of which the shape is taken; its value is the layer's.
+            kind, rest: as of `Layer`.
+            inputs: nodes, or names of layers.
+            suffix: to the name.
+            owner: the node that really is read, where the layer is an addition of ours to what
+                ``node`` makes, whose value stays as it is.
+        """
+        base = module_path(owner or node)
         name = ".".join(p for p in (base, suffix) if p) or kind
+        if kind in PLANAR:
+            for value in inputs:
+                self.require_plain(node, value)
+        sources = [i if isinstance(i, str) else self.source(i, node) for i in inputs]
+        unique = self.append(name, kind, sources, layout(node).shape, **rest)
+        if owner is None:
+            self.alias[node] = unique
+
+    def append(
+        self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any
+    ) -> str:
+        """Append a layer that reads others by name; returns its name, which is made unique."""
         unique, count = name, 1
         while unique in self.names:
             count += 1
             unique = f"{name}_{count}"
         self.names.add(unique)
-        shape = tuple(int(n) for n in node.meta["val"].shape[1:])
-        self.layers.append(Layer(unique, kind, [self.source(i) for i in inputs], shape, **rest))
-        self.alias[node] = unique
+        self.layers.append(Layer(unique, kind, sources, shape, **rest))
+        return unique
+
+    def require_plain(self, node: FxNode, value: Any) -> None:
+        """Raise UsageError unless a value has the images on its first axis, and nothing else."""
+        if isinstance(value, FxNode) and value in self.alias and not layout(value).plain:
+            raise UsageError(
+                f"layer {module_path(node)}: it reads {[str(s) for s in value.meta['val'].shape]}, "
+                "of which the first axis is not that of the images; this model cannot be quantized"
+            )
+
+    def constant(self, value: Any, like: Layout) -> str:
+        """A layer that puts out a constant, with as many axes as what it is combined with."""
+        axes = len(like.shape)
+        if isinstance(value, FxNode):
+            tensor = value.meta["val"] if value.op != "get_attr" else self.attribute(value)
+            sizes = [1 if isinstance(n, torch.SymInt) else int(n) for n in tensor.shape]
+            whole = len(sizes) == len(like.sizes)
+            # The row of each image is the same one.
+            if whole and (like.batch != 0 or sizes.pop(0) != 1):
+                raise UsageError(
+                    f"{value.name}: a constant of shape {list(tensor.shape)} differs from image "
+                    "to image; this model cannot be quantized"
+                )
+            shape = (*(1,) * (axes - len(sizes)), *sizes)
+        else:
+            shape = (1,) * axes
+        key = (value, shape)
+        if key not in self._made:
+            if isinstance(value, FxNode):
+                path = str(value.target) if value.op == "get_attr" else module_path(value)
+                name = path if value.op == "get_attr" else f"{path}.constant".lstrip(".")
+                module: nn.Module = Expression(self.graph, value, shape)
+            else:
+                name, module = "number", Number(float(value), axes)
+            self._made[key] = self.append(name, "constant", [INPUT], shape, module=module)
+        return self._made[key]
+
+    def attribute(self, node: FxNode) -> Tensor:
+        """The tensor of a get_attr node."""
+        tensor: Tensor = operator.attrgetter(str(node.target))(self.graph)
+        return tensor
 
     def parameter(self, value: Any) -> tuple[str, Tensor] | None:
         """(path, tensor) of a get_attr node, None for None."""
         if value is None:
             return None
         if not isinstance(value, FxNode) or value.op != "get_attr":
+            where = module_path(value) if isinstance(value, FxNode) else ""
             raise UsageError(
-                "a weight is computed from other weights (weight standardisation or sharing); "
-                "this model cannot be quantized"
+                f"layer {where or '(root)'}: a weight that is computed from other weights (weight "
+                "standardisation or sharing) has no integer form; this model cannot be quantized"
             )
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 
-from mecq_cli.capture import activations, arithmetic, moves, pools, products
+from mecq_cli.capture import (
+    activations,
+    arithmetic,
+    moves,
+    pools,
+    products,
+    token_moves,
+    tokens,
+)
 from mecq_cli.capture.reader import Handler
 
 aten = torch.ops.aten
@@ -25,19 +34,69 @@ HANDLERS: dict[Any, Handler] = {
     aten.dropout_.default: activations.dropout,
     aten.add.Tensor: arithmetic.add,
     aten.add_.Tensor: arithmetic.add,
-    aten.cat.default: moves.concat,
+    aten.layer_norm.default: tokens.layer_norm,
+    aten.group_norm.default: tokens.group_norm,
+    aten.softmax.int: tokens.softmax,
+    aten.matmul.default: tokens.matmul,
+    aten.bmm.default: tokens.matmul,
+    aten.scaled_dot_product_attention.default: tokens.attention,
+    aten.linalg_vector_norm.default: tokens.vector_norm,
+    aten.cat.default: token_moves.concat,
     aten.max_pool2d.default: pools.max_pool,
     aten.avg_pool2d.default: pools.avg_pool,
     aten.adaptive_avg_pool2d.default: pools.adaptive_avg_pool,
     aten.mean.dim: pools.mean,
-    aten.flatten.using_ints: moves.flatten,
-    aten.view.default: moves.flatten,
-    aten.reshape.default: moves.flatten,
-    aten.squeeze.dim: moves.flatten,
-    aten.squeeze.dims: moves.flatten,
-    aten.slice.Tensor: moves.slice,
+    **dict.fromkeys(
+        (
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+            aten.view.default,
+            aten.reshape.default,
+            aten.reshape_as.default,
+            aten.view_as.default,
+            aten.squeeze.default,
+            aten.squeeze.dim,
+            aten.squeeze.dims,
+            aten.unsqueeze.default,
+        ),
+        token_moves.reshape,
+    ),
+    aten.permute.default: token_moves.permute,
+    aten.transpose.int: token_moves.transpose,
+    aten.slice.Tensor: token_moves.slice,
+    aten.select.int: token_moves.select,
+    aten.unbind.int: token_moves.parts,
+    aten.chunk.default: token_moves.parts,
+    aten.split.Tensor: token_moves.parts,
+    aten.split_with_sizes.default: token_moves.parts,
+    operator.getitem: token_moves.take,
+    aten.roll.default: token_moves.roll,
+    aten.expand.default: token_moves.same,
+    aten.expand_as.default: token_moves.same,
+    aten.to.dtype: token_moves.same,
     aten.pad.default: moves.pad,
     aten.contiguous.default: moves.identity,
     aten.clone.default: moves.identity,
     aten.detach.default: moves.identity,
+    **dict.fromkeys(activations.PLAIN, activations.plain),
+    aten.gelu.default: activations.gelu,
+    aten.gelu_.default: activations.gelu,
+    aten.leaky_relu.default: activations.leaky_relu,
+    aten.leaky_relu_.default: activations.leaky_relu,
+    aten.elu.default: activations.elu,
+    aten.elu_.default: activations.elu,
+    aten.softplus.default: activations.softplus,
+    aten.prelu.default: activations.prelu,
+    aten.empty.memory_format: activations.noise,
+    aten.new_empty.default: activations.noise,
+    aten.bernoulli_.float: activations.noise,
+    aten.div_.Scalar: arithmetic.divide,
+    aten.div_.Tensor: arithmetic.divide,
+    aten.div.Tensor: arithmetic.divide,
+    aten.mul.Tensor: arithmetic.multiply,
+    aten.mul_.Tensor: arithmetic.multiply,
+    aten.sub.Tensor: arithmetic.subtract,
+    aten.sub_.Tensor: arithmetic.subtract,
+    aten.conv1d.default: products.conv1d,
+    aten.upsample_nearest2d.vec: moves.upsample,
 }

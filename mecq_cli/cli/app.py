@@ -17,6 +17,7 @@ from mecq_cli.cli.demo import demo
 from mecq_cli.cli.eval import evaluate
 from mecq_cli.cli.export import export
 from mecq_cli.cli.inspect import inspect
+from mecq_cli.cli.models import models
 from mecq_cli.cli.predict import predict
 from mecq_cli.cli.quantize import quantize
 from mecq_cli.errors import UsageError
@@ -53,6 +54,7 @@ app.command("eval", short_help="Measure accuracy: run, artifact, ONNX or float m
 app.command("export", short_help="Write a run as ONNX or safetensors, and verify it.")(export)
 app.command("predict", short_help="Say what is in an image.")(predict)
 app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
+app.command("models", short_help="List the models that are known to work.")(models)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)

@@ -169,6 +169,16 @@ def sites(document: Document) -> Iterable[RenderableType]:
         yield _entropy(document["entropy"])
 
 
+def models(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq models``."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for title in ("model", "level", "reason"):
+        table.add_column(title, overflow="fold")
+    for row in document["models"]:
+        table.add_row(_plain(row["model"]), row["level"], _plain(row["reason"]))
+    yield table
+
+
 def _entropy(rows: Sequence[Document]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("coding length, nats", overflow="fold")

@@ -169,7 +169,7 @@ def _layers(model: IntegerModel) -> Iterator[tuple[Node, Grid | None]]:
     """Nodes with weights, each with the grid of its input."""
     grids: dict[str, Grid | None] = {INPUT: None}
     for node in model.nodes:
-        if node.tensors:
+        if node.weight_bits is not None:
             yield node, grids[node.inputs[0]]
         grids[node.name] = node.grid
 

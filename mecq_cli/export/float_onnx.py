@@ -21,7 +21,9 @@ from torch import nn
 
 from mecq_cli.capture import capture
 from mecq_cli.errors import ArtifactError
-from mecq_cli.integer.ir import INPUT
+from mecq_cli.export.onnx_functions import emit_function
+from mecq_cli.integer.geometry import adaptive_places
+from mecq_cli.integer.ir import INPUT, Node
 from mecq_cli.layers import Layer
 
 LOGITS = "logits"
@@ -43,12 +45,13 @@ def float_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.Mode
         ArtifactError: a layer cannot be written.
     """
     layers = capture(model, input_shape)
-    writer = _Writer()
+    writer = _Writer(input_shape)
     for layer in layers:
         emit = _EMITTERS.get(layer.kind)
         if emit is None:
             raise ArtifactError(f"{layer.name}: cannot write the layer '{layer.kind}' as ONNX")
         emit(writer, layer)
+        writer.shapes[layer.name] = layer.shape
     last = layers[-1]
     writer.node("Identity", [writer.values[last.name]], LOGITS)
     graph = helper.make_graph(
@@ -68,10 +71,11 @@ def float_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.Mode
 class _Writer:
     """Collects nodes and initializers; ``values`` leads from a layer to its output tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, input_shape: Sequence[int]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.values = {INPUT: INPUT}
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: tuple(input_shape)}
 
     def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
@@ -79,6 +83,16 @@ class _Writer:
 
     def constant(self, array: Array, name: str) -> str:
         self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    emit = node
+    """As the writers of functions call it."""
+
+    def scalar(self, value: np.generic) -> str:
+        """Store a number; equal ones share a tensor."""
+        name = f"{value.dtype}::{value!s}"
+        if name not in {tensor.name for tensor in self.initializers}:
+            self.constant(np.asarray(value), name)
         return name
 
     def layer(
@@ -170,6 +184,50 @@ def _pad(writer: _Writer, layer: Layer) -> None:
     writer.layer(layer, "Pad", [writer.constant(np.array(widths, np.int64), f"{layer.name}::pads")])
 
 
+def _function(writer: _Writer, layer: Layer) -> None:
+    a, source = layer.attributes, writer.values[layer.inputs[0]]
+    value = emit_function(writer, source, a["name"], a["parameters"], f"{layer.name}::function")
+    writer.values[layer.name] = value
+
+
+def _reshape(writer: _Writer, layer: Layer) -> None:
+    shape = np.array([-1, *layer.attributes["shape"]], np.int64)  # -1: the batch
+    writer.layer(layer, "Reshape", [writer.constant(shape, f"{layer.name}::shape")])
+
+
+def _transpose(writer: _Writer, layer: Layer) -> None:
+    writer.layer(layer, "Transpose", perm=[0, *layer.attributes["axes"]])
+
+
+def _upsample(writer: _Writer, layer: Layer) -> None:
+    """As in the integer graph: factors where they are whole, else places."""
+    size, before = layer.attributes["size"], writer.shapes[layer.inputs[0]]
+    value = writer.values[layer.inputs[0]]
+    for axis, (n, m) in enumerate(zip(before[1:], size, strict=True), 2):
+        places = np.array([i * n // m for i in range(m)], np.int64)
+        stored = writer.constant(places, f"{layer.name}::places_{axis}")
+        value = writer.node("Gather", [value, stored], f"{layer.name}::axis_{axis}", axis=axis)
+    writer.values[layer.name] = value
+
+
+def _adaptive_avg_pool2d(writer: _Writer, layer: Layer) -> None:
+    """Products with matrices of zeros and ones, and a division."""
+    node = Node(layer.name, layer.kind, (), None, layer.attributes)
+    rows, columns, counts = adaptive_places(node, writer.shapes[layer.inputs[0]])
+    stored = [
+        writer.constant(array, f"{layer.name}::{name}")
+        for name, array in (("rows", rows), ("columns", columns.T.copy()), ("counts", counts))
+    ]
+    value = writer.values[layer.inputs[0]]
+    value = writer.node("MatMul", [stored[0], value], f"{layer.name}::tall")
+    value = writer.node("MatMul", [value, stored[1]], f"{layer.name}::sum")
+    writer.values[layer.name] = writer.node("Div", [value, stored[2]], f"{layer.name}::mean")
+
+
+def _relu(writer: _Writer, layer: Layer) -> None:
+    writer.layer(layer, "Identity")
+
+
 def _dropout(writer: _Writer, layer: Layer) -> None:
     writer.values[layer.name] = writer.values[layer.inputs[0]]
 
@@ -177,6 +235,14 @@ def _dropout(writer: _Writer, layer: Layer) -> None:
 _EMITTERS: dict[str, Callable[[_Writer, Layer], None]] = {
     "conv2d": _product,
     "linear": _product,
+    "affine": _product,
+    "function": _function,
+    "relu": _relu,
+    "mul": lambda writer, layer: writer.layer(layer, "Mul"),
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "upsample": _upsample,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "add": lambda writer, layer: writer.layer(layer, "Add"),
     "concat": lambda writer, layer: writer.layer(layer, "Concat", axis=1),
     "max_pool2d": _max_pool2d,

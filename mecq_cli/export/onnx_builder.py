@@ -66,6 +66,10 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, resolved, [output], name=name, **attributes))
         return output
 
+    def has(self, name: str) -> bool:
+        """Whether a node of such a name was emitted."""
+        return any(node.name == name for node in self.nodes)
+
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> str:
         """Store an array, packed where its type is smaller than a byte."""
         self.initializers[name] = numpy_helper.from_array(np.asarray(array), name)
@@ -99,12 +103,21 @@ class GraphBuilder:
         """Finish an operation: clip values that are on a grid."""
         raise NotImplementedError
 
-    def passed(self, op: str, node: Node, arguments: Sequence[str] = (), **attributes: Any) -> None:
+    def passed(
+        self,
+        op: str,
+        node: Node,
+        arguments: Sequence[str] = (),
+        value: str | None = None,
+        **attributes: Any,
+    ) -> None:
         """An operation that moves values of any type, and clips them where its grid is tighter.
 
-        Zero points, with which `op` may pad, count as input.
+        Zero points, with which `op` may pad, count as input. ``value`` is what a first operator
+        made of the only input.
         """
-        grid, inputs = node.grid, [*node.inputs, *arguments]
+        grid, read = node.grid, node.inputs if value is None else [value]
+        inputs = [*read, *arguments]
         sources = [self.input_grid(node, index) for index in range(len(node.inputs))]
         if grid is None or all(
             source is not None

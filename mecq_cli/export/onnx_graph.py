@@ -34,9 +34,11 @@ from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
 from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
+from mecq_cli.export.onnx_pointwise import emit_lookup, emit_mul
 from mecq_cli.export.onnx_products import emit_product
 from mecq_cli.export.onnx_thresholds import emit_threshold
-from mecq_cli.integer.geometry import windows
+from mecq_cli.export.onnx_tokens import TOKENS
+from mecq_cli.integer.geometry import adaptive_places, windows
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
 
@@ -160,6 +162,21 @@ def _avg_pool2d(builder: Builder, node: Node) -> None:
         _scaled(builder, node, acc, grid, counts)
 
 
+def _adaptive_avg_pool2d(builder: Builder, node: Node) -> None:
+    """As products with matrices of zeros and ones, whose sums of integers are exact in float32."""
+    grid, shape, name = builder.input_grid(node), builder.shapes[node.inputs[0]], node.name
+    rows, columns, counts = adaptive_places(node, shape)
+    values = node.inputs[0] if grid is None else builder.counted(node)
+    acc = builder.emit("MatMul", [builder.constant(rows, f"{name}::rows"), values], f"{name}::tall")
+    acc = builder.emit(
+        "MatMul", [acc, builder.constant(columns.T.copy(), f"{name}::columns")], f"{name}::sum"
+    )
+    if grid is None:
+        builder.emit("Div", [acc, builder.constant(counts, f"{name}::counts")], name)
+    else:
+        _scaled(builder, node, acc, grid, counts)
+
+
 def _global_avg_pool(builder: Builder, node: Node) -> None:
     grid, name = builder.input_grid(node), node.name
     if grid is None:
@@ -212,7 +229,11 @@ _EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
     "threshold": emit_threshold,
     "conv2d": emit_product,
     "linear": emit_product,
+    "lookup": emit_lookup,
     "add": _add,
+    "mul": emit_mul,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    **TOKENS,
 }

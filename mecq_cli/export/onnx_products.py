@@ -27,6 +27,9 @@ def emit_product(builder: Builder, node: Node) -> None:
     grid = builder.input_grid(node)
     if grid is not None and not builder.tuned:
         node = _with_positive_scales(node)
+    if node.op == "linear" and len(builder.shapes[node.inputs[0]]) > 1:
+        _token_product(builder, node, grid)
+        return
     if grid is None:
         _float_product(builder, node)
     elif node.grid is not None:
@@ -39,6 +42,33 @@ def emit_product(builder: Builder, node: Node) -> None:
         _sum(builder, node, grid, node.name)
     else:
         _exact_product(builder, node, grid)
+
+
+def _token_product(builder: Builder, node: Node, grid: Grid | None) -> None:
+    """A linear layer on tokens [N, ..., I]: as one of rows where that is fused, see QGemm."""
+    if grid is None:
+        _float_tokens(builder, node)
+    elif node.grid is None:
+        _exact_product(builder, node, grid)
+    else:
+        *places, inputs = builder.shapes[node.inputs[0]]
+        name, outputs = node.name, len(node.tensors["weight"])
+        shape = builder.constant(np.array([-1, inputs], np.int64), f"{name}::rows_shape")
+        rows = builder.emit("Reshape", [node.inputs[0], shape], f"{name}::rows")
+        value = builder.emit("DequantizeLinear", [rows, *builder.grid(grid)], f"{rows}_float")
+        product = _sum(builder, node, grid, f"{name}::sum", value)
+        target = replace(node, name=f"{name}::quantized_rows")
+        builder.quantized(target, product)
+        shape = builder.constant(np.array([-1, *places, outputs], np.int64), f"{name}::shape")
+        builder.emit("Reshape", [target.name, shape], name)
+
+
+def _float_tokens(builder: Builder, node: Node) -> None:
+    """Gemm takes matrices only."""
+    weight, bias = _float_weight(builder, node)
+    columns = builder.emit("Transpose", [weight], f"{node.name}::weight_columns", perm=[1, 0])
+    product = builder.emit("MatMul", [node.inputs[0], columns], f"{node.name}::product")
+    builder.emit("Add", [product, bias], node.name)
 
 
 def _parts(node: Node) -> list[Node]:
@@ -95,8 +125,11 @@ def _with_positive_scales(node: Node) -> Node:
     return replace(node, tensors=tensors)
 
 
-def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
-    """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv."""
+def _sum(builder: Builder, node: Node, grid: Grid, output: str, value: str | None = None) -> str:
+    """Gemm or Conv between DequantizeLinear, which becomes QGemm or, with a grid, QLinearConv.
+
+    ``value`` is its input as a float, where that is not simply the node's.
+    """
     node, stem = rewrite_stem(builder, node) if builder.tuned else (node, None)
     name, tensors = node.name, node.tensors
     scale = builder.constant(tensors["weight_scale"].astype(np.float32), f"{name}::weight_scale")
@@ -114,7 +147,7 @@ def _sum(builder: Builder, node: Node, grid: Grid, output: str) -> str:
         bias_scale = builder.constant(products, f"{name}::bias_scale")
     bias = builder.emit("DequantizeLinear", [bias, bias_scale], f"{name}::bias_float", axis=0)
     if stem is None:
-        value = builder.dequantized(node)
+        value = builder.dequantized(node) if value is None else value
     else:
         value = builder.emit("DequantizeLinear", [stem, *builder.grid(grid)], f"{stem}::float")
     op, attributes = product_operator(node)
@@ -140,7 +173,14 @@ def _exact_product(builder: Builder, node: Node, grid: Grid) -> None:
 
 
 def _float_product(builder: Builder, node: Node) -> None:
-    """Float input: weights fl(w * s_w), made at load time where they are stored as integers."""
+    """Float input."""
+    op, attributes = product_operator(node)
+    inputs = [node.inputs[0], *_float_weight(builder, node)]
+    builder.emit(op, inputs, node.name, **attributes)
+
+
+def _float_weight(builder: Builder, node: Node) -> tuple[str, str]:
+    """Weights fl(w * s_w), made at load time where they are stored as integers; and the bias."""
     name, tensors = node.name, node.tensors
     weight = tensors["weight"]
     scale = tensors["weight_scale"].astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1))
@@ -151,6 +191,4 @@ def _float_product(builder: Builder, node: Node) -> None:
         weight_name = builder.emit("Mul", [integers, scale_name], f"{name}::weight_float")
     else:
         weight_name = builder.constant(weight.astype(np.float32) * scale, f"{name}::weight")
-    bias_name = builder.constant(tensors["bias"].astype(np.float32), f"{name}::bias")
-    op, attributes = product_operator(node)
-    builder.emit(op, [node.inputs[0], weight_name, bias_name], name, **attributes)
+    return weight_name, builder.constant(tensors["bias"].astype(np.float32), f"{name}::bias")

@@ -16,6 +16,8 @@ So an integer q on a grid is written as the real number scale * (q - zero_point)
 |                             | BipolarQuant), the bias from one of 32 bits; then Quant, where   |
 |                             | the operation has a grid                                         |
 | add                         | Add, Quant                                                       |
+| mul                         | Mul, Quant                                                       |
+| lookup                      | Gather from a table of 256 real numbers, at the integer          |
 | avg_pool2d, global_avg_pool | AveragePool or GlobalAveragePool, Quant                          |
 | max_pool2d, concat, ...     | the float operator: it moves numbers that lie on a grid          |
 | all on floats               | the float operator                                               |
@@ -49,7 +51,7 @@ from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import product_operator
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
-from mecq_cli.integer.geometry import windows
+from mecq_cli.integer.geometry import adaptive_places, windows
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
 
 BIAS_BITS = 32
@@ -115,6 +117,26 @@ def _dequantize(builder: QonnxBuilder, node: Node) -> None:
 
 def _add(builder: QonnxBuilder, node: Node) -> None:
     _finish(builder, node, "Add", node.inputs)
+
+
+def _mul(builder: QonnxBuilder, node: Node) -> None:
+    _finish(builder, node, "Mul", node.inputs)
+
+
+def _lookup(builder: QonnxBuilder, node: Node) -> None:
+    """The place in the table is the integer that a real number stands for."""
+    source, target, name = builder.integer_grid(node), required(node), node.name
+    shape = builder.shapes[node.inputs[0]]
+    scale = builder.scalar(np.float32(source.scale))
+    value = builder.emit("Div", [node.inputs[0], scale], f"{name}::steps")
+    value = builder.emit("Round", [value], f"{name}::counts")
+    zero = builder.scalar(np.float32(source.zero_point))
+    value = builder.emit("Add", [value, zero], f"{name}::index")
+    value = builder.emit("Cast", [value], f"{name}::place", to=onnx.TensorProto.INT64)
+    builder.tensors[value].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    integers = node.tensors["table"].astype(np.float32) - np.float32(target.zero_point)
+    table = builder.constant(integers * np.float32(target.scale), f"{name}::table")
+    builder.emit("Gather", [table, value], name, axis=0, shape=(1, *shape))
 
 
 def _one_mantissa(source: Grid, target: Grid) -> bool:
@@ -210,6 +232,24 @@ def _avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
     _finish(builder, node, "Mul", [mean, builder.constant(places / counts, f"{name}::shares")])
 
 
+def _adaptive_avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
+    grid, name = builder.input_grid(node), node.name
+    channels, height, width = builder.shapes[node.inputs[0]]
+    rows, columns, counts = adaptive_places(node, (channels, height, width))
+    values = node.inputs[0] if grid is None else _integers(builder, node, grid)
+    left, right = (
+        builder.constant(rows, f"{name}::rows"),
+        builder.constant(columns.T.copy(), f"{name}::columns"),
+    )
+    shape = (1, channels, len(rows), width)
+    total = builder.emit("MatMul", [left, values], f"{name}::tall", shape=shape)
+    total = builder.emit("MatMul", [total, right], f"{name}::sum")
+    if grid is None:
+        builder.emit("Div", [total, builder.constant(counts, f"{name}::counts")], name)
+    else:
+        _exact_mean(builder, node, grid, total, counts)
+
+
 def _global_avg_pool(builder: QonnxBuilder, node: Node) -> None:
     grid, name = builder.input_grid(node), node.name
     if grid is None or node.grid is None or not _one_mantissa(grid, node.grid):
@@ -254,7 +294,10 @@ _EMITTERS: dict[str, Callable[[QonnxBuilder, Node], None]] = {
     "threshold": _threshold,
     "conv2d": _product,
     "linear": _product,
+    "lookup": _lookup,
     "add": _add,
+    "mul": _mul,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
 }

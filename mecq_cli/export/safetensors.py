@@ -7,8 +7,8 @@ The layout is specified in docs/artifact-format.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
+from mecq_cli.integer.geometry import Shape, shapes
 from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node
+from mecq_cli.integer.operations import RULES
 from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
 from mecq_cli.integer.validate import validate
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, encode, strict_json
 
+VERSION_2 = (
+    *("threshold", "lookup", "function", "mul", "adaptive_avg_pool2d", "reshape", "transpose"),
+    *("upsample", "roll", "matmul", "constant"),
+    *("layer_norm", "group_norm", "softmax", "l2_normalize"),
+)
+"""Operations that version 1 of the format does not have."""
 KIND = FileKind("mecq-integer", 2, ArtifactError)
 MAX_BYTES = 2**32
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
@@ -44,7 +52,9 @@ def to_bytes(model: IntegerModel) -> bytes:
         "metadata": dict(model.metadata),
         "nodes": [_node_to_json(node) for node in model.nodes],
     }
-    version = 2 if any(_needs_version_2(node) for node in model.nodes) else 1
+    known = shapes(model)
+    newer = (_needs_version_2(node, [known[name] for name in node.inputs]) for node in model.nodes)
+    version = 2 if any(newer) else 1
     try:
         parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
     except ValueError as reason:
@@ -82,9 +92,12 @@ def load(path: Path) -> IntegerModel:
     return model
 
 
-def _needs_version_2(node: Node) -> bool:
+def _needs_version_2(node: Node, shapes: Sequence[Shape]) -> bool:
     """Whether programs that know version 1 only could not read it: else that is what is written."""
-    return node.mid_rise or node.op == "threshold"
+    if node.op == "add":
+        return len({*shapes}) > 1
+    tokens = node.op == "linear" and len(shapes[0]) > 1
+    return node.mid_rise or tokens or node.op in VERSION_2
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def _node_to_json(node: Node) -> dict[str, Any]:
             k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
         },
     }
-    if node.tensors:
+    if node.weight_bits is not None:
         entry["weight"] = {
             "bits": node.weight_bits,
             "shape": list(node.tensors["weight"].shape),
@@ -111,7 +124,7 @@ def _to_tensors(model: IntegerModel) -> dict[str, RawTensor]:
     tensors = {}
     for node in model.nodes:
         for name, array in node.tensors.items():
-            if name == "weight" and node.weight_bits != 32:
+            if name == "weight" and node.weight_bits not in (None, 32):
                 array = pack_weights(array, node.weight_bits or 0, mid_rise=node.mid_rise)
             tensors[f"{node.name}.{name}"] = _to_raw(array)
     return tensors
@@ -147,9 +160,12 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         raise ValueError("a node has no name or operation")
     if not _are_strings(inputs) or not isinstance(attributes, dict):
         raise ValueError(f"node {name!a:.80}: inputs or attributes are of a wrong type")
+    others = RULES[op].tensors if op in RULES else ()
+    if weighted and others:
+        raise ValueError(f"node {name!a:.80}: this operation has no weights")
     if grid is not None:
         _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
-    return Node(
+    node = Node(
         name,
         op,
         tuple(inputs),
@@ -157,6 +173,9 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
         *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
     )
+    if not others:
+        return node
+    return replace(node, tensors={key: _to_array(f"{name}.{key}", tensors) for key in others})
 
 
 def _to_weights(

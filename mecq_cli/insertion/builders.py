@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PASSING, PRODUCTS, Need
+from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, PASSING, POOLS, PRODUCTS, Need
+from mecq_cli.insertion.tokens import TOKEN_BUILDERS, TOKEN_NEEDS
 from mecq_cli.layers import Layer
 from mecq_cli.sites import (
+    AdaptivePoolSite,
     AddSite,
     AveragePoolSite,
     DequantizeSite,
     DropoutSite,
+    FunctionSite,
     GlobalAveragePoolSite,
+    MulSite,
     PassSite,
     ProductSite,
+    QuantizeSite,
     Site,
 )
 
@@ -33,9 +38,15 @@ def _product_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 def _add_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
     plan = inserter.plan
+    if layer.name in inserter.floats:
+        return FLOAT
     if plan.residual_bits == 32 or plan.abits == 32:
         return FLOAT
     return Need(plan.residual_bits, power_of_two=True)
+
+
+def _mul_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    return FLOAT if inserter.plan.abits == 32 else Need(EDGE_BITS, power_of_two=True)
 
 
 def _passing_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
@@ -49,6 +60,11 @@ def _concat_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
 
 
 def _average_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    source = inserter.origin(layer.inputs[0])
+    while source is not None and source.kind in POOLS:
+        source = inserter.origin(source.inputs[0])
+    if source is not None and source.name in inserter.floats:
+        return FLOAT
     return FLOAT if inserter.plan.abits == 32 else Need(EDGE_BITS)
 
 
@@ -65,6 +81,12 @@ NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
     "concat": _concat_need,
     "global_avg_pool": _average_need,
     "avg_pool2d": _window_need,
+    "adaptive_avg_pool2d": _window_need,
+    "mul": _mul_need,
+    "affine": _average_need,
+    "function": _window_need,
+    "relu": _window_need,
+    **TOKEN_NEEDS,
 }
 
 # -- sites -------------------------------------------------------------------------------------
@@ -93,6 +115,7 @@ def _product(inserter: Inserter, layer: Layer) -> None:
         module=layer.module,
         attributes=layer.attributes,
         norm=layer.norm,
+        gain=layer.gain,
         weight_quantizer=weight_quantizer,
     )
     site.abits = bits.abits
@@ -111,6 +134,67 @@ def _add(inserter: Inserter, layer: Layer) -> None:
     inserter.store(layer, inserter.place(site, [n for n, _ in reached]), quantizer)
 
 
+def _mul(inserter: Inserter, layer: Layer) -> None:
+    need = inserter.input_need(layer)
+    reached = [inserter.reach(name, need) for name in layer.inputs]
+    integer = need.bits is not None
+    if integer:
+        inserter.needs[layer.name] = need  # exact between powers of two, as a sum
+    quantizer, ceiling = inserter.own(layer, integer)
+    site = MulSite(layer.name, [q for _, q in reached], quantizer, ceiling)
+    inserter.store(layer, inserter.place(site, [n for n, _ in reached]), quantizer)
+
+
+def _affine(inserter: Inserter, layer: Layer) -> None:
+    """A depthwise convolution with bits of its own, see `mecq_cli.capture.affine`."""
+    node, source = inserter.reach(layer.inputs[0], inserter.input_need(layer))
+    assert isinstance(layer.module, nn.Conv2d)
+    attributes = dict(layer.attributes)
+    bits, weight_quantizer = attributes.pop("wbits"), None
+    if source is not None:
+        weight_quantizer = inserter.quantizers.weight(bits, len(layer.module.weight))
+        weight_quantizer.initialize(layer.module.weight)
+    quantizer, ceiling = inserter.own(layer, source is not None)
+    site = ProductSite(
+        layer.name,
+        [source],
+        quantizer,
+        ceiling,
+        module=layer.module,
+        attributes=attributes,
+        norm=layer.norm,
+        weight_quantizer=weight_quantizer,
+    )
+    inserter.store(layer, inserter.place(site, [node]), quantizer)
+
+
+def _function(inserter: Inserter, layer: Layer) -> None:
+    need = inserter.input_need(layer, inserter.needs[layer.name])
+    node, source = inserter.reach(layer.inputs[0], need)
+    quantizer, ceiling = inserter.own(layer, source is not None)
+    a = layer.attributes
+    name, parameters = a["name"], a["parameters"]
+    site = FunctionSite(
+        layer.name, [source], quantizer, ceiling, function=name, parameters=parameters
+    )
+    inserter.store(layer, inserter.place(site, [node]), quantizer)
+
+
+def _relu(inserter: Inserter, layer: Layer) -> None:
+    """A ReLU that no layer before it could take over: a grid that begins at zero."""
+    need = inserter.input_need(layer, inserter.needs[layer.name])
+    node, source = inserter.reach(layer.inputs[0], need)
+    quantizer, ceiling = inserter.own(layer, source is not None)
+    if quantizer is not None:
+        site = QuantizeSite(layer.name, [source], quantizer, ceiling)
+        node = inserter.place(site, [node])
+    inserter.store(layer, node, quantizer)
+
+
+def _adaptive_avg_pool2d(inserter: Inserter, layer: Layer) -> None:
+    _pool(inserter, layer, AdaptivePoolSite)
+
+
 def _global_avg_pool(inserter: Inserter, layer: Layer) -> None:
     _pool(inserter, layer, GlobalAveragePoolSite)
 
@@ -123,7 +207,7 @@ def _pool(inserter: Inserter, layer: Layer, kind: type[Site]) -> None:
     need = inserter.input_need(layer, inserter.needs[layer.name])
     node, source = inserter.reach(layer.inputs[0], need)
     quantizer, ceiling = inserter.own(layer, source is not None)
-    extra = {"attributes": layer.attributes} if kind is AveragePoolSite else {}
+    extra = {} if kind is GlobalAveragePoolSite else {"attributes": layer.attributes}
     site = kind(layer.name, [source], quantizer, ceiling, **extra)
     inserter.store(layer, inserter.place(site, [node]), quantizer)
 
@@ -134,7 +218,8 @@ def _passing(inserter: Inserter, layer: Layer) -> None:
     sources = [q for _, q in reached]
     if layer.kind == "dropout":
         assert isinstance(layer.module, nn.Dropout)
-        site: Site = DropoutSite(layer.name, sources, layer.module.p)
+        whole = bool(layer.attributes.get("images"))
+        site: Site = DropoutSite(layer.name, sources, layer.module.p, images=whole)
     else:
         site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
     node = inserter.place(site, [n for n, _ in reached])
@@ -147,4 +232,10 @@ BUILDERS: Mapping[str, Callable[[Inserter, Layer], None]] = {
     "add": _add,
     "global_avg_pool": _global_avg_pool,
     "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "mul": _mul,
+    "affine": _affine,
+    "function": _function,
+    "relu": _relu,
+    **TOKEN_BUILDERS,
 }

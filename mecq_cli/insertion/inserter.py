@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import fx, nn
 
 from mecq_cli.entropy import as_rows
@@ -12,9 +13,11 @@ from mecq_cli.insertion.builders import BUILDERS, NEEDS
 from mecq_cli.insertion.model import QuantizedModel, site_path
 from mecq_cli.insertion.needs import FLOAT, Need
 from mecq_cli.insertion.plan import BitPlan, Bits
+from mecq_cli.insertion.streams import float_values, origin
+from mecq_cli.insertion.taps import channel_axes
 from mecq_cli.insertion.values import nonnegative
 from mecq_cli.integer.ir import INPUT
-from mecq_cli.layers import Layer
+from mecq_cli.layers import Layer, Users
 from mecq_cli.quantizers import ActivationQuantizer, quantizers_named
 from mecq_cli.sites import ClipSite, DequantizeSite, QuantizeSite, Site
 
@@ -48,6 +51,8 @@ class Inserter:
         self.sites: list[Site] = []
         self.values: dict[str, _Value] = {}
         self.groups: dict[str, ActivationQuantizer] = {}
+        self._users = Users(layers)
+        self.floats = float_values(layers)
         self.needs = self._collect_needs()
         self.nonnegative = nonnegative(layers)
         self.taps, self.grid = taps, grid
@@ -71,7 +76,16 @@ class Inserter:
         value = self.values[name]
         forms = {value.need: value.node, **{n: node for n, (node, _) in value.reached.items()}}
         quantized = forms[min(forms, key=lambda need: need.bits or 32)]
+        layer = self._users.by_name[name]
+        if len(layer.shape) > 1 and channel_axes(self.layers).get(name) == len(layer.shape):
+            # Tokens, however they are arranged.
+            tokens = self.graph.call_function(torch.flatten, (quantized, 1, -2))
+            return self.graph.call_function(as_rows, (tokens, 1))
         return self.graph.call_function(as_rows, (quantized, self.grid))
+
+    def origin(self, name: str) -> Layer | None:
+        """The layer that computed a value, above operations that only move it."""
+        return origin(self._users, name)
 
     # -- needs ---------------------------------------------------------------------------------
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PRODUCTS = ("conv2d", "linear")
-PASSING = ("max_pool2d", "concat", "flatten", "slice", "pad", "dropout")
+PASSING = (
+    *("max_pool2d", "concat", "flatten", "slice", "pad", "dropout"),
+    *("reshape", "transpose", "roll", "upsample"),
+)
+POOLS = ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d")
+FLOATING = (*("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),)
+"""Kinds of layers that compute in float, whatever the bits."""
 EDGE_BITS = 8
 """Bits of the edges that are neither read by a convolution nor residual: pools."""
 

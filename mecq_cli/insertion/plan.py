@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,9 @@ from mecq_cli.errors import UsageError
 from mecq_cli.insertion.needs import PRODUCTS
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
+
+GATE_BITS = 8
+"""Weights and inputs of the small layers that make gates from means over the plane."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,14 @@ class BitPlan:
 
 
 def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], list[str]]:
-    """Bits of each conv2d and linear layer, and the names of the last ones."""
+    """Bits of each conv2d, linear and matmul layer, and the names of those that make the logits."""
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     if not products:
         raise UsageError("this model has no convolution or linear layer to quantize")
     by_name = {layer.name: layer for layer in layers}
     firsts = [p.name for p in products if first_above(p.inputs[0], by_name) == INPUT]
-    last = first_above(layers[-1].name, by_name)
-    ends = {*firsts, last}
+    lasts = last_products(layers[-1].name, by_name)
+    ends = {*firsts, *lasts}
     bits = {}
     for layer in products:
         end = layer.name in ends
@@ -58,6 +62,11 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], li
         wbits = plan.first_last_bits if end and plan.wbits != 32 else plan.wbits
         abits = plan.first_last_bits if end and plan.abits != 32 else plan.abits
         bits[layer.name] = Bits(wbits, abits)
+    for name in gate_layers(layers):
+        # Little to compute, of which every channel of the network depends.
+        old = bits[name]
+        bits[name] = Bits(*(32 if b == 32 else GATE_BITS for b in (old.wbits, old.abits)))
+    bits |= {m.name: Bits(plan.wbits, plan.abits) for m in layers if m.kind == "matmul"}
     for pattern, wbits_or_none, abits_or_none in plan.overrides:
         hits = [name for name in bits if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
@@ -69,13 +78,52 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], li
             bits[name] = Bits(wbits_or_none or old.wbits, abits_or_none or old.abits)
     if plan.reduce_range:
         bits = {name: replace(b, wbits=7) if b.wbits == 8 else b for name, b in bits.items()}
-    return bits, [last]
+    return bits, lasts
+
+
+def gate_layers(layers: list[Layer]) -> list[str]:
+    """Products that make a factor or summand of whole channels: of squeeze and excitation.
+
+    Upwards from the smaller operand of an add or mul, to the pool that it comes from.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    found: set[str] = set()
+    for layer in layers:
+        if layer.kind not in ("add", "mul") or INPUT in layer.inputs:
+            continue
+        for name in layer.inputs:
+            if math.prod(by_name[name].shape) < math.prod(layer.shape):
+                found |= _small_products(name, by_name)
+    return [layer.name for layer in layers if layer.name in found]
+
+
+def _small_products(name: str, by_name: dict[str, Layer]) -> set[str]:
+    found: set[str] = set()
+    while name in by_name and math.prod(by_name[name].shape[1:]) == 1:
+        layer = by_name[name]
+        if layer.kind in PRODUCTS:
+            found.add(name)
+        name = layer.inputs[0]
+    return found
 
 
 def first_above(name: str, by_name: dict[str, Layer]) -> str:
     """The first product at or above a value, through operations that only move values."""
     while name != INPUT and by_name[name].kind not in PRODUCTS:
-        if by_name[name].kind == "add":
+        if by_name[name].kind in ("add", "mul", "constant", "matmul"):
             return name
         name = by_name[name].inputs[0]
     return name
+
+
+def last_products(name: str, by_name: dict[str, Layer]) -> list[str]:
+    """The products that make the logits: several, where these are the mean of several heads."""
+    layer = by_name.get(name)
+    if layer is None or layer.kind in PRODUCTS:
+        return [name]
+    if layer.kind == "constant":
+        return []
+    if layer.kind == "add" and len(layer.shape) > 1:
+        return [first_above(name, by_name)]
+    heads = layer.inputs if layer.kind in ("add", "rescale") else layer.inputs[:1]
+    return [found for head in heads for found in last_products(head, by_name)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
-from mecq_cli.insertion.needs import PRODUCTS
+from mecq_cli.insertion.needs import POOLS, PRODUCTS
 from mecq_cli.insertion.plan import first_above
 from mecq_cli.integer.ir import INPUT
-from mecq_cli.layers import Layer
+from mecq_cli.layers import Layer, axis_before
 
 Tap = Literal["penultimate", "stages", "layers"]
 
@@ -17,10 +18,11 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     """Layers whose values are tapped, in the order of execution.
 
     ``penultimate``: what the last convolution or linear layer reads. ``stages``: the last
-    residual add (or concatenation, or convolution) of each spatial resolution. ``layers``: what
-    every convolution or linear layer but the first reads.
+    residual add (or concatenation, or convolution) of each spatial resolution; of a network of
+    tokens the last residual add for each number of tokens or, where that is one number, those at
+    a third, two thirds and the end of the depth. ``layers``: what every convolution or linear
+    layer but the first reads.
     """
-    by_name = {layer.name: layer for layer in layers}
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     wanted: set[str] = set()
     if "penultimate" in taps:
@@ -28,16 +30,69 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     if "layers" in taps:
         wanted |= {p.inputs[0] for p in products if p.inputs[0] != INPUT}
     if "stages" in taps:
-        convolved = {p.shape[1:] for p in products if len(p.shape) == 3}
-        # Behind the last residual add of a resolution only the next stage's narrow beginning
-        # may follow, so an add is the end of a stage where there is one.
-        last: dict[tuple[int, ...], str] = {}
-        for kinds in (PRODUCTS, ("concat",), ("add",)):
-            last |= {
-                layer.shape[1:]: layer.name
-                for layer in layers
-                if layer.shape[1:] in convolved and layer.kind in kinds
-            }
-        # The logits of a convolutional classifier are no stage.
-        wanted |= {name for name in last.values() if name != first_above(layers[-1].name, by_name)}
+        wanted |= set(_token_stages(layers) or _map_stages(layers, products))
     return [layer.name for layer in layers if layer.name in wanted]
+
+
+def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
+    by_name = {layer.name: layer for layer in layers}
+    convolved = {p.shape[1:] for p in products if p.kind == "conv2d"}
+    # Behind the last residual add of a resolution only the next stage's narrow beginning
+    # may follow, so an add is the end of a stage where there is one.
+    last: dict[tuple[int, ...], str] = {}
+    for kinds in (PRODUCTS, ("concat",), ("add",)):
+        last |= {
+            layer.shape[1:]: layer.name
+            for layer in layers
+            if len(layer.shape) == 3 and layer.shape[1:] in convolved and layer.kind in kinds
+        }
+    # The logits of a convolutional classifier are no stage.
+    logits = first_above(layers[-1].name, by_name)
+    return [name for name in last.values() if name != logits]
+
+
+def _token_stages(layers: list[Layer]) -> list[str]:
+    """Of a network whose residual adds are all of tokens; of others none."""
+    axes, by_name = channel_axes(layers), {layer.name: layer for layer in layers}
+    adds = [
+        layer
+        for layer in layers
+        if layer.kind == "add"
+        and len(layer.shape) > 1
+        and layer.name in axes
+        and not any(_is_constant(by_name, name) for name in layer.inputs)
+    ]
+    if not adds or any(axes[add.name] != len(add.shape) for add in adds):
+        return []
+    last = {math.prod(add.shape[:-1]): add.name for add in adds}
+    if len(last) > 1:
+        return list(last.values())
+    count = len(adds)
+    return [adds[max(-(-count * third // 3) - 1, 0)].name for third in (1, 2, 3)]
+
+
+def _is_constant(by_name: dict[str, Layer], name: str) -> bool:
+    return name in by_name and by_name[name].kind == "constant"
+
+
+def channel_axes(layers: list[Layer]) -> dict[str, int]:
+    """Which axis of a value, counted from 1, are its channels, where that is known."""
+    shapes = {layer.name: layer.shape for layer in layers}
+    axes: dict[str, int] = {}
+    for layer in layers:
+        known = [axes[name] for name in layer.inputs if name in axes]
+        if layer.kind in ("linear", "layer_norm"):
+            axes[layer.name] = len(layer.shape)
+        elif layer.kind in ("conv2d", "group_norm", *POOLS):
+            axes[layer.name] = 1
+        elif not known or layer.kind in ("matmul", "softmax"):
+            continue
+        elif layer.kind == "transpose":
+            axes[layer.name] = list(layer.attributes["axes"]).index(known[0]) + 1
+        elif layer.kind == "reshape":
+            axis = axis_before(layer.shape, shapes[layer.inputs[0]], known[0])
+            if axis is not None:
+                axes[layer.name] = axis
+        elif len(layer.shape) == len(shapes[layer.inputs[0]]):
+            axes[layer.name] = known[0]
+    return axes

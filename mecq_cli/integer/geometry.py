@@ -80,6 +80,40 @@ def windows(node: Node, shape: Shape) -> tuple[Windows, Windows]:
     return rows, columns
 
 
+def adaptive_windows(node: Node, shape: Shape) -> tuple[list[tuple[int, int]], ...]:
+    """First and end of each window of an adaptive_avg_pool2d, of rows and of columns."""
+    return tuple(
+        [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+        for n, m in zip(shape[1:], node.attributes["size"], strict=True)
+    )
+
+
+def adaptive_places(
+    node: Node, shape: Shape
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """An adaptive_avg_pool2d as matrices, rows @ x @ columns.T being the sums of its windows.
+
+    Returns:
+        rows [H', H] and columns [W', W] of zeros and ones, and how many values are in each window,
+        [H', W'].
+    """
+    rows, columns = (
+        np.array([(np.arange(size) >= a) & (np.arange(size) < b) for a, b in found], np.float32)
+        for size, found in zip(shape[1:], adaptive_windows(node, shape), strict=True)
+    )
+    counts = np.outer(rows.sum(1), columns.sum(1)).astype(np.float32)
+    return rows, columns, counts
+
+
+def nearest(node: Node, shape: Shape) -> tuple[list[int], list[int]]:
+    """Which row and which column of the input each one of an upsample repeats."""
+    rows, columns = (
+        [i * n // m for i in range(m)]
+        for n, m in zip(shape[1:], node.attributes["size"], strict=True)
+    )
+    return rows, columns
+
+
 def shapes(model: IntegerModel) -> dict[str, Shape]:
     """The shape of every node's output (and of the input) for one image.
 

@@ -15,6 +15,7 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | dequantize      | grid   | fl((q - z_x) * s_x)                                  (float output)   |
 | requantize      | grid   | rne(fl(fl((q - z_x) * s_x) / s_y)) + z_y                              |
 | threshold       | grid   | how many of the ascending ints t of ``thresholds`` have q >= t        |
+| lookup          | grid   | table[q], which holds rne(fl(f(x) / s_y)) + z_y for each integer q    |
 | conv2d, linear  | grid   | acc = sum (q - z_x) W + b, exact in int32; W = w * weight_multiplier  |
 |                 |        | with a grid:    rne(fl(fl(acc) * fl(fl(s_x * s_w) / s_y))) + z_y      |
 |                 |        | without:        fl(fl(acc) * fl(s_x * s_w))          (float output)   |
@@ -23,17 +24,45 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 |                 |        | powers of two and z_y is even, so that every way of computing this    |
 |                 |        | gives one answer (halves are common, and QLinearAdd rounds last)      |
 |                 | 2 float| fl(a + b)                                            (float output)   |
+| mul             | 2 grid | rne((q_a - z_a) s_a (q_b - z_b) s_b / s_y + z_y), scales and z_y as   |
+|                 |        | in add                                                                |
+|                 | 2 float| fl(a * b)                                            (float output)   |
+| function        | float  | f(x), in float32                                     (float output)   |
 | clip            | float  | clip(x, min, max); max may be None                   (float output)   |
 | max_pool2d      | any    | of the integers; output on the grid of the input                      |
 | avg_pool2d      | grid   | acc = sum (q - z_x) over the n values of a window;                    |
 |                 |        | rne(fl(fl(acc) * fl(s_x / fl(s_y * n)))) + z_y                        |
 | global_avg_pool | grid   | the same over the whole plane, [N, C, H, W] -> [N, C, 1, 1]           |
 |                 |        | without a grid: fl(fl(acc) * fl(s_x / n))            (float output)   |
-| both avg pools  | float  | the mean                                             (float output)   |
+| adaptive_       | grid   | as avg_pool2d, over windows from floor(i n / m) to, and without,      |
+| avg_pool2d      |        | ceil((i + 1) n / m), where m of them cover n values                   |
+| all avg pools   | float  | the mean                                             (float output)   |
 | concat          | any    | along axis 1; every input has the scale and zero point of the output  |
 | flatten         | any    | [N, ...] -> [N, prod(...)]; output on the grid of the input           |
 | slice           | any    | x[..., start:end:step, ...] on the named axes; grid of the input      |
+| reshape         | any    | the same values in another shape, batch aside; grid of the input      |
+| transpose       | any    | axes in another order, the batch stays first; grid of the input       |
+| upsample        | any    | row i and column j of the result are floor(i h / H) and floor(j w / W)|
+|                 |        | of the input; grid of the input                                       |
 | pad             | any    | zeros around (the zero point on a grid); grid of the input            |
+| roll            | any    | moved along ``axes`` by ``shifts``, cyclically; grid of the input     |
+| matmul          | 2 grid | acc = sum (q_a - z_a) (q_b - z_b) over the last axis of a and the     |
+|                 |        | one before the last of b, exact in int32; m = fl(fl(s_a f) s_b)       |
+|                 |        | with a grid:    rne(fl(fl(acc) * fl(m / s_y))) + z_y                  |
+|                 |        | without:        fl(fl(acc) * m)                      (float output)   |
+|                 | 2 float| the product times f, the ``factor``                  (float output)   |
+| constant        | image  | the tensor ``value``, once for each image            (float output)   |
+| layer_norm      | float  | (x - mean) / sqrt(var + eps) * weight + bias over the last axis       |
+| group_norm      | float  | the same over each of ``groups`` equal parts of axis 1 and all axes   |
+|                 |        | behind it; weight and bias are for axis 1            (float output)   |
+| softmax         | float  | exp(x - max) / sum over the last axis                (float output)   |
+| l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
+
+A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`,
+`l2_normalize` and float products compute is said up to the order of their sums, so their last bits
+are a runtime's own; the integer operations behind them are exact given what they read.
+
+Inputs of add and mul are of one rank, and an axis of length 1 is repeated.
 
 The integer bias counts in units of s_x * s_w. With few bits such a unit would be as large as a
 whole step of the output, so weights of less than 7 bits are multiplied by a power of two before
@@ -55,6 +84,11 @@ codes 0, 1, 2, ..., which lie on a grid as any other. A value that comes from su
 from floats is first rounded to a fine grid of 8 bits, in units of which the thresholds are learned;
 one that is on a grid already is compared as it is. So there is no other arithmetic than that of the
 uniform grids, every runtime has fast kernels for it, and a comparison of bytes is exact in all.
+
+`lookup` is any other function of a single value: a byte has 256 values, so a table says it all. It
+is computed once, when the integer model is made, and is the same bytes in every runtime; entries
+for integers outside of the input's range are never read. A product of two values (a gate, most of
+the time) has at most 16 bits, so that between powers of two every way of computing it is exact.
 
 `relu` and `relu6` on a grid have no operation of their own: they are the clipping of the node
 before.
@@ -107,13 +141,21 @@ class Node:
             avg_pool2d: kernel, stride, padding (two ints each), ceil_mode, count_include_pad;
             slice: axes, starts, ends, steps (lists of ints of one length; axis 0 never);
             clip: min (0.0), max (a float or None);
+            function: name (see integer/functions.py), parameters (numbers);
             pad: before, after (an int for each of the axes 1, 2, 3);
+            reshape: shape (of the output, without the batch);
+            transpose: axes (a permutation of 1 to the number of axes);
+            upsample, adaptive_avg_pool2d: size (two ints: H, W of the output);
+            roll: axes, shifts (lists of ints of one length); matmul: factor (a float32);
+            layer_norm, l2_normalize: eps; group_norm: groups, eps;
             threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;
             the grid of the node has the zero point 0 and all of its codes).
         weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.
         tensors: conv2d, linear: ``weight`` int8 [O, I/groups, kh, kw] or [O, I] (float32 where
             weight_bits is 32), ``weight_scale`` float32 [O] (signed: the batch norm is folded
-            in), ``bias`` int32 [O] (float32 where the input or the weights are float).
+            in), ``bias`` int32 [O] (float32 where the input or the weights are float);
+            lookup: ``table`` uint8 [256]; layer_norm, group_norm: ``weight`` and ``bias``,
+            constant: ``value``, all float32.
         mid_rise: weights of 2 to 6 bits are on the grid without zero, as those of 1 bit always
             are.
     """

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from mecq_cli.integer.functions import FUNCTIONS
 from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid, Node
 
 
@@ -32,7 +35,7 @@ class Ints:
     most: int = 3
 
 
-Kind = Ints | Literal["bool", "number", "number or None"]
+Kind = Ints | Literal["bool", "number", "number or None", "name", "numbers"]
 """What an attribute may be; numbers are finite."""
 
 
@@ -48,6 +51,7 @@ class Rule:
             "any" always float.
         attributes: by name: several integers, or the type of a single value.
         weight_dims: of the weight, if it has one.
+        tensors: that an operation without a weight has, by name.
     """
 
     shape: Callable[[Node, list[Value]], tuple[int, ...]]
@@ -56,6 +60,7 @@ class Rule:
     yields: str
     attributes: Mapping[str, Kind]
     weight_dims: int | None = None
+    tensors: tuple[str, ...] = ()
 
 
 def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -78,9 +83,9 @@ def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
 
 def _linear(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     weight = node.tensors["weight"]
-    if inputs[0].shape != weight.shape[1:]:
+    if inputs[0].shape[-1:] != weight.shape[1:]:
         raise ValueError(f"a weight {list(weight.shape)} does not fit {inputs[0]}")
-    return (weight.shape[0],)
+    return *inputs[0].shape[:-1], weight.shape[0]
 
 
 def _max_pool2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -147,15 +152,48 @@ def _clip(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return inputs[0].shape
 
 
-def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
-    if inputs[0].shape != inputs[1].shape:
+def _lookup(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    table, grid = node.tensors["table"], node.grid
+    if table.shape != (256,) or str(table.dtype) != "uint8":
+        raise ValueError("its table has 256 bytes")
+    if grid is not None and (table.min() < grid.qmin or table.max() > grid.qmax):
+        raise ValueError(f"its table leaves the range [{grid.qmin}, {grid.qmax}]")
+    return inputs[0].shape
+
+
+def _function(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    name, given = node.attributes["name"], node.attributes["parameters"]
+    function = FUNCTIONS.get(name)
+    if function is None:
+        raise ValueError(f"unknown function; known are {', '.join(FUNCTIONS)}")
+    if len(given) != function.parameters:
+        raise ValueError(f"{len(given)} parameters are given, {name} has {function.parameters}")
+    return inputs[0].shape
+
+
+def _mul(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    for grid in (node.grid, *(value.grid for value in inputs)):
+        if grid is not None and not 2.0**-LARGEST_EXPONENT <= grid.scale <= 2.0**LARGEST_EXPONENT:
+            raise ValueError(f"the scale {grid.scale!r} is of no usual size")
+    return _add(node, inputs)
+
+
+def _broadcast(inputs: list[Value]) -> tuple[int, ...]:
+    first, second = (value.shape for value in inputs)
+    pairs = list(zip(first, second, strict=False))
+    if len(first) != len(second) or any(a != b and 1 not in (a, b) for a, b in pairs):
         raise ValueError(f"{inputs[0]} and {inputs[1]} differ in shape")
+    return tuple(max(pair) for pair in pairs)
+
+
+def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    shape = _broadcast(inputs)
     for grid in (node.grid, *(value.grid for value in inputs)):
         if grid is not None and math.frexp(grid.scale)[0] != 0.5:
             raise ValueError(f"the scale {grid.scale!r} is not a power of two")
     if node.grid is not None and node.grid.zero_point % 2:
         raise ValueError(f"the zero point {node.grid.zero_point} is odd")
-    return inputs[0].shape
+    return shape
 
 
 def _concat(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -185,10 +223,92 @@ def _slice(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _reshape(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    shape = tuple(node.attributes["shape"])
+    if math.prod(shape) != math.prod(inputs[0].shape):
+        raise ValueError(f"{inputs[0]} cannot have the shape {list(shape)}")
+    return shape
+
+
+def _transpose(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    axes, shape = node.attributes["axes"], inputs[0].shape
+    if sorted(axes) != list(range(1, len(shape) + 1)):
+        raise ValueError(f"the axes {list(axes)} are no order of those of {inputs[0]}")
+    return tuple(shape[axis - 1] for axis in axes)
+
+
+def _upsample(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    return _sized(node, inputs)
+
+
+def _sized(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    height, width = node.attributes["size"]
+    return _plane(inputs[0])[0], height, width
+
+
 def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     _same_values(node, inputs)
     sizes = zip(_plane(inputs[0]), node.attributes["before"], node.attributes["after"], strict=True)
     return tuple(map(sum, sizes))
+
+
+def _roll(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _same_values(node, inputs)
+    axes, shape = node.attributes["axes"], inputs[0].shape
+    if len(axes) != len(node.attributes["shifts"]) or len({*axes}) < len(axes):
+        raise ValueError("axes and shifts are of one length, each axis once")
+    if max(axes) > len(shape):
+        raise ValueError(f"{inputs[0]} has no axis {max(axes)}")
+    return shape
+
+
+def _matmul(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    a, b = (value.shape for value in inputs)
+    if len(a) < 2 or len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
+        raise ValueError(f"{inputs[0]} and {inputs[1]} cannot be multiplied")
+    factor = node.attributes["factor"]
+    if float(np.float32(factor)) != factor or not factor:
+        raise ValueError(f"the factor {factor!r} is zero or not a float32 number")
+    worst = float(a[-1])
+    for grid in (value.grid for value in inputs):
+        if grid is not None:
+            worst *= max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
+    if worst >= 2**31:
+        raise ValueError("its int32 sums may overflow")
+    return *a[:-1], b[-1]
+
+
+def _constant(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    return node.tensors["value"].shape
+
+
+def _layer_norm(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    _check_affine(node, inputs[0].shape[-1])
+    return inputs[0].shape
+
+
+def _group_norm(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    channels = inputs[0].shape[0]
+    if channels % node.attributes["groups"]:
+        raise ValueError(f"{channels} channels are not {node.attributes['groups']} equal groups")
+    _check_affine(node, channels)
+    return inputs[0].shape
+
+
+def _l2_normalize(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+    if not 0 < node.attributes["eps"] < 1:
+        raise ValueError("eps is a small positive number")
+    return inputs[0].shape
+
+
+def _check_affine(node: Node, channels: int) -> None:
+    if any(node.tensors[name].shape != (channels,) for name in ("weight", "bias")):
+        raise ValueError(f"weight and bias have one value for each of {channels} channels")
+    if not 0 < node.attributes["eps"] < 1:
+        raise ValueError("eps is a small positive number")
 
 
 def _same_values(node: Node, inputs: list[Value]) -> None:
@@ -204,6 +324,10 @@ def _plane(value: Value) -> tuple[int, int, int]:
 
 
 _INT64 = 2**63 - 1
+MOST_AXES = 6
+"""Beside the batch."""
+LARGEST_EXPONENT = 32
+"""Of the powers of two between which a product is exact, and far from the ends of float32."""
 _KERNEL: dict[str, Kind] = {
     "kernel": Ints(2, 1, 256),
     "stride": Ints(2, 1),
@@ -236,13 +360,44 @@ RULES = {
     "conv2d": Rule(_conv2d, 1, "any", "any", _CONV, weight_dims=4),
     "linear": Rule(_linear, 1, "any", "any", {}, weight_dims=2),
     "add": Rule(_add, 2, "any", "same", {}),
+    "mul": Rule(_mul, 2, "any", "same", {}),
+    "lookup": Rule(_lookup, 1, "grid", "grid", {}, tensors=("table",)),
+    "function": Rule(_function, 1, "float", "float", {"name": "name", "parameters": "numbers"}),
     "clip": Rule(_clip, 1, "float", "float", {"min": "number", "max": "number or None"}),
     "max_pool2d": Rule(_max_pool2d, 1, "any", "same", {**_KERNEL, "dilation": Ints(2, 1)}),
     "avg_pool2d": Rule(_avg_pool2d, 1, "any", "same", {**_KERNEL, "count_include_pad": "bool"}),
+    "adaptive_avg_pool2d": Rule(_sized, 1, "any", "same", {"size": Ints(2, 1)}),
     "global_avg_pool": Rule(_global_avg_pool, 1, "any", "any", {}),
     "concat": Rule(_concat, None, "any", "same", {}),
     "flatten": Rule(_flatten, 1, "any", "same", {}),
     "slice": Rule(_slice, 1, "any", "same", _CUT),
+    "reshape": Rule(_reshape, 1, "any", "same", {"shape": Ints(None, 1, 2**26, most=MOST_AXES)}),
+    "transpose": Rule(
+        _transpose, 1, "any", "same", {"axes": Ints(None, 1, MOST_AXES, most=MOST_AXES)}
+    ),
+    "upsample": Rule(_upsample, 1, "any", "same", {"size": Ints(2, 1)}),
     "pad": Rule(_pad, 1, "any", "same", {"before": Ints(3, 0), "after": Ints(3, 0)}),
+    "roll": Rule(
+        _roll,
+        1,
+        "any",
+        "same",
+        {"axes": Ints(None, 1, most=MOST_AXES), "shifts": Ints(None, -(2**16), most=MOST_AXES)},
+    ),
+    "matmul": Rule(_matmul, 2, "any", "any", {"factor": "number"}),
+    "constant": Rule(_constant, 1, "float", "float", {}, tensors=("value",)),
+    "layer_norm": Rule(
+        _layer_norm, 1, "float", "float", {"eps": "number"}, tensors=("weight", "bias")
+    ),
+    "group_norm": Rule(
+        _group_norm,
+        1,
+        "float",
+        "float",
+        {"groups": Ints(1, 1), "eps": "number"},
+        tensors=("weight", "bias"),
+    ),
+    "softmax": Rule(_unchanged, 1, "float", "float", {}),
+    "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""

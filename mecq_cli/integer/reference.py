@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError, UsageError
-from mecq_cli.integer.geometry import shapes, taps, windows
+from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
+from mecq_cli.integer.functions import FUNCTIONS
+from mecq_cli.integer.geometry import adaptive_windows, nearest, shapes, taps, windows
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
 
 Array = NDArray[Any]
@@ -79,9 +81,11 @@ def execute(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
     Raises:
         ArtifactError: the operation is unknown or the inputs do not fit it.
     """
+    if node.op in FLOAT_OPERATIONS:
+        return FLOAT_OPERATIONS[node.op](node, inputs)
     operation = _OPERATIONS.get(node.op)
     if operation is None:
-        known = ", ".join(_OPERATIONS)
+        known = ", ".join((*_OPERATIONS, *FLOAT_OPERATIONS))
         raise ArtifactError(f"{node.name}: unknown operation '{node.op}'; known are {known}")
     output = operation(node, inputs, grids)
     if node.op in _PASSING and node.grid is not None:
@@ -160,6 +164,50 @@ def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
     return codes
 
 
+def _lookup(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    found: Array = node.tensors["table"][inputs[0]]
+    return found
+
+
+def _function(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    call = FUNCTIONS[node.attributes["name"]].call
+    value: Array = call(inputs[0], *node.attributes["parameters"]).astype(np.float32)
+    return value
+
+
+def _mul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    if node.grid is None:
+        return np.multiply(*inputs)
+    a, b = (
+        _centred(q, _grid(grid, node), np.float64) * _grid(grid, node).scale
+        for q, grid in zip(inputs, grids, strict=True)
+    )
+    steps = np.rint(a * b / node.grid.scale + node.grid.zero_point)
+    clipped: Array = np.clip(steps, node.grid.qmin, node.grid.qmax).astype(np.uint8)
+    return clipped
+
+
+def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    factor = np.float32(node.attributes["factor"])
+    if grids[0] is None:
+        scaled: Array = np.matmul(*inputs) * factor
+        return scaled
+    a, b = (_grid(grid, node) for grid in grids)
+    reach = [max(abs(g.qmin - g.zero_point), abs(g.qmax - g.zero_point)) for g in (a, b)]
+    exact = inputs[0].shape[-1] * reach[0] * reach[1] < _FLOAT32_EXACT
+    dtype = np.float32 if exact else np.float64
+    acc = np.matmul(_centred(inputs[0], a, dtype), _centred(inputs[1], b, dtype))
+    multiplier = np.float32(a.scale) * factor * np.float32(b.scale)
+    if node.grid is None:
+        product: Array = acc.astype(np.float32) * multiplier
+        return product
+    return _to_grid(acc.astype(np.float32) * (multiplier / np.float32(node.grid.scale)), node.grid)
+
+
+def _roll(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return np.roll(inputs[0], node.attributes["shifts"], node.attributes["axes"])
+
+
 def _add(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     if node.grid is None:
         return np.add(*inputs)
@@ -197,6 +245,22 @@ def _avg_pool2d(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None
     return total / counts if grid is None else _average(node, total, grid, counts)
 
 
+def _adaptive_avg_pool2d(
+    node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]
+) -> Array:
+    x, grid = inputs[0], grids[0]
+    rows, columns = adaptive_windows(node, x.shape[1:])
+    values = x if grid is None else _centred(x, grid, np.float64)
+    total = np.stack([values[:, :, a:b].sum(2) for a, b in rows], 2)
+    total = np.stack([total[:, :, :, a:b].sum(3) for a, b in columns], 3)
+    tall, wide = ([b - a for a, b in axis] for axis in (rows, columns))
+    counts = np.outer(tall, wide).astype(np.float32)
+    if grid is None:
+        mean: Array = (total / counts).astype(np.float32)
+        return mean
+    return _average(node, total, grid, counts)
+
+
 def _global_avg_pool(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     x, grid = inputs[0], grids[0]
     if grid is None:
@@ -230,6 +294,19 @@ def _slice(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) ->
     return inputs[0][tuple(index)]
 
 
+def _reshape(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+
+def _transpose(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    return np.ascontiguousarray(inputs[0].transpose(0, *node.attributes["axes"]))
+
+
+def _upsample(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
+    rows, columns = nearest(node, inputs[0].shape[1:])
+    return inputs[0][:, :, rows][:, :, :, columns]
+
+
 def _pad(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     widths = zip(node.attributes["before"], node.attributes["after"], strict=True)
     fill = 0 if grids[0] is None else grids[0].zero_point
@@ -239,22 +316,23 @@ def _pad(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> A
 def _weighted(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     """conv2d and linear."""
     x, grid, tensors = inputs[0], grids[0], node.tensors
+    axis = 1 if node.op == "conv2d" else -1
     if grid is None:
         weight = tensors["weight"].astype(np.float32)
         weight = weight * _channels(tensors["weight_scale"], weight.ndim)
-        return _product(node, x, weight) + _channels(tensors["bias"], x.ndim, 1)
+        return _product(node, x, weight) + _channels(tensors["bias"], x.ndim, axis)
     dtype = _accumulator(node, grid)
     acc = _product(node, _centred(x, grid, dtype), multiplied_weight(node).astype(dtype))
-    acc = (acc + _channels(tensors["bias"].astype(dtype), x.ndim, 1)).astype(np.float32)
+    acc = (acc + _channels(tensors["bias"].astype(dtype), x.ndim, axis)).astype(np.float32)
     multiplier = np.float32(grid.scale) * tensors["weight_scale"].astype(np.float32)
     if node.grid is None:
-        return acc * _channels(multiplier, x.ndim, 1)
+        return acc * _channels(multiplier, x.ndim, axis)
     multiplier = multiplier / np.float32(node.grid.scale)
-    return _to_grid(acc * _channels(multiplier, x.ndim, 1), node.grid)
+    return _to_grid(acc * _channels(multiplier, x.ndim, axis), node.grid)
 
 
 def _product(node: Node, x: Array, weight: Array) -> Array:
-    """[N, C, H, W] with [O, C/groups, kh, kw], or [N, I] with [O, I]; both of one float type."""
+    """[N, C, H, W] with [O, C/groups, kh, kw], or [N, ..., I] with [O, I]; of one float type."""
     product: Array
     if node.op == "linear":
         product = x @ weight.T
@@ -298,15 +376,27 @@ _OPERATIONS: dict[str, _Operation] = {
     "dequantize": _dequantize_node,
     "conv2d": _weighted,
     "linear": _weighted,
+    "lookup": _lookup,
     "add": _add,
+    "mul": _mul,
     "clip": _clip,
+    "function": _function,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "concat": _concat,
     "flatten": _flatten,
     "slice": _slice,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "upsample": _upsample,
     "pad": _pad,
+    "roll": _roll,
+    "matmul": _matmul,
 }
-_PASSING = {"max_pool2d", "concat", "flatten", "slice", "pad"}
+_PASSING = {
+    *("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad"),
+    "roll",
+}
 """Operations that move integers and compute none."""

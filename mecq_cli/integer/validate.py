@@ -19,6 +19,8 @@ from mecq_cli.integer.operations import RULES, Kind, Rule, Value
 
 _MAX_ELEMENTS = 2**26
 """Of one activation of one image."""
+_MAX_DIMS = 7
+"""Of a tensor."""
 _LARGEST = 2.0**100
 """Of a scale or its inverse, so that float32 sums of what is scaled stay finite."""
 _KINDS = {
@@ -76,8 +78,10 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
     _check_attributes(node.attributes, rule.attributes)
     if rule.weight_dims is not None:
         _check_weights(node, inputs[0], rule.weight_dims)
-    elif node.tensors or node.weight_bits is not None or node.mid_rise:
+    elif node.weight_bits is not None or node.mid_rise:
         raise ValueError("this operation has no weights")
+    else:
+        _check_tensors(node, rule.tensors)
     shape = rule.shape(node, inputs)
     if min(shape) < 1 or math.prod(shape) > _MAX_ELEMENTS:
         raise ValueError(f"its output would have the shape {_short(shape)}")
@@ -126,6 +130,10 @@ def _check_attributes(given: Mapping[str, Any], wanted: Mapping[str, Kind]) -> N
 def _is_kind(value: Any, kind: Kind) -> bool:
     if kind == "bool":
         return isinstance(value, bool)
+    if kind == "name":
+        return isinstance(value, str)
+    if kind == "numbers":
+        return isinstance(value, tuple | list) and all(_is_kind(v, "number") for v in value)
     if isinstance(kind, str):
         if value is None:
             return kind == "number or None"
@@ -177,6 +185,19 @@ def _check_weights(node: Node, value: Value, dims: int) -> None:
         _check_floats(rows * np.abs(scale[:, None].astype(np.float64)), bias)
     else:
         _check_accumulator(rows * node.multiplier, bias, value.grid)
+
+
+def _check_tensors(node: Node, names: tuple[str, ...]) -> None:
+    """Of an operation without weights."""
+    if node.tensors.keys() != {*names}:
+        raise ValueError(f"its tensors must be: {', '.join(names) or 'none'}")
+    if node.op == "lookup":
+        return  # its rule checks the table
+    for name, array in node.tensors.items():
+        if str(array.dtype) != "float32" or not 0 < array.ndim <= _MAX_DIMS or 0 in array.shape:
+            raise ValueError(f"{name} is not a float32 tensor of usual shape")
+        if not (np.abs(array) <= _LARGEST).all():  # so that NaN is refused too
+            raise ValueError(f"{name} holds what is not finite or of unusual size")
 
 
 def _check_range(weight: NDArray[np.int8], bits: int, mid_rise: bool) -> None:

@@ -17,6 +17,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.models import cifar_resnet
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.supported import near
 
 TORCHVISION = "torchvision/"
 
@@ -161,7 +162,7 @@ def find(name: str) -> LibraryModel:
         except RuntimeError:  # the architecture exists, those weights of it do not
             tags = timm.list_pretrained(name.split(".")[0] + ".*")
             raise _unknown(name, difflib.get_close_matches(name, tags, 3, cutoff=0)) from None
-    raise _unknown(name, _near(name))
+    raise _unknown(name, near(name, model_names(), TORCHVISION))
 
 
 def model_names() -> list[str]:
@@ -175,16 +176,12 @@ def _torchvision_names() -> list[str]:
     return [TORCHVISION + name for name in names]
 
 
-def _near(name: str) -> list[str]:
-    names = model_names()
-    wanted = name.lower()
-    elsewhere = [n for n in (wanted, TORCHVISION + wanted) if n in names]
-    close = difflib.get_close_matches(wanted, names, 3)
-    return list(dict.fromkeys([*elsewhere, *close]))[:3]
-
-
 def _unknown(name: str, near: list[str]) -> UsageError:
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists timm's"
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else "mecq models lists those that were tried, timm.list_models() all of timm's"
+    )
     return UsageError(
         f"unknown model {name!r}: timm's names, torchvision/NAME and "
         f"{', '.join(cifar_resnet.default_cfgs)} are known; {hint}"

@@ -11,21 +11,40 @@ from __future__ import annotations
 from mecq_cli.sites.base import Reference, Site, threshold
 from mecq_cli.sites.grids import DequantizeSite, QuantizeSite
 from mecq_cli.sites.moves import DropoutSite, PassSite
-from mecq_cli.sites.pointwise import AddSite, ClipSite
-from mecq_cli.sites.pools import AveragePoolSite, GlobalAveragePoolSite
+from mecq_cli.sites.pointwise import AddSite, ClipSite, FunctionSite, MulSite
+from mecq_cli.sites.pools import AdaptivePoolSite, AveragePoolSite, GlobalAveragePoolSite
 from mecq_cli.sites.products import ProductSite
+from mecq_cli.sites.tokens import (
+    ConstantSite,
+    FloatSite,
+    MatmulSite,
+    NormalizeSite,
+    NormSite,
+    RescaleSite,
+    SoftmaxSite,
+)
 
 __all__ = [
+    "AdaptivePoolSite",
     "AddSite",
     "AveragePoolSite",
     "ClipSite",
+    "ConstantSite",
     "DequantizeSite",
     "DropoutSite",
+    "FloatSite",
+    "FunctionSite",
     "GlobalAveragePoolSite",
+    "MatmulSite",
+    "MulSite",
+    "NormSite",
+    "NormalizeSite",
     "PassSite",
     "ProductSite",
     "QuantizeSite",
     "Reference",
+    "RescaleSite",
     "Site",
+    "SoftmaxSite",
     "threshold",
 ]

@@ -15,7 +15,7 @@ from mecq_cli.sites.base import Site
 
 
 class PassSite(Site):
-    """An operation that moves values and keeps their grid: pool, concat, flatten, slice, pad."""
+    """An operation that moves values and keeps their grid: pool, concat, reshape, slice, pad."""
 
     def __init__(
         self,
@@ -47,12 +47,28 @@ class PassSite(Site):
 
 
 class DropoutSite(Site):
-    """Dropout in training, nothing at all afterwards."""
+    """Dropout in training, nothing at all afterwards.
 
-    def __init__(self, name: str, sources: Sequence[ActivationQuantizer | None], p: float) -> None:
+    Args:
+        p: share of what is dropped.
+        images: drop the values of whole images, as stochastic depth does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[ActivationQuantizer | None],
+        p: float,
+        *,
+        images: bool = False,
+    ) -> None:
         super().__init__(name, sources)
-        self.p = p
+        self.p, self.images = p, images
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout(inputs[0], self.p, self.training)
+        x = inputs[0]
+        if not self.images or not self.training:
+            return F.dropout(x, self.p, self.training)
+        kept = F.dropout(x.new_ones((len(x), *[1] * (x.dim() - 1))), self.p, self.training)
+        return x * kept

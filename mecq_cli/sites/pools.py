@@ -41,3 +41,21 @@ class AveragePoolSite(Site):
     def node(self, inputs: tuple[str, ...]) -> Node:
         """With the window."""
         return Node(self.name, self.op, inputs, self.output_grid(), dict(self.attributes))
+
+
+class AdaptivePoolSite(Site):
+    """Mean over windows that share a plane out, to a size."""
+
+    op = "adaptive_avg_pool2d"
+
+    def __init__(self, *args: Any, attributes: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attributes = attributes
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """Windows as torch defines them."""
+        return F.adaptive_avg_pool2d(inputs[0], tuple(self.attributes["size"]))
+
+    def node(self, inputs: tuple[str, ...]) -> Node:
+        """With the size."""
+        return Node(self.name, self.op, inputs, self.output_grid(), dict(self.attributes))

@@ -35,6 +35,7 @@ class ProductSite(Site):
         module: nn.Conv2d or nn.Linear with the FP parameters.
         attributes: of a conv2d, as in integer/ir.py; empty for linear.
         norm: batch norm behind it.
+        gain: yields a factor for each channel, or one for all, behind that.
         weight_quantizer: None leaves the weight in FP.
 
     Attributes:
@@ -54,6 +55,7 @@ class ProductSite(Site):
         attributes: dict[str, Any],
         norm: nn.BatchNorm2d | nn.BatchNorm1d | None,
         weight_quantizer: WeightQuantizer | None,
+        gain: nn.Module | None = None,
     ) -> None:
         super().__init__(name, sources, output_quantizer, ceiling)
         self.op = "conv2d" if isinstance(module, nn.Conv2d) else "linear"
@@ -61,6 +63,7 @@ class ProductSite(Site):
         self.bias = module.bias
         self.attributes = attributes
         self.norm = norm
+        self.gain = gain
         self.weight_quantizer = weight_quantizer
         self.wbits = 32 if weight_quantizer is None else weight_quantizer.bits
         self.abits = 32 if sources[0] is None else sources[0].bits
@@ -79,11 +82,20 @@ class ProductSite(Site):
             if (top, left) != (bottom, right):
                 x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
             y = self._conv(x, weight, padding)
-        if self.norm is None:
+        if self.norm is not None:
+            y = self._normalised(self.norm, y)
+        if self.gain is None:
             return y
-        if torch.compiler.is_compiling() and type(self.norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            return batch_norm(self.norm, y)
-        normalised: Tensor = self.norm(y)
+        factors: Tensor = self.gain()
+        return y * factors.reshape(-1, *[1] * (2 if self.op == "conv2d" else 0))
+
+    def _normalised(self, norm: nn.BatchNorm2d | nn.BatchNorm1d, y: Tensor) -> Tensor:
+        """By the statistics of channels, whatever the number of tokens."""
+        if self.op == "linear" and y.dim() > 2:
+            return self._normalised(norm, y.flatten(0, -2)).reshape(y.shape)
+        if torch.compiler.is_compiling() and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            return batch_norm(norm, y)
+        normalised: Tensor = norm(y)
         return normalised
 
     def _conv(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -157,6 +169,10 @@ class ProductSite(Site):
             var, mean = norm.running_var.double().cpu(), norm.running_mean.double().cpu()
             factor = norm.weight.detach().double().cpu() / torch.sqrt(var + norm.eps)
             bias = norm.bias.detach().double().cpu() + (bias - mean) * factor
+        if self.gain is not None:
+            with torch.no_grad():
+                gain = self.gain().double().cpu().reshape(-1)
+            factor, bias = factor * gain, bias * gain
         folded = (scale.double().cpu() * factor).float()
         return weight.cpu().numpy(), folded.numpy(), bias.numpy()
 

@@ -19,7 +19,7 @@ from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
 from mecq_cli.integer.ir import Grid, Node, multiplied_weight
 from mecq_cli.integer_conv import is_available
 from mecq_cli.kernels import dequantize, run_node
-from mecq_cli.sites import DropoutSite, Site
+from mecq_cli.sites import DropoutSite, FloatSite, MatmulSite, Site
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -30,7 +30,7 @@ LARGEST_ERROR = 0.15
 CACHED = 2**18
 """Values that are turned into floats at once."""
 
-MOVING = ("concat", "flatten", "slice", "pad")
+MOVING = ("concat", "flatten", "slice", "pad", "reshape", "transpose", "upsample")
 """Operations that move bytes; maxima are taken of bfloat16, which holds all integers up to 256."""
 
 
@@ -150,6 +150,8 @@ def make_teacher(
     on_cpu = all(p.device.type == "cpu" for p in model.parameters())
     if recipe.teacher == "float" or recipe.compile != "model" or not (on_cpu and is_available()):
         return teacher
+    if any(isinstance(site, MatmulSite | FloatSite) for site in teacher.network.sites()):
+        return teacher  # there is little to gain between norms and softmax, which are floats
     quick, error = quick_teacher(model, input_shape, taps, grid, images())
     return quick if error <= LARGEST_ERROR else teacher
 

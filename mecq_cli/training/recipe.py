@@ -22,6 +22,12 @@ WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 """At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
 
+TOKEN_LR = 2e-4
+"""The same for transformers and other networks of layer norms, which AdamW trains."""
+
+TOKEN_WEIGHT_DECAY = 1e-2
+"""For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
+
 MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
 
@@ -116,10 +122,24 @@ def default_epochs(steps_per_epoch: int, recipe: str = "standard") -> int:
     return min(max(wanted, length.fewest_epochs), length.most_epochs)
 
 
+def of_tokens(model: nn.Module) -> bool:
+    """Whether a float model is one that people train with AdamW: by its norms or its attention."""
+    return any(
+        isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention))
+        or "Attention" in type(module).__name__
+        for module in model.modules()
+    )
+
+
 def choose(
-    config: QuantizeConfig, steps_per_epoch: int, batch_size: int, device: torch.device
+    config: QuantizeConfig,
+    steps_per_epoch: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    tokens: bool = False,
 ) -> Recipe:
-    """Fill in what the settings leave open."""
+    """Fill in what the settings leave open; ``tokens`` as `of_tokens` says of the model."""
     epochs = (
         config.epochs
         if config.epochs is not None
@@ -128,12 +148,16 @@ def choose(
     total = epochs * steps_per_epoch
     if config.max_steps is not None:
         total = min(total, config.max_steps)
+    optimizer = config.optimizer or ("adamw" if tokens else "sgd")
     lr = config.lr
     if lr is None:
         ratio = batch_size / 128
-        lr = BASE_LR[config.optimizer] * (ratio if config.optimizer == "sgd" else ratio**0.5)
+        base = TOKEN_LR if tokens and optimizer == "adamw" else BASE_LR[optimizer]
+        lr = base * (ratio if optimizer == "sgd" else ratio**0.5)
     decay = config.weight_decay
-    if decay is None:
+    if decay is None and tokens and optimizer == "adamw":
+        decay = TOKEN_WEIGHT_DECAY
+    elif decay is None:
         decay = WEIGHT_DECAY.get(config.wbits, 1e-4)
     warmup_epochs = config.warmup_epochs
     warmup = total // 20 if warmup_epochs is None else int(warmup_epochs * steps_per_epoch)
@@ -144,7 +168,7 @@ def choose(
         accumulate=config.accumulate,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        optimizer=config.optimizer,
+        optimizer=optimizer,
         lr=lr,
         weight_decay=decay,
         scale_lr=config.scale_lr,

@@ -89,7 +89,9 @@ class TrainingStep:
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()
-            if isinstance(site, ProductSite) and "weights" in recipe.mec_on
+            if isinstance(site, ProductSite)
+            and site.weight.requires_grad
+            and "weights" in recipe.mec_on
         ]
         self.run: Callable[[Tensor], tuple[Tensor, ...]] = model.graph
         compiler = Compiler(listener)

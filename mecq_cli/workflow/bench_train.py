@@ -27,7 +27,7 @@ from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.integer_teacher import make_teacher
-from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer
+from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer, of_tokens
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
 from mecq_cli.workflow.machine import cpu_name
@@ -144,15 +144,16 @@ def make_step(
     images = images.to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, loaded.num_classes, (bench.batch_size,), generator=generator)
     labels = labels.to(device)
-    recipe = _recipe(name, config, bench.batch_size, device)
+    recipe = _recipe(name, bench, device, tokens=of_tokens(loaded.module))
     if name == "fp":
         return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
     return _qat_step(loaded, images, labels, config, recipe, listener)
 
 
-def _recipe(name: str, config: QuantizeConfig, batch_size: int, device: torch.device) -> Recipe:
+def _recipe(name: str, bench: Bench, device: torch.device, *, tokens: bool) -> Recipe:
     # Long enough that "auto" compiles, as it does in a training worth timing.
-    recipe = choose(config.model_copy(update={"epochs": 10}), 1000, batch_size, device)
+    config = bench.config.model_copy(update={"epochs": 10})
+    recipe = choose(config, 1000, bench.batch_size, device, tokens=tokens)
     if name in ("fp", "quantizers"):
         recipe = replace(recipe, distill_weight=0.0)
     if name != "recipe":
@@ -165,7 +166,11 @@ def _fp_step(
 ) -> Step:
     network.train().to(memory_format=torch.channels_last)
     fused = can_fuse(images.device) or None
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=fused)
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=fused)
     run: Callable[[Tensor], Tensor] = network
     if recipe.compile == "model":
         run = Compiler(listener).compiled(network)

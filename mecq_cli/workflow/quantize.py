@@ -48,7 +48,13 @@ from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
-from mecq_cli.training.recipe import Recipe, choose, default_batch_size, make_optimizer
+from mecq_cli.training.recipe import (
+    Recipe,
+    choose,
+    default_batch_size,
+    make_optimizer,
+    of_tokens,
+)
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow.common import (
     artifact_metadata,
@@ -258,7 +264,7 @@ def _open(
             f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
         )
     steps = batches_per_epoch(len(train_split), batch_size)
-    recipe = choose(config, steps, batch_size, device)
+    recipe = choose(config, steps, batch_size, device, tokens=of_tokens(loaded.module))
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(config, device, loaded, classes, train, val, recipe, listener, processes, workers)
 
@@ -269,6 +275,7 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
         update={
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
+            "optimizer": recipe.optimizer,
             "lr": recipe.lr,
             "weight_decay": recipe.weight_decay,
             "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
@@ -377,6 +384,8 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     was only calibrated may be better off with those of its FP training (8 bits) or not (2 bits):
     what decides is which one agrees better with the FP logits.
     """
+    if not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules()):
+        return
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
     # Batch norm in training mode is that of all processes: each brings its part.

@@ -136,9 +136,8 @@ def test_a_pattern_that_matches_no_layer(pictures: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "module"),
     [
-        ("vit_tiny_patch16_224", "patch_embed"),
-        ("densenet121", "norm"),
-        ("mobilenetv3_small_050", "bn1"),
+        ("nf_resnet26", "stem.conv"),
+        ("tresnet_m", "aa"),
     ],
 )
 def test_a_model_that_cannot_be_quantized_names_the_module(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mecq_cli.export.float_onnx import float_onnx
 from mecq_cli.export.ort import OrtRunner
 from tests.exactness import float_network, random_images
+from tests.test_functions import Functions
 
 
 class Everything(nn.Module):
@@ -26,6 +27,7 @@ class Everything(nn.Module):
         self.counted = nn.AvgPool2d(3, 2, 1)
         self.uncounted = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
         self.drop = nn.Dropout(0.5)
+        self.adaptive = nn.Sequential(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d((3, 5)))
         self.head = nn.Linear(22, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,15 +35,20 @@ class Everything(nn.Module):
         x = torch.relu(x + self.depthwise(nn.functional.pad(x, (1, 0, 0, 1)))[:, :, :-1, 1:])
         y = nn.functional.pad(self.counted(x), (0, 0, 0, 0, 1, 1))
         y = torch.cat([self.ceiled(x)[:, ::2, :4, :4], y, self.uncounted(x)], 1)
+        y = self.adaptive(y).transpose(2, 3)
         logits: Tensor = self.head(self.drop(y.mean((2, 3))))
         return logits
 
 
-@pytest.mark.parametrize("name", ["everything", "mobilenetv2_035", "torchvision/squeezenet1_1"])
+NAMES = ("mobilenetv2_035", "torchvision/squeezenet1_1", "torchvision/shufflenet_v2_x0_5")
+
+
+@pytest.mark.parametrize("name", ["everything", "functions", *NAMES, "ghostnetv2_100"])
 def test_it_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
-    size = 16 if name == "everything" else 64
+    made = {"everything": Everything, "functions": Functions}
+    size = 16 if name in made else 64
     torch.manual_seed(0)
-    model = (Everything() if name == "everything" else float_network(name, size)).eval()
+    model = (made[name]() if name in made else float_network(name, size)).eval()
     images = random_images(3, size)
     proto = float_onnx(model, (3, size, size))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}

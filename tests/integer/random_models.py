@@ -164,6 +164,21 @@ class Maker:
         grid = self.grid(total, 8, even=True, power_of_two=True, **kind)
         return self.append(Node(self.name("add"), "add", (first, second), grid))
 
+    def mul(self, first: str, second: str, **kind: bool) -> str:
+        """Both on grids with powers of two for scales; an axis of length 1 is repeated."""
+        product = self.floats(first) * self.floats(second)
+        grid = self.grid(product, 8, even=True, power_of_two=True, **kind)
+        return self.append(Node(self.name("mul"), "mul", (first, second), grid))
+
+    def lookup(self, source: str, bits: int) -> str:
+        """Any table at all, or that of a function."""
+        grid = self.grid(self.rng.normal(size=100), bits)
+        table = self.rng.integers(grid.qmin, grid.qmax + 1, 256)
+        if self.rng.random() < 0.5:
+            table = np.sort(table)
+        tensors = {"table": table.astype(np.uint8)}
+        return self.append(Node(self.name("lookup"), "lookup", (source,), grid, tensors=tensors))
+
     def concat(self, first: str, second: str) -> str:
         """The second is brought to the values of the first."""
         grid = self.grids[first]
@@ -194,6 +209,22 @@ class Maker:
         cut = {"axes": (3, 2), "starts": (1, 0), "ends": (2**63 - 1, -1), "steps": (2, 1)}
         return self.plain("slice", source, **cut)
 
+    def shuffle(self, source: str) -> str:
+        """Channels in groups, and the groups in another order; or all axes."""
+        channels, height, width = self.shape(source)
+        groups = int(self.rng.choice([g for g in range(1, channels + 1) if channels % g == 0]))
+        if self.rng.random() < 0.3:
+            return self.plain("transpose", source, axes=(1, 3, 2))
+        shape = (groups, channels // groups, height, width)
+        last = self.plain("reshape", source, shape=shape)
+        last = self.plain("transpose", last, axes=(2, 1, 3, 4))
+        return self.plain("reshape", last, shape=(channels, height, width))
+
+    def upsample(self, source: str) -> str:
+        """Of any size: a multiple, between multiples, or smaller."""
+        size = [int(n * self.rng.choice([1, 2, 1.5, 0.7])) for n in self.shape(source)[1:]]
+        return self.plain("upsample", source, size=tuple(size))
+
 
 BITS = st.integers(1, 8)
 
@@ -212,6 +243,7 @@ def integer_models(draw: st.DrawFn) -> Maker:
     last = maker.quantize(INPUT, draw(BITS))
     kinds = ["conv", "conv", "depthwise", "grouped", "add", "concat", "requantize", "max", "avg"]
     kinds += ["pad", "slice", "float", "threshold"]
+    kinds += ["lookup", "lookup", "mul", "gate", "shuffle", "upsample", "adaptive"]
     for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6)):
         last = _grow(draw, maker, last, kind)
     return _head(draw, maker, last)
@@ -234,6 +266,24 @@ def _grow(draw: st.DrawFn, maker: Maker, source: str, kind: str) -> str:
         left = maker.requantize(source, bits, power_of_two=True)
         right = maker.conv(source, shape[0], 1, wbits=draw(BITS), abits=8, power_of_two=True)
         return maker.add(left, right, relu=draw(st.booleans()))
+    if kind == "mul":
+        left = maker.requantize(source, bits, power_of_two=True)
+        return maker.mul(left, maker.requantize(source, draw(BITS), power_of_two=True))
+    if kind == "gate":
+        left = maker.requantize(source, bits, power_of_two=True)
+        pooled = maker.pool("global_avg_pool", source, 8)
+        gate = maker.conv(pooled, shape[0], 1, wbits=draw(BITS), abits=8, power_of_two=True)
+        both = [left, gate] if draw(st.booleans()) else [gate, left]
+        return maker.add(*both) if draw(st.integers(0, 3)) == 0 else maker.mul(*both)
+    if kind == "lookup":
+        return maker.lookup(source, bits)
+    if kind == "shuffle":
+        return maker.shuffle(source)
+    if kind == "upsample":
+        return maker.upsample(source) if min(shape[1:]) >= 4 and max(shape[1:]) < 20 else source
+    if kind == "adaptive":
+        size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+        return maker.pool("adaptive_avg_pool2d", source, draw(st.none() | BITS), size=size)
     if kind == "concat":
         return maker.concat(source, maker.conv(source, 2, 1, wbits=draw(BITS), abits=bits))
     if kind == "threshold":
@@ -274,7 +324,11 @@ def _grow(draw: st.DrawFn, maker: Maker, source: str, kind: str) -> str:
 def _floats(draw: st.DrawFn, maker: Maker, source: str) -> str:
     """Float operations that every runner computes alike, between two grids."""
     last = maker.append(Node(maker.name("dequantize"), "dequantize", (source,), None))
-    for op in draw(st.lists(st.sampled_from(["clip", "add", "concat", "max", "pad"]), max_size=3)):
+    for op in draw(
+        st.lists(
+            st.sampled_from(["clip", "add", "mul", "concat", "max", "pad", "move"]), max_size=3
+        )
+    ):
         match op:
             case "clip":
                 last = maker.plain("clip", last, min=0.0, max=draw(st.sampled_from([None, 1.5])))
@@ -282,6 +336,12 @@ def _floats(draw: st.DrawFn, maker: Maker, source: str) -> str:
                 branch = maker.conv(source, maker.shape(last)[0], 1, wbits=draw(BITS), abits=None)
                 if maker.shape(branch) == maker.shape(last):
                     last = maker.plain("add", last, branch)
+            case "mul":
+                branch = maker.conv(source, 1, 1, wbits=draw(BITS), abits=None)
+                if maker.shape(branch)[1:] == maker.shape(last)[1:]:
+                    last = maker.plain("mul", branch, last)
+            case "move":
+                last = maker.upsample(maker.shuffle(last)) if min(maker.shape(last)) > 2 else last
             case "concat":
                 last = maker.plain("concat", last, last)
             case "max":

@@ -1,0 +1,257 @@
+"""Handlers of moving operations on values of any number of axes."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+import torch
+from torch.fx import Node as FxNode
+
+from mecq_cli.capture.layout import Layout, layout
+from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.errors import UsageError
+
+aten = torch.ops.aten
+BROADCASTING = (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor)
+"""Operations that repeat values by themselves."""
+
+
+def _value(node: FxNode) -> FxNode:
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    return source
+
+
+def reshape(reader: Reader, node: FxNode) -> None:
+    """view, reshape, flatten, squeeze and their kin: the same values in the same order."""
+    source = _value(node)
+    if source in reader.notes:  # the length of rows
+        reader.notes[node] = reader.notes[source]
+        return
+    a, b = layout(source), layout(node)
+    if not (_leads(a) and _leads(b)) and _around(a) != _around(b):
+        raise UsageError(
+            f"layer {module_path(node)}: reshaping {list(a.sizes)} to {list(b.sizes)} would mix "
+            "images; this model cannot be quantized"
+        )
+    if a.shape == b.shape:
+        reader.alias[node] = reader.source(source)
+    else:
+        reader.alias[node] = _shaped(reader, node, reader.source(source), b.shape)
+
+
+def _shaped(reader: Reader, node: FxNode, name: str, shape: tuple[int, ...]) -> str:
+    base = module_path(node)
+    if len(shape) == 1:
+        return reader.append(base or "flatten", "flatten", [name], shape)
+    attributes = {"shape": list(shape)}
+    path = f"{base}.reshape".lstrip(".")
+    return reader.append(path, "reshape", [name], shape, attributes=attributes)
+
+
+def _leads(place: Layout) -> bool:
+    return math.prod(place.sizes[: place.batch]) == 1
+
+
+def _around(place: Layout) -> tuple[list[int], int, list[int]]:
+    """What lies before and behind the images."""
+    before, behind = place.sizes[: place.batch], place.sizes[place.batch + 1 :]
+    count = place.sizes[place.batch]
+    return [n for n in before if n != 1], count, [n for n in behind if n != 1]
+
+
+def permute(reader: Reader, node: FxNode) -> None:
+    """Another order of the axes."""
+    rank = len(_value(node).meta["val"].shape)
+    axes = reader.argument(node, 1, "dims")
+    _ordered(reader, node, [int(axis) % rank for axis in axes])
+
+
+def transpose(reader: Reader, node: FxNode) -> None:
+    """Two axes change places."""
+    rank = len(_value(node).meta["val"].shape)
+    a, b = (int(reader.argument(node, i, name)) % rank for i, name in ((1, "dim0"), (2, "dim1")))
+    order = [*range(rank)]
+    order[a], order[b] = b, a
+    _ordered(reader, node, order)
+
+
+def _ordered(reader: Reader, node: FxNode, order: list[int]) -> None:
+    source = _value(node)
+    a, b = layout(source), layout(node)
+    axes = [a.axis(order[axis]) for axis in b.order]
+    name = reader.source(source)
+    reader.alias[node] = _transposed(reader, module_path(node), name, a.shape, axes)
+
+
+def _transposed(
+    reader: Reader, base: str, name: str, shape: tuple[int, ...], axes: list[int]
+) -> str:
+    if axes == sorted(axes):
+        return name
+    path = f"{base}.transpose".lstrip(".")
+    attributes = {"axes": axes}
+    after = tuple(shape[axis - 1] for axis in axes)
+    return reader.append(path, "transpose", [name], after, attributes=attributes)
+
+
+def slice(reader: Reader, node: FxNode) -> None:
+    """A part of a value."""
+    source = _value(node)
+    size = len(source.meta["val"].shape)
+    axis = int(reader.argument(node, 1, "dim", 0)) % size
+    start = int(reader.argument(node, 2, "start", 0) or 0)
+    end = reader.argument(node, 3, "end")
+    step = int(reader.argument(node, 4, "step", 1))
+    place = layout(source)
+    whole = end is None or (isinstance(end, int) and end >= 2**62)
+    if axis == place.batch:
+        if start == 0 and whole and step == 1:
+            reader.alias[node] = reader.source(source)
+            return
+        raise UsageError(f"layer {module_path(node)}: images of a batch cannot be split")
+    length = place.sizes[axis]
+    bounds = (start, length if whole else int(end), step)
+    reader.alias[node] = _cut(reader, node, source, axis, bounds)
+
+
+def _cut(
+    reader: Reader, node: FxNode, source: FxNode, axis: int, bounds: tuple[int, int, int]
+) -> str:
+    place, name = layout(source), reader.source(source)
+    chosen = range(place.sizes[axis])[bounds[0] : bounds[1] : bounds[2]]
+    if len(chosen) == place.sizes[axis]:
+        return name
+    where = place.axis(axis)
+    attributes = {
+        "axes": [where],
+        "starts": [chosen.start],
+        "ends": [chosen.stop],
+        "steps": [chosen.step],
+    }
+    shape = list(place.shape)
+    shape[where - 1] = len(chosen)
+    path = f"{module_path(node)}.slice".lstrip(".")
+    return reader.append(path, "slice", [name], tuple(shape), attributes=attributes)
+
+
+def select(reader: Reader, node: FxNode) -> None:
+    """One of the values along an axis, which is gone then."""
+    source = _value(node)
+    axis = int(reader.argument(node, 1, "dim")) % len(source.meta["val"].shape)
+    index = int(reader.argument(node, 2, "index"))
+    _selected(reader, node, source, axis, index)
+
+
+def _selected(reader: Reader, node: FxNode, source: FxNode, axis: int, index: int) -> None:
+    place = layout(source)
+    if axis == place.batch:
+        raise UsageError(f"layer {module_path(node)}: images of a batch cannot be split")
+    index %= place.sizes[axis]
+    name = _cut(reader, node, source, axis, (index, index + 1, 1))
+    reader.alias[node] = _shaped(reader, node, name, layout(node).shape)
+
+
+def parts(reader: Reader, node: FxNode) -> None:
+    """unbind, split and chunk: each part is cut out where it is taken."""
+    reader.source(_value(node))
+    reader.parts.add(node)
+
+
+def take(reader: Reader, node: FxNode) -> None:
+    """One of several values."""
+    several = _value(node)
+    if several not in reader.parts:
+        return
+    source, index = _value(several), int(node.args[1])  # type: ignore[arg-type]
+    rank = len(source.meta["val"].shape)
+    if "unbind" in str(several.target):
+        axis = int(reader.argument(several, 1, "dim", 0)) % rank
+        _selected(reader, node, source, axis, index)
+        return
+    axis = int(reader.argument(several, 2, "dim", 0)) % rank
+    if axis == layout(source).batch:
+        raise UsageError(f"layer {module_path(node)}: images of a batch cannot be split")
+    sizes = [int(part.shape[axis]) for part in several.meta["val"]]
+    start = [0, *accumulate(sizes)][index]
+    reader.alias[node] = _cut(reader, node, source, axis, (start, start + sizes[index], 1))
+
+
+def roll(reader: Reader, node: FxNode) -> None:
+    """A cyclic shift."""
+    source = _value(node)
+    place = layout(source)
+    shifts, axes = reader.argument(node, 1, "shifts"), reader.argument(node, 2, "dims", ())
+    axes = [int(axis) % len(place.sizes) for axis in axes]
+    if not axes or place.batch in axes:
+        raise UsageError(f"layer {module_path(node)}: a cyclic shift of images or of all values")
+    attributes = {"axes": [place.axis(axis) for axis in axes], "shifts": [int(n) for n in shifts]}
+    reader.add(node, "roll", [source], suffix="roll", attributes=attributes)
+
+
+def concat(reader: Reader, node: FxNode) -> None:
+    """A concatenation; along another axis than the first it is turned there and back."""
+    values = node.args[0]
+    assert isinstance(values, (list, tuple))
+    place = layout(node)
+    axis = int(reader.argument(node, 1, "dim", 0)) % len(place.sizes)
+    if axis == place.batch:
+        raise UsageError(f"layer {module_path(node)}: images of a batch cannot be joined")
+    where, base = place.axis(axis), module_path(node)
+    if where == 1:
+        reader.add(node, "concat", list(values), suffix="concat")
+        return
+    order = [where, *(i + 1 for i in range(len(place.shape)) if i + 1 != where)]
+    turned = []
+    for value in values:
+        name = reader.source(value, node)
+        shape = next(layer.shape for layer in reader.layers if layer.name == name)
+        turned.append(_transposed(reader, base, name, shape, order))
+    shape = tuple(place.shape[i - 1] for i in order)
+    name = reader.append(f"{base}.concat".lstrip("."), "concat", turned, shape)
+    back = [order.index(i + 1) + 1 for i in range(len(order))]
+    reader.alias[node] = _transposed(reader, base, name, shape, back)
+
+
+def mean(reader: Reader, node: FxNode) -> None:
+    """A mean over any axes, as one over the plane of [N, C, positions, 1]."""
+    source = _value(node)
+    place, base = layout(source), module_path(node)
+    axes = reader.argument(node, 1, "dim")
+    axes = [
+        int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else [axes])
+    ]
+    if place.batch in axes:
+        raise UsageError(f"layer {base}: a mean over images; this model cannot be quantized")
+    where = sorted(place.axis(axis) for axis in axes)
+    others = [i + 1 for i in range(len(place.shape)) if i + 1 not in where]
+    name = reader.source(source)
+    name = _transposed(reader, base, name, place.shape, [*others, *where])
+    channels = math.prod(place.shape[i - 1] for i in others)
+    count = math.prod(place.shape[i - 1] for i in where)
+    plane = (channels, count, 1)
+    if len(others) != 1 or len(where) != 2:
+        path = f"{base}.reshape".lstrip(".")
+        shape = {"shape": list(plane)}
+        name = reader.append(path, "reshape", [name], plane, attributes=shape)
+    name = reader.append(base or "mean", "global_avg_pool", [name], (channels, 1, 1))
+    after = layout(node).shape
+    if after != (channels, 1, 1):
+        name = _shaped(reader, node, name, after)
+    reader.alias[node] = name
+
+
+def same(reader: Reader, node: FxNode) -> None:
+    """What keeps values as they are; an expansion only where nothing is repeated."""
+    source = _value(node)
+    if source in reader.notes:
+        reader.notes[node] = reader.notes[source]
+        return
+    repeats = layout(source).shape != layout(node).shape
+    if repeats and any(user.target not in BROADCASTING for user in node.users):
+        raise UsageError(
+            f"layer {module_path(node)}: repeating values has no integer form here yet; this model "
+            "cannot be quantized"
+        )
+    reader.alias[node] = reader.source(source)

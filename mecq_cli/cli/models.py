@@ -1,0 +1,44 @@
+"""``mecq models``: which models are known to work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mecq_cli.cli.common import DebugFlag, JsonFlag
+
+
+def models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PATTERN",
+            help="Part of a name, or a pattern such as 'resnet*'. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Example: [bold]mecq models efficientnet[/bold]
+
+    Models that were tried, and how far each goes: verified (quantized,
+    exported, compared), captured (it gets its quantizers), or not, and why.
+    Others may work too: mecq quantize NAME --dry-run tells.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.errors import UsageError
+    from mecq_cli.models.supported import matching, near, supported
+
+    known = supported()
+    names = sorted(known) if pattern is None else matching(pattern, sorted(known))
+    if not names:
+        close = near(str(pattern), list(known), "torchvision/")
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        raise UsageError(
+            f"no model that was tried fits {pattern!r}; {hint}others may work, "
+            "mecq quantize NAME --dry-run tells"
+        )
+    rows = [{"model": n, "level": known[n][0], "reason": known[n][1]} for n in names]
+    render.show({"models": rows}, render.models, as_json=as_json)

@@ -1,0 +1,1 @@
+"""Which models go all the way, and where the others stop."""
