@@ -19,6 +19,7 @@ from mecq_cli.cli.export import export
 from mecq_cli.cli.inspect import inspect
 from mecq_cli.cli.predict import predict
 from mecq_cli.cli.quantize import quantize
+from mecq_cli.cli.report import report
 from mecq_cli.errors import UsageError
 
 STEPS = """\
@@ -53,6 +54,7 @@ app.command("eval", short_help="Measure accuracy: run, artifact, ONNX or float m
 app.command("export", short_help="Write a run as ONNX or safetensors, and verify it.")(export)
 app.command("predict", short_help="Say what is in an image.")(predict)
 app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
+app.command("report", short_help="Write a page about a run: curves, layers, mistakes.")(report)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)

@@ -179,6 +179,17 @@ def _entropy(rows: Sequence[Document]) -> Table:
     return table
 
 
+def reported(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq report``."""
+    yield _title(document["path"])
+    table = _pairs()
+    table.add_row("size", _megabytes(document["bytes"]))
+    table.add_row("about", _plain(document["run"]))
+    for line in document["left_out"]:
+        table.add_row("left out", _plain(line))
+    yield table
+
+
 def demo(document: Document) -> Iterable[RenderableType]:
     """The result of ``mecq demo``: of the run, and of each file that was exported."""
     yield from summary(document)

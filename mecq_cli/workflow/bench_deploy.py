@@ -18,10 +18,11 @@ from mecq_cli.events import Listener
 from mecq_cli.export.onnx_compact import operations_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.ort_graph import float_nodes
+from mecq_cli.report import figures
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import totals
 from mecq_cli.storage import atomic_write
-from mecq_cli.workflow import deploy_plot, plots
+from mecq_cli.workflow import deploy_plot
 from mecq_cli.workflow.deploy_networks import ARMS, FP32, MECQ, STATIC, Networks, build
 from mecq_cli.workflow.deploy_settings import DeployConfig
 from mecq_cli.workflow.interleave import Times, interleave, ratio, summary
@@ -99,7 +100,7 @@ def _check(config: DeployConfig) -> None:
             )
         if config.plot.exists() and not config.force:
             raise UsageError(f"--plot {config.plot}: exists already; give --force to replace it")
-        plots.require()
+        figures.require("--plot")
 
 
 def _fallback(floats: Sequence[tuple[str, str]]) -> str:

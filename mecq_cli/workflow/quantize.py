@@ -61,7 +61,7 @@ from mecq_cli.workflow.common import (
 )
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.machine import loader_workers
+from mecq_cli.workflow.machine import facts, loader_workers
 from mecq_cli.workflow.phases import Phases
 
 COMPARED_IMAGES = 128
@@ -452,6 +452,7 @@ def _finish(
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
         "processes": job.processes.count,
+        "machine": facts(),
         "finished": True,
     }
     if job.processes.first:
