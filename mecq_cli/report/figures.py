@@ -68,45 +68,53 @@ def require(what: str) -> None:
         ) from error
 
 
-def curve(
-    name: str, title: str, curve: Mapping[str, Any], unit: str = "", *, log: bool = False
-) -> str:
+def curve(name: str, title: str, curve: Mapping[str, Any], unit: str = "") -> str:
     """One curve: every point thin, and smoothed."""
 
     def draw(axes: Axes) -> None:
         if curve["value"] != curve["smooth"]:
             axes.plot(curve["step"], curve["value"], color=_INTEGER, linewidth=0.7, alpha=0.4)
         axes.plot(curve["step"], curve["smooth"], color=_INTEGER, linewidth=1.8)
-        _axes(axes, unit, log=log)
+        _axes(axes, unit)
 
     said = f"{title}: {curve['first']:.4g} at the first step, {curve['last']:.4g} at the end"
     return _drawn(name, said, _PANEL, draw)
 
 
 def curves(
-    name: str, title: str, series: Mapping[str, Mapping[str, Any]], unit: str = "", *,
-    log: bool = False,
-) -> str:  # fmt: skip
-    """Several smoothed curves over each other."""
+    name: str,
+    title: str,
+    series: Mapping[str, Mapping[str, Any]],
+    unit: str = "",
+    order: Sequence[str] | None = None,
+) -> str:
+    """Several smoothed curves over each other.
+
+    Args:
+        name, title: see `inline`.
+        series: curves by their names.
+        unit: of the values.
+        order: names whose places decide the colours, as in `legend`; None: those of ``series``.
+    """
+    places = list(series) if order is None else list(order)
 
     def draw(axes: Axes) -> None:
-        for number, (label, one) in enumerate(series.items()):
+        for label, one in series.items():
+            number = places.index(label)
             style = ("-", "--", ":")[number // SERIES % 3]
             colour = _LINES[number % SERIES]
-            axes.plot(one["step"], one["smooth"], style, color=colour, linewidth=1.6, label=label)
-        _axes(axes, unit, log=log)
+            axes.plot(one["step"], one["smooth"], style, color=colour, linewidth=1.6)
+        _axes(axes, unit)
 
     ends = ", ".join(f"{label} {one['last']:.4g}" for label, one in list(series.items())[:12])
     return _drawn(name, f"{title}; at the end: {ends}", _PANEL, draw)
 
 
-def _axes(axes: Axes, unit: str, *, log: bool) -> None:
+def _axes(axes: Axes, unit: str) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.margins(x=0.01)
     axes.set_xlabel("step")
-    if log:
-        axes.set_yscale("log")
     if unit:
         axes.set_ylabel(unit)
 

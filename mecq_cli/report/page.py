@@ -147,18 +147,18 @@ def _training(training: Document) -> Iterator[str]:
         "means of the last 5 % of all steps.</p>"
     )
     panels = [
-        ("loss_task", "Task loss", "", False),
-        ("loss_mec", "Entropy term", "", False),
-        ("train_top1", "Top-1 on training batches", "%", False),
-        ("lr", "Learning rate", "", False),
-        ("seconds", "Time of a step", "s", False),
+        ("loss_task", "Task loss", ""),
+        ("loss_mec", "Entropy term", ""),
+        ("train_top1", "Top-1 on training batches", "%"),
+        ("lr", "Learning rate", ""),
+        ("seconds", "Time of a step", "s"),
     ]
     drawn = []
-    for key, title, unit, log in panels:
+    for key, title, unit in panels:
         one = curves.get(key)
         if one is None or (key == "loss_mec" and not any(one["value"])):
             continue
-        picture = figures.curve(f"curve-{key.replace('_', '-')}", title, one, unit, log=log)
+        picture = figures.curve(f"curve-{key.replace('_', '-')}", title, one, unit)
         drawn.append(
             html.figure(picture, title, f"{number(one['first'])} → {number(one['last'])} {unit}")
         )

@@ -161,7 +161,8 @@ def _open(run: RunFolder, asked: ReportConfig) -> Material:
     if loaded is not None:
         if loaded.preprocessing != preprocessing:
             raise ArtifactError(
-                f"{run.artifact}: its preprocessing is not that of {run.config}; are they of one run?"
+                f"{run.artifact}: its preprocessing is not the one that {run.config} asks for; "
+                "give the folder of one run"
             )
         material.fp = copy.deepcopy(loaded.module).eval().requires_grad_(False)
         material.simulator = material.attempt(
