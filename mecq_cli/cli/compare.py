@@ -38,8 +38,7 @@ def compare(
     Accuracy, size, time, final losses, and the settings that differ, from what the runs wrote.
     """
     from mecq_cli.cli import render
-    from mecq_cli.config import from_flags
-    from mecq_cli.workflow.report_settings import CompareConfig
+    from mecq_cli.config import CompareConfig, from_flags
 
     config = from_flags(CompareConfig, flags_of(ctx))
     with working(quiet=quiet) as listener:

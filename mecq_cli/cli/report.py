@@ -45,8 +45,7 @@ def report(
     each layer, histograms, what went wrong, sizes and speed. --json prints its numbers too.
     """
     from mecq_cli.cli import render
-    from mecq_cli.config import from_flags
-    from mecq_cli.workflow.report_settings import ReportConfig
+    from mecq_cli.config import ReportConfig, from_flags
 
     config = from_flags(ReportConfig, flags_of(ctx))
     with working(quiet=quiet) as listener:

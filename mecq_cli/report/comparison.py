@@ -42,7 +42,7 @@ def names(runs: Sequence[Document]) -> list[str]:
     """A short and unique name for each run: what its path does not share with all others."""
     paths = [str(run["run"]).rstrip("/").split("/") for run in runs]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+    while paths and all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
         shared += 1
     short = ["/".join(path[shared:]) for path in paths]
     return [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,24 +27,6 @@ _EXACT = ("lr",)
 """Without noise, so there is nothing to smooth."""
 
 Floats = NDArray[np.float64]
-
-
-def read_rows(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; [] where there is none.
-
-    A last line without its end, as a killed process leaves it, is passed over.
-    """
-    if not metrics.exists():
-        return []
-    rows = []
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
 
 
 def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

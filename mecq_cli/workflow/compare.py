@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mecq_cli import __version__
-from mecq_cli.config import FLAG_ONLY, QuantizeConfig
+from mecq_cli.config import FLAG_ONLY, CompareConfig, QuantizeConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.report import comparison, curves, figures
 from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.storage import atomic_write
+from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.report import may_replace, read_summary
-from mecq_cli.workflow.report_settings import CompareConfig
 from mecq_cli.workflow.targets import settings_of
 
 _NOT_COMPARED = FLAG_ONLY | {"output"}
@@ -38,7 +38,7 @@ def compare(config: CompareConfig, listener: Listener) -> dict[str, Any]:
         force = may_replace(config.html, force=config.force)
     folders = [_run(name) for name in config.runs]
     settings = [settings_of(run) for run in folders]
-    rows = [curves.read_rows(run.metrics) for run in folders]
+    rows = [read_rows(run.metrics) for run in folders]
     document: dict[str, Any] = {
         "runs": [
             _one(name, run, own, steps)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli import __version__
-from mecq_cli.config import QuantizeConfig
+from mecq_cli.config import QuantizeConfig, ReportConfig
 from mecq_cli.data import ImageDataset, Split, eval_batches, normalize
 from mecq_cli.data.images import open_rgb
 from mecq_cli.errors import ArtifactError, InputError, MecqError, UsageError
@@ -32,10 +32,10 @@ from mecq_cli.sites import ProductSite
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.training import state
+from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.common import eval_batch_size, insert_quantizers, load_for_data
 from mecq_cli.workflow.machine import facts
 from mecq_cli.workflow.report_runtime import look_at_runtime
-from mecq_cli.workflow.report_settings import ReportConfig
 from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of
 
 WATCHED_IMAGES = 256
@@ -216,7 +216,7 @@ def _gathered(material: Material, asked: ReportConfig, listener: Listener) -> di
         "abits": summary.get("abits") or (config.abits if config else None),
         "finished": bool(summary.get("finished")),
         "summary": summary,
-        "training": curves.gather(curves.read_rows(run.metrics)),
+        "training": curves.gather(read_rows(run.metrics)),
         "machine": facts(),
         "command": _command(run),
         "settings": run.config.read_text(encoding="utf-8") if run.config.exists() else None,
