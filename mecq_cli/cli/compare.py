@@ -46,7 +46,11 @@ def compare(
 
         document = compare_runs(config, listener)
     render.show(document, _tables, as_json=as_json)
-    if not (as_json or quiet or html):
+    if as_json or quiet:
+        return
+    if html:
+        render.next_page(document["html"])
+    else:
         render.next_command(["mecq", "compare", *runs, "--html", "compare.html"])
 
 

@@ -53,3 +53,5 @@ def report(
 
         document = report_run(config, listener)
     render.show(document, render.reported, as_json=as_json)
+    if not (as_json or quiet):
+        render.next_page(document["path"])

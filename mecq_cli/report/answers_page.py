@@ -148,7 +148,7 @@ def _examples(answers: Document, thumbnails: Mapping[int, str]) -> Iterator[str]
         else "<p>Images that the integer network has wrong, the surest mistakes first.</p>"
     )
     for row in answers["classes"][:WORST]:
-        mine = [e for e in examples if e["class"] == row["class"]]
+        mine = [e for e in examples if e["label"] == row["index"]]
         if mine:
             yield f"<h4>{text(row['class'])}, {percent(row['integer'], 1)}</h4>"
             items = "".join(_example(e, thumbnails.get(e["index"])) for e in mine)

@@ -16,8 +16,12 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def text(value: object) -> str:
     """Escaped, with control characters made visible."""
-    said = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in str(value))
-    return html.escape(said)
+    return html.escape(visible(str(value)))
+
+
+def visible(value: str) -> str:
+    """Control characters as their escapes; lines stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value)
 
 
 def page(title: str, version: str, body: Iterable[str]) -> str:

@@ -73,7 +73,7 @@ def gather(answers: Answers, names: Sequence[str], paths: Sequence[str]) -> dict
     document["classes"] = classes
     document |= _confusion(answers, names)
     document["examples"] = [
-        {"index": int(i), "path": paths[i], "class": names[labels[i]],
+        {"index": int(i), "path": paths[i], "label": int(labels[i]), "class": names[labels[i]],
          "integer": names[integer[i]], "fp": None if fp is None else names[fp[i]],
          "confidence": float(answers.confidence[i])}
         for row in classes[:WORST]

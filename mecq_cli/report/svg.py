@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
+from mecq_cli.report.html import visible
+
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _USED = re.compile(r"url\(#([^)]+)\)")
@@ -43,7 +45,7 @@ def inline(data: bytes, name: str, title: str, colours: Mapping[str, str]) -> st
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title")
     heading = ElementTree.Element(f"{{{_SVG}}}title", {"id": f"{name}-title"})
-    heading.text = title
+    heading.text = visible(title)
     root.insert(0, heading)
     _drop_empty(root)
     return ElementTree.tostring(root, encoding="unicode")
