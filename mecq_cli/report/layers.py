@@ -272,11 +272,18 @@ def gather(
         entry = dict(row)
         if product:
             entry["weights"] = _weights(node, sites.get(node.name), fp_weights.get(node.name))
-        entry["activations"] = _activations(
-            node.inputs[0] if product else node.name, watched, floats
-        )
+        source = _read_by(node, nodes) if product else node.name
+        entry["activations"] = _activations(source, watched, floats)
         gathered.append(entry)
     return gathered
+
+
+def _read_by(node: Node, nodes: Mapping[str, Node]) -> str:
+    """Whose output a layer reads; flattening changes none of its values."""
+    source = node.inputs[0]
+    while source in nodes and nodes[source].op == "flatten":
+        source = nodes[source].inputs[0]
+    return source
 
 
 def _weights(node: Node, site: Any, fp: Tensor | None) -> dict[str, Any] | None:

@@ -241,9 +241,10 @@ def _latency(runtime: Document, latency: list[Document], machine: Document) -> s
     )
     known = machine["integer_instructions"]
     has = f" with {', '.join(known)}" if known else ""
-    return (
-        f'{table}<p class="soft">On {text(machine["cpu"])}{text(has)}; both networks in turns.</p>'
-    )
+    busy = any(row["busy"] for row in latency)
+    shared = " Other work shared the core: the times are too long, the ratio suffers less."
+    where = f"On {machine['cpu']}{has}; both networks in turns.{shared if busy else ''}"
+    return f'{table}<p class="soft">{text(where)}</p>'
 
 
 def _again(document: Document) -> Iterator[str]:

@@ -78,6 +78,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .4r
 .note { border-left: 3px solid var(--integer); padding: .1rem 0 .1rem .8rem; }
 .yes { color: var(--ok); font-weight: 600; }
 .no { color: rgb(var(--bad)); font-weight: 600; }
+@media (min-width: 40rem) { .pairs th { white-space: nowrap; } }
 @media (max-width: 40rem) { th, td { padding-right: .75rem; } }
 .wide tbody th, .matrix tbody th { position: sticky; left: 0; background: var(--page); }
 @media print { nav { display: none; } body { max-width: none; } .scroll { overflow: visible; } }

@@ -24,7 +24,7 @@ from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.runs import RunFolder
 from mecq_cli.verify import compare
-from mecq_cli.workflow.interleave import interleave, ratio, summary
+from mecq_cli.workflow.interleave import interleave, is_busy, ratio, summary
 
 SECONDS = 1.5
 """Of each batch size."""
@@ -115,6 +115,7 @@ def _latency(
             arms = {name: call(runner) for name, runner in runners.items()}
             times = interleave(arms, seconds=SECONDS)
             row: dict[str, Any] = {"batch": size, "rounds": len(times["integer"].wall)}
+            row["busy"] = is_busy(times["integer"])
             row |= {name: summary(measured, size) for name, measured in times.items()}
             if "fp32" in times:
                 row["speedup"] = ratio(times["fp32"].wall, times["integer"].wall)
