@@ -12,7 +12,8 @@ from mecq_cli.report import comparison, curves, figures
 from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.metrics import read_rows
-from mecq_cli.workflow.report import may_replace, read_summary
+from mecq_cli.workflow.report import may_replace
+from mecq_cli.workflow.report_material import read_summary
 from mecq_cli.workflow.targets import settings_of
 
 _NOT_COMPARED = FLAG_ONLY | {"output"}
