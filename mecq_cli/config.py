@@ -66,6 +66,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "device",
         "checkpoint_every",
         "keep_checkpoints",
+        "log",
         "accumulate",
     }
 )
@@ -145,6 +146,7 @@ class QuantizeConfig(Settings):
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: how many are kept, the last ones; with 1 there is none to fall back to
             where it is damaged.
+        log: where the metrics go beside metrics.jsonl: none, or tensorboard (RUN/tensorboard).
         calibration_images: seen for the first activation scales.
         bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
         ema: decay of the moving average of what is learned, which is kept; 0 keeps the last.
@@ -205,6 +207,7 @@ class QuantizeConfig(Settings):
     output: UserPath | None = None
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
+    log: Literal["none", "tensorboard"] = "none"
     calibration_images: Count = 512
     bn_images: CountOrZero = 2048
     ema: Decay = 0.0
@@ -274,6 +277,38 @@ class InspectConfig(Settings):
     """What ``mecq inspect`` does. ``target`` None is the latest run."""
 
     target: str | None = None
+
+
+class ReportConfig(Settings):
+    """What ``mecq report`` does.
+
+    Attributes:
+        run: run folder; None is the latest run.
+        output: the page; None is report.html in the run.
+        data: images; None are those of the run.
+        images: how many at most, evenly from all classes.
+        force: replace a file that is no report.
+    """
+
+    run: str | None = None
+    output: UserPath | None = None
+    data: DataName | None = None
+    images: Count = 5000
+    force: bool = False
+
+
+class CompareConfig(Settings):
+    """What ``mecq compare`` does.
+
+    Attributes:
+        runs: run folders, two or more.
+        html: a page to write, with curves over each other.
+        force: replace a file that is no page of ours.
+    """
+
+    runs: Annotated[tuple[Name, ...], Field(strict=False)]
+    html: UserPath | None = None
+    force: bool = False
 
 
 class DemoConfig(Settings):

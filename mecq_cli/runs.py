@@ -6,6 +6,8 @@ RUN/metrics.jsonl      a row a training step
 RUN/checkpoints/       what --resume continues from
 RUN/model.safetensors  the integer artifact
 RUN/summary.json       accuracy, sizes, seconds
+RUN/report.html        what `mecq report` writes
+RUN/tensorboard/       events, with --log tensorboard
 RUN/.lock              held while a process works in the folder
 """
 
@@ -72,6 +74,16 @@ class RunFolder:
     def summary(self) -> Path:
         """The results, as JSON."""
         return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """Where ``mecq report`` writes by default."""
+        return self.path / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
 
     @property
     def has_begun(self) -> bool:
@@ -193,9 +205,10 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
             "it over"
         )
     try:
-        if run.checkpoints.is_dir() and not run.checkpoints.is_symlink():
-            shutil.rmtree(run.checkpoints)
-        for path in (run.config, run.metrics, run.artifact, run.onnx, run.summary):
+        for folder in (run.checkpoints, run.tensorboard):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+        for path in (run.config, run.metrics, run.artifact, run.onnx, run.summary, run.report):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFailure(

@@ -13,6 +13,7 @@ from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_features import features
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.bench_train import train
+from mecq_cli.cli.compare import compare
 from mecq_cli.cli.demo import demo
 from mecq_cli.cli.eval import evaluate
 from mecq_cli.cli.export import export
@@ -20,6 +21,7 @@ from mecq_cli.cli.inspect import inspect
 from mecq_cli.cli.models import models
 from mecq_cli.cli.predict import predict
 from mecq_cli.cli.quantize import quantize
+from mecq_cli.cli.report import report
 from mecq_cli.errors import UsageError
 
 STEPS = """\
@@ -55,6 +57,8 @@ app.command("export", short_help="Write a run as ONNX or safetensors, and verify
 app.command("predict", short_help="Say what is in an image.")(predict)
 app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
 app.command("models", short_help="List the models that are known to work.")(models)
+app.command("report", short_help="Write a page about a run: curves, layers, mistakes.")(report)
+app.command("compare", short_help="Put runs side by side.")(compare)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)

@@ -33,11 +33,12 @@ def features(
     from mecq_cli.cli import render
 
     with working(quiet=quiet) as listener:
+        from mecq_cli.report import figures
         from mecq_cli.workflow import plots
         from mecq_cli.workflow.bench_features import bench_features
 
         if plot is not None:
-            plots.require()  # before the work, not after it
+            figures.require("--plot")  # before the work, not after it
         document = bench_features(runs, images, distortion, listener)
         if plot is not None:
             plots.spectra(document, plot)

@@ -40,5 +40,6 @@ def demo(
     render.show(document, render.demo, as_json=as_json)
     if not (as_json or quiet):
         render.next_command(
-            ["mecq", "quantize", "resnet18", "--wbits", "4", "--abits", "4", "--data", "DIR"]
+            render.about_run("report", str(document["run"])),
+            ["mecq", "quantize", "resnet18", "--wbits", "4", "--abits", "4", "--data", "DIR"],
         )

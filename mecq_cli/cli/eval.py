@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+
+if TYPE_CHECKING:
+    from mecq_cli.config import EvalConfig
 
 
 def evaluate(
@@ -85,3 +89,23 @@ def evaluate(
 
         document = evaluate_target(config, listener)
     render.show(document, render.evaluation, as_json=as_json)
+    following = _following(config, document)
+    if following and not (as_json or quiet):
+        render.next_command(following)
+
+
+def _following(config: EvalConfig, document: Mapping[str, Any]) -> list[str] | None:
+    """After a float model its quantization, after a run its export or its report."""
+    from mecq_cli.cli import render
+
+    if document["kind"] != "model":
+        return render.after_look(str(document["target"]))
+    words = ["mecq", "quantize", str(document["target"]), "--wbits", "4", "--abits", "4"]
+    for flag, value in (
+        ("--data", config.data),
+        ("--checkpoint", config.checkpoint),
+        ("--img-size", config.img_size),
+        ("--crop-pct", config.crop_pct),
+    ):
+        words += [] if value is None else [flag, str(value)]
+    return [*words, *([] if config.pretrained else ["--no-pretrained"])]

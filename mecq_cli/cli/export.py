@@ -80,4 +80,7 @@ def export(
     render.show(document, render.exported, as_json=as_json)
     last = as_json or quiet or "config" in document or document.get("profile") == "qonnx"
     if not last:
-        render.next_command(["mecq", "predict", str(document["path"]), "IMAGE"])
+        predict = ["mecq", "predict", str(document["path"]), "IMAGE"]
+        of_run = config.run is None or Path(config.run).is_dir()
+        name = config.run or str(Path(document["path"]).parent)
+        render.next_command(*([render.about_run("report", name)] if of_run else []), predict)

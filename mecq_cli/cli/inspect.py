@@ -36,3 +36,6 @@ def inspect(
 
         document = inspect_target(config, listener)
     render.show(document, render.sites, as_json=as_json)
+    following = render.after_look(str(document["target"]))
+    if following and not (as_json or quiet):
+        render.next_command(following)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -19,13 +20,17 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from mecq_cli.cli.errors import one_line
+from mecq_cli.cli.sparkline import Sparkline
 from mecq_cli.events import Listener
 
 SLOW_DATA = 0.1
 """The time waited for images is shown where it is more than this share of the step's."""
+CURVE = 20
+"""Columns of a curve beside its number."""
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines about one task where there is no terminal."""
 
@@ -88,19 +93,24 @@ class PlainListener(QuietListener):
 
 
 class LiveListener(QuietListener):
-    """A bar for each task that runs, and under it the numbers of the last training step."""
+    """A bar for each task that runs, and under it the last training step, and how it went so far.
+
+    All of it fits 80 columns.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._row: Mapping[str, Any] = {}
         self._top1: float | None = None
+        self._curves: dict[str, Sparkline] = {}
         self._tasks: dict[str, tuple[TaskID, _Task]] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TaskProgressColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=console,
             expand=True,
         )
@@ -130,6 +140,8 @@ class LiveListener(QuietListener):
         self._progress.update(handle, completed=done)
         if row:
             self._row = row
+            for key, value in _followed(row).items():
+                self._curves.setdefault(key, Sparkline()).add(value)
             if row.get("top1") is not None:
                 self._top1 = row["top1"]
                 self._say(row_text(row))
@@ -140,14 +152,74 @@ class LiveListener(QuietListener):
             self._progress.remove_task(handle)
             self._say(state.ended(time.monotonic()), "dim")
         if not self._tasks:
-            self._row = {}
+            self._row, self._curves = {}, {}
 
     def _draw(self) -> RenderableType:
         row = self._row
         if not row:
             return self._progress
         shown = {**row, "top1": self._top1} if self._top1 is not None else row
-        return Group(self._progress, Text(row_text(shown), style="cyan"))
+        return Group(self._progress, self._table(shown))
+
+    def _table(self, row: Mapping[str, Any]) -> Table:
+        """Left what is followed over the steps, with its curve; right what is told once."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for style, justify in (
+            ("dim", "left"), ("bold", "right"), ("cyan", "left"), ("dim", "left"), ("", "right"),
+        ):  # fmt: skip
+            table.add_column(style=style, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        width = 0 if self._console.options.ascii_only else CURVE
+        followed = _followed(row)
+        left = [
+            (label, form.format(followed[key]), self._curves[key].text(width))
+            for key, label, form in _FOLLOWED
+            if key in followed and key in self._curves
+        ]
+        for one, other in zip_longest(left, _told(row), fillvalue=None):
+            table.add_row(*(one or ("", "", "")), *(other or ("", "")))
+        return table
+
+
+_FOLLOWED = (
+    ("loss_task", "task loss", "{:.3f}"),
+    ("loss_mec", "entropy term", "{:.3f}"),
+    ("length", "coding length", "{:.1f}"),
+    ("train_top1", "train top-1", "{:.1f} %"),
+)
+"""What has a curve: its key, its name, and how it is written."""
+
+
+def _followed(row: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a step that have a curve; without the regularizer its term is none."""
+    lengths = row.get("coding_length") or {}
+    values = {
+        "loss_task": row.get("loss_task"),
+        "loss_mec": row.get("loss_mec") or None,
+        "length": sum(lengths.values()) / len(lengths) if lengths else None,
+        "train_top1": row.get("train_top1"),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _told(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the right side."""
+    rows = []
+    if row.get("epoch") is not None:
+        rows.append(("epoch", str(row["epoch"] + 1)))
+    if row.get("lr") is not None:
+        rows.append(("learning rate", f"{row['lr']:.2g}"))
+    if row.get("seconds") is not None:
+        rows.append(("step", f"{1000 * row['seconds']:.0f} ms"))
+        if _waits(row):
+            rows.append(("wait for images", f"{1000 * row['data_seconds']:.0f} ms"))
+    if row.get("top1") is not None:
+        rows.append(("top-1", f"{row['top1']:.2f} %"))
+    return rows
+
+
+def _waits(row: Mapping[str, Any]) -> bool:
+    """Whether the time waited for images is worth a word."""
+    return bool((row.get("data_seconds") or 0.0) > SLOW_DATA * row["seconds"])
 
 
 class _Task:
@@ -209,9 +281,8 @@ def row_text(row: Mapping[str, Any]) -> str:
         parts.append(f"train {row['train_top1']:.1f} %")
     if row.get("seconds") is not None:
         parts.append(f"{1000 * row['seconds']:.0f} ms")
-        waited = row.get("data_seconds") or 0.0
-        if waited > SLOW_DATA * row["seconds"]:
-            parts.append(f"+ {1000 * waited:.0f} ms for data")
+        if _waits(row):
+            parts.append(f"+ {1000 * row['data_seconds']:.0f} ms for data")
     return "  ".join(parts)
 
 

@@ -358,6 +358,14 @@ def quantize(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|tensorboard",
+            help="Metrics for TensorBoard too, in the run (default none).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=_RUN),

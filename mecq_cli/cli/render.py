@@ -55,10 +55,18 @@ def _as_tables(document: Document, view: View) -> str:
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
 
 
-def next_command(words: Sequence[str]) -> None:
-    """Say on stderr what to type next."""
+def next_command(*commands: Sequence[str]) -> None:
+    """Say on stderr what to type next: one command, or one of several."""
     console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble("next: ", (shlex.join(words), "bold")), soft_wrap=True)
+    for number, words in enumerate(commands):
+        lead = "  or: " if number else "next: "
+        console.print(Text.assemble(lead, (shlex.join(words), "bold")), soft_wrap=True)
+
+
+def next_page(path: str) -> None:
+    """Say on stderr where to look at a page; terminals make a link of it."""
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble("open: ", (Path(path).absolute().as_uri(), "bold")), soft_wrap=True)
 
 
 def after_quantize(document: Document) -> list[str]:
@@ -66,13 +74,28 @@ def after_quantize(document: Document) -> list[str]:
     run = str(document["run"])
     if document.get("finished") is False:
         return ["mecq", "quantize", "--resume", "--output", run]
+    return about_run("export", run)
+
+
+def about_run(command: str, run: str) -> list[str]:
+    """A command on a run; the latest one need not be named."""
     from mecq_cli.runs import latest_run
 
     try:
         is_latest = latest_run().path.absolute() == Path(run).absolute()
     except UsageError:
         is_latest = False
-    return ["mecq", "export"] if is_latest else ["mecq", "export", run]
+    return ["mecq", command] if is_latest else ["mecq", command, run]
+
+
+def after_look(target: str) -> list[str] | None:
+    """What follows on a look at a run: its export, or, where that is done, its report."""
+    from mecq_cli.runs import RunFolder
+
+    run = RunFolder(Path(target))
+    if not run.artifact.is_file():
+        return None
+    return about_run("report" if run.onnx.is_file() else "export", target)
 
 
 def summary(document: Document) -> Iterable[RenderableType]:
@@ -187,6 +210,17 @@ def _entropy(rows: Sequence[Document]) -> Table:
     for row in rows:
         table.add_row(_plain(row["site"]), f"{row['first']:.2f}", f"{row['last']:.2f}")
     return table
+
+
+def reported(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq report``."""
+    yield _title(document["path"])
+    table = _pairs()
+    table.add_row("size", _megabytes(document["bytes"]))
+    table.add_row("about", _plain(document["run"]))
+    for line in document["left_out"]:
+        table.add_row("left out", _plain(line))
+    yield table
 
 
 def demo(document: Document) -> Iterable[RenderableType]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.batch_norm import synchronise
 from mecq_cli.training.integer_teacher import IntegerTeacher
 from mecq_cli.training.lowering import fewest_bits, raise_bits, stages
-from mecq_cli.training.metrics import MetricsLog, cut
+from mecq_cli.training.metrics import MetricsLog, cut, read_rows
 from mecq_cli.training.oscillation import OscillationFreezing
 from mecq_cli.training.recipe import Recipe, make_optimizer
 from mecq_cli.training.signals import SignalWatch
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
+from mecq_cli.training.tracking import EventLog
 
 Epoch = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(epoch, first batch) -> normalised images [N, C, H, W] and labels [N], on the device."""
@@ -51,6 +53,7 @@ class Trainer:
         metrics: the metrics.jsonl.
         checkpoint_every: steps between checkpoints; None: once an epoch.
         keep_checkpoints: how many are kept, the last ones.
+        events: folder of TensorBoard's event files; None: none are written.
         listener: hears of every step.
         processes: which share the work; the first one writes.
         calibration: for the grids of each stage, where the bits are lowered step by step.
@@ -68,10 +71,11 @@ class Trainer:
         checkpoint_every: int | None,
         listener: Listener,
         keep_checkpoints: int = state.KEEP,
+        events: Path | None = None,
         processes: Processes = ALONE,
         calibration: Images | None = None,
     ) -> None:
-        self.keep = keep_checkpoints
+        self.keep, self.events = keep_checkpoints, events
         self.model, self.recipe, self.batches = model, recipe, batches
         self.processes = processes
         self.checkpoints, self.metrics, self.listener = checkpoints, metrics, listener
@@ -199,7 +203,7 @@ class Trainer:
         more_parts = 2 * recipe.accumulate
         self.model.train()
         self.listener.start("train", recipe.total_steps)
-        with SignalWatch() as watch, self._log() as log:
+        with SignalWatch() as watch, self._log() as log, self._event_log() as events:
             self._stop_if_asked(watch, resume_command)
             while progress.step < recipe.total_steps:
                 self._enter_stage()
@@ -207,7 +211,9 @@ class Trainer:
                 asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
                     with advising(recipe.batch_size, lambda: resume_command, more_parts):
-                        self._one(images, labels, epoch, log, time.perf_counter() - asked)
+                        row = self._one(images, labels, epoch, log, time.perf_counter() - asked)
+                    if events is not None:
+                        events.write(row)
                     self._stop_if_asked(watch, resume_command)
                     if progress.step >= recipe.total_steps or self._at_stage():
                         break
@@ -234,9 +240,16 @@ class Trainer:
         """The metrics, written line by line: no checkpoint is ahead of them."""
         return MetricsLog(self.metrics if self.processes.first else Path(os.devnull))
 
+    def _event_log(self) -> AbstractContextManager[EventLog | None]:
+        """With the steps that were done before, so that the record and the events agree."""
+        if self.events is None or not self.processes.first:
+            return nullcontext()
+        return EventLog(self.events, read_rows(self.metrics))
+
     def _one(
         self, images: Tensor, labels: Tensor, epoch: int, log: MetricsLog, waited: float
-    ) -> None:
+    ) -> dict[str, Any]:
+        """One step; returns its row of the metrics."""
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
@@ -262,6 +275,7 @@ class Trainer:
         self.listener.advance("train", progress.step, row)
         if progress.step % self.every == 0 and progress.step < self.recipe.total_steps:
             self.save()
+        return row
 
     def _stop_if_asked(self, watch: SignalWatch, resume_command: str) -> None:
         """Save and stop, all processes after the same step, whichever of them got a signal."""

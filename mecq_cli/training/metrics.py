@@ -46,6 +46,24 @@ class MetricsLog:
                 raise write_failure(self.path, failure) from failure
 
 
+def read_rows(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; [] where there is none.
+
+    A last line without its end, as a killed process leaves it, is passed over.
+    """
+    if not metrics.exists():
+        return []
+    rows = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
 def cut(path: Path, step: int) -> None:
     """Forget rows of ``step`` and later: those steps are done again.
 

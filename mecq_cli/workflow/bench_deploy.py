@@ -18,19 +18,18 @@ from mecq_cli.events import Listener
 from mecq_cli.export.onnx_compact import operations_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.ort_graph import float_nodes
+from mecq_cli.report import figures
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import totals
 from mecq_cli.storage import atomic_write
-from mecq_cli.workflow import deploy_plot, plots
+from mecq_cli.workflow import deploy_plot
 from mecq_cli.workflow.deploy_networks import ARMS, FP32, MECQ, STATIC, Networks, build
 from mecq_cli.workflow.deploy_settings import DeployConfig
-from mecq_cli.workflow.interleave import Times, interleave, ratio, summary
+from mecq_cli.workflow.interleave import interleave, is_busy, ratio, summary
 from mecq_cli.workflow.machine import cores, cpu_name, integer_instructions
 
 SECONDS = 5.0
 """For each combination of threads and batch size, where nothing else is asked for."""
-_BUSY = 1.25
-"""Time by the clock over time of the processor, on one thread, from which on a core was shared."""
 _TASK = "time"
 
 
@@ -99,7 +98,7 @@ def _check(config: DeployConfig) -> None:
             )
         if config.plot.exists() and not config.force:
             raise UsageError(f"--plot {config.plot}: exists already; give --force to replace it")
-        plots.require()
+        figures.require("--plot")
 
 
 def _fallback(floats: Sequence[tuple[str, str]]) -> str:
@@ -159,14 +158,10 @@ def _cell(
         "threads": threads,
         "batch_size": batch,
         "rounds": len(times[FP32].wall),
-        "busy": threads == 1 and _is_busy(times[FP32]),
+        "busy": threads == 1 and is_busy(times[FP32]),
         "arms": arms,
         "mecq_over_static_int8": ratio(times[STATIC].wall, times[MECQ].wall),
     }
-
-
-def _is_busy(times: Times) -> bool:
-    return sum(times.wall) > _BUSY * sum(times.cpu)
 
 
 def _counts(graph: Any) -> dict[str, int]:

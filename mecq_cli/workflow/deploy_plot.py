@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mecq_cli.workflow.plots import require
+from mecq_cli.report.figures import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ def draw(document: Mapping[str, Any]) -> bytes:
     Raises:
         EnvironmentFailure: matplotlib is missing.
     """
-    require()
+    require("--plot")
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -21,6 +21,9 @@ _ARTIFACT_OVERHEAD = 100_000
 _ROW, _COLUMN = 400, 80
 """Bytes of a row of the metrics, and of each coding length in it."""
 
+_EVENT, _EVENTS = 65, 8
+"""Bytes of an event of TensorBoard, and events of a step beside the coding lengths."""
+
 
 @dataclass(frozen=True)
 class DiskNeed:
@@ -90,7 +93,10 @@ def disk_need(
     bits = [config.wbits, config.first_last_bits, *(o.wbits or 0 for o in config.layers)]
     parameters = sum(p.numel() for p in model.parameters())
     artifact = parameters * (4 if _FLOAT_BITS in bits else 1) + _ARTIFACT_OVERHEAD
-    rows = recipe.total_steps * (_ROW + _COLUMN * len(model.taps))
+    row = _ROW + _COLUMN * len(model.taps)
+    if config.log == "tensorboard":
+        row += _EVENT * (_EVENTS + len(model.taps))
+    rows = recipe.total_steps * row
     files = [] if run is None else [*state.checkpoints(run.checkpoints), run.metrics]
     return DiskNeed(
         checkpoint=state.expected_bytes(model, optimizer),

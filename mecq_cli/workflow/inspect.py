@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
+from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.targets import require_artifact
 
 ENTROPY_STEPS = 20
@@ -59,14 +59,7 @@ def coding_lengths(metrics: Path) -> list[dict[str, Any]]:
         A row a site: its name, and the means of the first and of the last `ENTROPY_STEPS` steps
         in nats. Empty where nothing was trained or coded.
     """
-    if not metrics.exists():
-        return []
-    steps = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            steps.append(json.loads(line).get("coding_length") or {})
-        except json.JSONDecodeError:
-            continue  # the last line of a killed process
+    steps = [row.get("coding_length") or {} for row in read_rows(metrics)]
     first, last = steps[:ENTROPY_STEPS], steps[-ENTROPY_STEPS:]
     return [
         {

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WARM_ROUNDS = 2
+_BUSY = 1.25
+"""Time by the clock over time of the processor, on one thread, from which on a core was shared."""
 LEAST_ROUNDS = 5
 """Of a run by seconds; medians of fewer say little."""
 
@@ -52,6 +54,11 @@ def interleave(
             times[name].wall.append(time.perf_counter() - wall)
         done += 1
     return times
+
+
+def is_busy(times: Times) -> bool:
+    """Whether other work shared the core of what ran on one thread."""
+    return sum(times.wall) > _BUSY * sum(times.cpu)
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:

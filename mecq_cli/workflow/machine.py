@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from mecq_cli import __version__
 
 MOST_WORKERS = 16
 """Chosen unasked; each holds some 200 MB and two batches."""
 _CPUINFO = Path("/proc/cpuinfo")
 _INTEGER = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX"}
 """Flags of instructions that multiply and add up 8-bit integers, and their names."""
+_LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
+
+
+def facts() -> dict[str, Any]:
+    """What figures depend on: processor, cores, memory in bytes, system, versions."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")}
+    return {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "integer_instructions": integer_instructions(),
+        "gpu": gpu,
+        "memory_bytes": pages["SC_PHYS_PAGES"] * pages["SC_PAGE_SIZE"],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {"mecq": __version__, **{name: _version(name) for name in _LIBRARIES}},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

@@ -7,22 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mecq_cli.errors import EnvironmentFailure
+from mecq_cli.report.figures import require
 from mecq_cli.storage import atomic_write
-
-
-def require() -> None:
-    """Check that a picture can be drawn.
-
-    Raises:
-        EnvironmentFailure: matplotlib is missing.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFailure(
-            "--plot: matplotlib is not installed; pip install 'mecq[report]'"
-        ) from error
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -31,7 +17,7 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
     Raises:
         EnvironmentFailure: matplotlib is missing.
     """
-    require()
+    require("--plot")
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 

@@ -46,8 +46,10 @@ from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
+from mecq_cli.training import tracking
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
+from mecq_cli.training.metrics import read_rows
 from mecq_cli.training.recipe import (
     Recipe,
     choose,
@@ -67,7 +69,7 @@ from mecq_cli.workflow.common import (
 )
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.machine import loader_workers
+from mecq_cli.workflow.machine import facts, loader_workers
 from mecq_cli.workflow.phases import Phases
 
 COMPARED_IMAGES = 128
@@ -189,6 +191,8 @@ def _quantize(
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     quantizers_named(config.quantizer)  # before anything is read
+    if config.log == "tensorboard":
+        tracking.require()
     job = _open(config, origins, listener, splits, processes)
     if config.dry_run:
         return _dry_run(job)
@@ -332,6 +336,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         checkpoint_every=config.checkpoint_every,
         listener=listener,
         keep_checkpoints=config.keep_checkpoints,
+        events=run.tensorboard if config.log == "tensorboard" else None,
         processes=job.processes,
         calibration=lambda: job.some_images(CALIBRATION_EPOCH, config.calibration_images),
     )
@@ -467,10 +472,13 @@ def _finish(
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
         "processes": job.processes.count,
+        "machine": facts(),
         "finished": True,
     }
     if job.processes.first:
         atomic_write(run.summary, (json.dumps(summary, indent=2) + "\n").encode(), force=True)
+        if job.config.log == "tensorboard":
+            tracking.write_results(run.tensorboard, summary, read_rows(run.metrics))
     return summary
 
 

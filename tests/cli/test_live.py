@@ -26,6 +26,7 @@ ROW: dict[str, Any] = {
     "coding_length": {"layer1": 10.0, "layer2": 15.0},
     "lr": 0.0123,
     "seconds": 0.3101,
+    "train_top1": 50.0,
 }
 
 
@@ -121,7 +122,13 @@ def test_a_terminal_gets_a_live_view_on_stderr_and_the_result_on_stdout() -> Non
     drawn, result = draw()
     assert result == "the result\n"
     assert re.search(r"train .*5/10.*50%", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", drawn))
-    assert "task 1.457  mec -0.235  H 12.5" in drawn
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", drawn)
+    for text in (
+        r"task loss +1\.457 +█?▁* +epoch +12", r"entropy term +-0\.235", r"coding length +12\.5",
+        r"train top-1 +50\.0 %", r"learning rate +0\.012", r"step +310 ms", r"left",
+    ):  # fmt: skip
+        assert re.search(text, shown), text
+    assert max(map(len, shown.splitlines())) <= 80
     assert "library noise" in drawn
     assert "\x1b[36m" in drawn  # colour
     assert drawn.rstrip().endswith("\x1b[?25h"), "the cursor must be shown again"

@@ -25,7 +25,14 @@ from typer.testing import CliRunner
 import mecq_cli
 from mecq_cli.cli.app import app
 from mecq_cli.cli.main import run
-from mecq_cli.config import DemoConfig, EvalConfig, ExportConfig, QuantizeConfig
+from mecq_cli.config import (
+    CompareConfig,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    QuantizeConfig,
+    ReportConfig,
+)
 from mecq_cli.errors import (
     ArtifactError,
     DataError,
@@ -38,7 +45,7 @@ from mecq_cli.errors import (
 )
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "demo"]
+COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "report", "compare", "demo"]
 
 SIZES = {"fp32_bytes": 1_081_000, "packed_bytes": 81_000, "ideal_bytes": 80_000, "ratio": 13.35}
 SUMMARY = {
@@ -174,7 +181,10 @@ def test_every_help_opens_with_an_example_that_parses(command: str | None) -> No
 
 def test_the_defaults_in_the_help_are_those_of_the_settings() -> None:
     group: Any = get_command(app)
-    kinds: dict[str, Any] = {"quantize": QuantizeConfig, "eval": EvalConfig, "export": ExportConfig}
+    kinds: dict[str, Any] = {
+        "quantize": QuantizeConfig, "eval": EvalConfig, "export": ExportConfig,
+        "report": ReportConfig,
+    }  # fmt: skip
     checked = 0
     for command, kind in kinds.items():
         for parameter in group.commands[command].params:
@@ -200,6 +210,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
         "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "lsq+",
         "recipe": "quick",
+        "log": "tensorboard",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
     switches = [
@@ -246,6 +257,13 @@ def test_the_other_commands_hand_their_flags_over(replace: Replace, tmp_path: Pa
     calls = replace("inspect", lambda *_: {"target": "r", "sites": [], "totals": SIZES})
     assert run(["inspect", "--quiet"]) == 0
     assert calls[0][0].target is None
+    written = {"path": "r.html", "bytes": 9, "run": "r", "left_out": []}
+    calls = replace("report", lambda *_: written)
+    assert run(["report", "r", "--images", "3", "-o", "r.html", "--force", "--quiet"]) == 0
+    assert calls[0][0] == ReportConfig(run="r", images=3, output=Path("r.html"), force=True)
+    calls = replace("compare", lambda *_: {"runs": [], "differing": []})
+    assert run(["compare", "a", "b", "--html", "c.html", "--quiet"]) == 0
+    assert calls[0][0] == CompareConfig(runs=("a", "b"), html=Path("c.html"))
     calls = replace("demo", lambda *_: SUMMARY)
     assert run(["demo", "-o", str(tmp_path), "--quiet"]) == 0
     assert calls[0][0] == DemoConfig(output=tmp_path)

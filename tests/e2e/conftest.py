@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import mecq_cli.workflow.demo as demo
 from tests.e2e.command import mecq
 from tests.realdata import real_data
 
@@ -76,3 +78,15 @@ def trained(some_cifar10: Path, resnet20: Path, tmp_path_factory: pytest.TempPat
         place, some_cifar10, resnet20, "--wbits", 2, "--abits", 2, "--epochs", 8,
         "--batch-size", 64, "--max-steps", 40, "--lr", 0.02, "--output", "w2a2",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which a short `mecq demo` ran; its run is the latest."""
+    place = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FP_EPOCHS", 4)
+        patch.setattr(demo, "QAT_EPOCHS", 3)
+        done = mecq("demo", "--json", cwd=place)
+    (place / "demo.json").write_text(json.dumps(done.document))
+    return place

@@ -14,25 +14,12 @@ import pytest
 import torch
 
 import mecq_cli
-import mecq_cli.workflow.demo as demo
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export.ort import OrtRunner
 from tests.e2e.command import mecq
 
 FLOAT, W2A2 = 75.0, 60.0
 """Top-1 in percent that a few epochs reach at least."""
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which a short `mecq demo` ran; its run is the latest."""
-    place = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "FP_EPOCHS", 4)
-        patch.setattr(demo, "QAT_EPOCHS", 3)
-        done = mecq("demo", "--json", cwd=place)
-    (place / "demo.json").write_text(json.dumps(done.document))
-    return place
 
 
 def test_demo(digits: Path) -> None:

@@ -1,0 +1,146 @@
+"""What of a run can be opened for a report; what is gone is noted, and left out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mecq_cli.config import QuantizeConfig, ReportConfig
+from mecq_cli.data import Split
+from mecq_cli.errors import ArtifactError, InputError, MecqError
+from mecq_cli.export import safetensors
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models.loading import LoadedModel, load_model
+from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.runs import RunFolder
+from mecq_cli.training import state
+from mecq_cli.workflow.common import insert_quantizers, load_for_data
+from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of
+
+
+@dataclass
+class Material:
+    """What of a run could be opened.
+
+    Attributes:
+        run: its folder.
+        config: its settings; None where only an artifact was put there.
+        summary: summary.json; {} of a run that is not finished.
+        model: the integer network; None of a run that has none yet.
+        preprocessing: of its images.
+        split: evaluation images; None where they are gone.
+        classes: of the outputs.
+        fp: the FP network; None where its weights are gone.
+        simulator: the trained network; None where its checkpoint is gone.
+        left_out: what cannot be shown, and why.
+    """
+
+    run: RunFolder
+    config: QuantizeConfig | None
+    summary: dict[str, Any]
+    model: IntegerModel | None = None
+    preprocessing: Preprocessing | None = None
+    split: Split | None = None
+    classes: ClassMap | None = None
+    fp: nn.Module | None = None
+    simulator: QuantizedModel | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns; None, and a remark, where it cannot."""
+        try:
+            return call()
+        except MecqError as error:
+            self.left_out.append(f"{what}: {error}")
+            return None
+
+
+def open_material(run: RunFolder, asked: ReportConfig) -> Material:
+    """Everything that is there.
+
+    Raises:
+        MecqError: the artifact cannot be used, or the images that were asked for.
+    """
+    config = settings_of(run)
+    material = Material(run, config, read_summary(run))
+    if not run.artifact.exists():
+        material.left_out.append(
+            "Layers, answers and sizes: the run has no integer artifact yet; it is written at the "
+            "end of the training."
+        )
+        return material
+    model = material.model = safetensors.load(run.artifact)
+    preprocessing = material.preprocessing = preprocessing_of(model.metadata, run.artifact)
+    if asked.data is not None:  # named, so it has to be there
+        material.split = evaluation_split(config, asked.data)
+    else:
+        material.split = material.attempt(
+            "Answers, activations and verification need the images",
+            lambda: evaluation_split(config, None),
+        )
+    names = tuple(str(name) for name in model.metadata.get("classes", ()))
+    material.classes = ClassMap(names, tuple(range(len(names))))
+    if material.split is not None:
+        imagenet = bool(model.metadata.get("imagenet", False))
+        material.classes = match_classes(material.split.classes, len(names), imagenet=imagenet)
+    if config is None:
+        material.left_out.append("The float network: the folder holds an artifact and no settings.")
+        return material
+    settings = config
+    loaded = material.attempt(
+        "What quantization changed needs the float network", lambda: _float(settings, material)
+    )
+    if loaded is not None:
+        if loaded.preprocessing != preprocessing:
+            raise ArtifactError(
+                f"{run.artifact}: its preprocessing is not the one that {run.config} asks for; "
+                "give the folder of one run"
+            )
+        material.fp = copy.deepcopy(loaded.module).eval().requires_grad_(False)
+        material.simulator = material.attempt(
+            "Clipped weights need the last checkpoint", lambda: _simulator(loaded, settings, run)
+        )
+    return material
+
+
+def read_summary(run: RunFolder) -> dict[str, Any]:
+    """The content of summary.json; {} of a run that is not finished."""
+    if not run.summary.exists():
+        return {}
+    try:
+        document = json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{run.summary}: could not be read: {error}; restore it") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{run.summary}: is no summary of a run; restore it")
+    return document
+
+
+def _float(config: QuantizeConfig, material: Material) -> LoadedModel:
+    """The network that the run began with; a random one is made anew from the run's seed."""
+    torch.manual_seed(config.seed)
+    options: dict[str, Any] = {
+        "checkpoint": config.checkpoint,
+        "pretrained": config.pretrained,
+        "reset_classifier": config.reset_classifier,
+        "img_size": config.img_size,
+        "crop_pct": config.crop_pct,
+    }
+    if material.split is not None:
+        return load_for_data(config.model, material.split.classes, **options)[0]
+    assert material.classes is not None
+    return load_model(config.model, num_classes=len(material.classes.names) or None, **options)
+
+
+def _simulator(loaded: LoadedModel, config: QuantizeConfig, run: RunFolder) -> QuantizedModel:
+    model = insert_quantizers(loaded, config)
+    state.load_model(run.checkpoints, model)
+    return model.eval()
