@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +48,7 @@ from mecq_cli.settings import (
     UserPath,
     absolute_data,
     label_of,
+    near_match,
     validated,
 )
 
@@ -420,6 +420,4 @@ def to_toml(config: QuantizeConfig) -> str:
 
 def _check_key(key: str, known: set[str], where: str) -> None:
     if key not in known:
-        near = get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else "see mecq quantize --help"
-        raise UsageError(f"settings file {where}: unknown key '{key}'; {hint}")
+        raise UsageError(f"settings file {where}: unknown key {near_match(key, known)}")

@@ -17,6 +17,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.models import cifar_resnet
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.settings import OWN
 
 TORCHVISION = "torchvision/"
 
@@ -152,6 +153,11 @@ def find(name: str) -> LibraryModel:
     Raises:
         UsageError: there is none; the message holds up to three near matches.
     """
+    if name.startswith(OWN):
+        raise UsageError(
+            f"{name.removeprefix(OWN)} is a module of the program that started this run, which "
+            "alone can make it; go on there: mecq_cli.quantize(..., output=..., resume=True)"
+        )
     if name.startswith(TORCHVISION):
         if name in _torchvision_names():
             return TorchvisionModel(name)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mecq_cli.config import EvalConfig
-from mecq_cli.data import ImageDataset, Split
+from mecq_cli.data import Split, dataset_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
@@ -46,7 +46,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
             f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
             f"{target.name} ({', '.join(opened.classes[:3])}, ...); give the --data it was made for"
         )
-    dataset = ImageDataset(split, opened.preprocessing, classes.indices)
+    dataset = dataset_of(split, opened.preprocessing, classes.indices)
     accuracy = evaluate_on(
         opened.predict,
         dataset,

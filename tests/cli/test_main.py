@@ -73,8 +73,8 @@ Replace = Callable[[str, Call], list[Any]]
 PUBLIC = """
 ArtifactError CheckpointError Classifier DataError DemoConfig EnvironmentFailure EvalConfig
 ExportConfig InputError InspectConfig Interrupted LayerOverride Listener MecqError NumericError
-PredictConfig QuantizeConfig UsageError VerificationError __version__ demo evaluate export_artifact
-inspect load predict quantize resolve
+PredictConfig Preprocessing QuantizeConfig Quantized UsageError VerificationError __version__ demo
+evaluate export_artifact inspect load predict progress quantize quantize_config resolve
 """
 """What `mecq_cli` offers. A name that goes, or changes its meaning, breaks programs of others."""
 
@@ -197,7 +197,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
     words = {
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
         "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
-        "mec-experts": "exact+linear", "mec-term": "divergence",
+        "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "ewgs",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
     switches = [
