@@ -296,14 +296,7 @@ def resolve(
         UsageError: an unknown or missing key, a value out of its range, flags that contradict
             each other, or a resumed run that is asked to become another one.
     """
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
-    read = {} if file is None else read_toml(file)
-    given = {key: value for key, value in flags.items() if value is not None}
-    layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (("file", read), ("flag", given))
-    for origin, source in layers:
-        values |= source
-        origins |= dict.fromkeys(source, origin)
+    values, origins = _gathered({"file": {} if file is None else read_toml(file), "flag": flags})
     if restarts and not values.get("dry_run"):
         _check_repeatable(values)
         values["resume"] = True
@@ -315,6 +308,52 @@ def resolve(
     if values.get("resume") and isinstance(output, (str, Path)):
         _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
     return validated(QuantizeConfig, values, origins, file), origins
+
+
+def _gathered(
+    sources: Mapping[Origin, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """The values of all sources, of which later ones win, and where each is from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
+    for origin, source in sources.items():
+        given = {key: value for key, value in source.items() if value is not None}
+        values |= given
+        origins |= dict.fromkeys(given, origin)
+    return values, origins
+
+
+def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
+    """Every setting with its value and origin; those that must be given may be missing.
+
+    Args:
+        file: the TOML file named by --config.
+        flags: by field name; None stands for a flag that was not given.
+        run: the config.toml of a run to start from, whose values have the origin "run" where they
+            are not the default.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    stored = {} if run is None else read_toml(run)
+    defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
+    own = {key: value for key, value in stored.items() if value != defaults[key]}
+    read = {} if file is None else read_toml(file)
+    values, origins = _gathered({"run": own, "file": read, "flag": flags})
+    required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]
+    missing = [key for key in required if key not in values]
+    # Any value of the type will do for the check.
+    filled = {key: {"wbits": 8, "abits": 8}.get(key, key) for key in missing}
+    config = validated(QuantizeConfig, values | filled, origins, file or run)
+    shown = config.model_dump(mode="json", exclude=set(FLAG_ONLY))
+    return {
+        "settings": {
+            key: {"value": None, "origin": "missing"}
+            if key in missing
+            else {"value": value, "origin": origins[key]}
+            for key, value in shown.items()
+        }
+    }
 
 
 def _check_repeatable(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mecq_cli.errors import UsageError
 
-Origin = Literal["default", "checkpoint", "file", "flag"]
+Origin = Literal["default", "checkpoint", "run", "file", "flag"]
 """Where the value of a setting came from."""
 
 SettingsModel = TypeVar("SettingsModel", bound="Settings")

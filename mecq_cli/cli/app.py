@@ -13,7 +13,9 @@ from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_features import features
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.bench_train import train
+from mecq_cli.cli.config import config
 from mecq_cli.cli.demo import demo
+from mecq_cli.cli.doctor import doctor
 from mecq_cli.cli.eval import evaluate
 from mecq_cli.cli.export import export
 from mecq_cli.cli.inspect import inspect
@@ -43,7 +45,6 @@ class _PlainGroup(TyperGroup):
 app = typer.Typer(
     name="mecq",
     cls=_PlainGroup,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,6 +54,8 @@ app.command("eval", short_help="Measure accuracy: run, artifact, ONNX or float m
 app.command("export", short_help="Write a run as ONNX or safetensors, and verify it.")(export)
 app.command("predict", short_help="Say what is in an image.")(predict)
 app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspect)
+app.add_typer(config, name="config", short_help="Show settings and where they come from.")
+app.command("doctor", short_help="Look for what mecq needs on this machine.")(doctor)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+from mecq_cli.cli.completion import model_names
 
 
 def evaluate(
@@ -19,6 +20,7 @@ def evaluate(
             help="Run folder, .safetensors artifact, .onnx file or model name (float). Default: "
             "the latest run.",
             show_default=False,
+            autocompletion=model_names,
         ),
     ] = None,
     data: Annotated[

@@ -113,6 +113,11 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.split)
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Of the images that are kept in memory."""
+        return len(self) * int(np.prod(self.preprocessing.input_size)) if self.in_memory else 0
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation of that epoch."""
         self.epoch = epoch

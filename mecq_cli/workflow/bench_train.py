@@ -147,7 +147,7 @@ def make_step(
     recipe = _recipe(name, config, bench.batch_size, device)
     if name == "fp":
         return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
-    return _qat_step(loaded, images, labels, config, recipe, listener)
+    return qat_step(loaded, images, labels, config, recipe, listener)
 
 
 def _recipe(name: str, config: QuantizeConfig, batch_size: int, device: torch.device) -> Recipe:
@@ -181,7 +181,7 @@ def _fp_step(
     return step
 
 
-def _qat_step(
+def qat_step(
     loaded: LoadedModel,
     images: Tensor,
     labels: Tensor,
@@ -189,6 +189,7 @@ def _qat_step(
     recipe: Recipe,
     listener: Listener,
 ) -> Step:
+    """A step of the quantized network, which is made here, on images [N, C, H, W] and labels."""
     if recipe.mec_weight == 0:
         config = config.model_copy(update={"mec_weight": 0.0})
     teacher = None

@@ -61,6 +61,7 @@ from mecq_cli.workflow.common import (
     taps_of,
 )
 from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.phases import Phases
@@ -292,6 +293,13 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
 
 
 def _dry_run(job: Job) -> dict[str, Any]:
+    expected = None
+    if job.recipe.total_steps:
+        images = sum(d.pixel_bytes for d in (job.train, job.val))
+        expected = forecast(
+            job.loaded, job.config, job.recipe, job.device, job.processes.count, images,
+            job.listener,
+        )  # fmt: skip
     model = insert_quantizers(job.loaded, job.config)
     integer = integerize(model, job.loaded.preprocessing.input_size, {})
     packed = len(safetensors.to_bytes(integer))
@@ -300,6 +308,8 @@ def _dry_run(job: Job) -> dict[str, Any]:
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
+        "batch_size": job.recipe.batch_size,
+        "forecast": expected,
         "disk": disk_need(
             job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
         ).document(job.config.output or RUNS),

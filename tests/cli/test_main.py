@@ -38,7 +38,7 @@ from mecq_cli.errors import (
 )
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "demo"]
+COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "demo", "doctor"]
 
 SIZES = {"fp32_bytes": 1_081_000, "packed_bytes": 81_000, "ideal_bytes": 80_000, "ratio": 13.35}
 SUMMARY = {
