@@ -132,7 +132,7 @@ class QuantizeConfig(Settings):
         mec_views: "quantized" features alone, or jointly with those of the float model.
         mec_align: with two views, weight of their agreement beside the joint coding length.
         mec_grid: feature maps are averaged within this many cells along each side.
-        mec_estimator: of the coding length.
+        mec_estimator: of the coding length: a name of mecq_cli.entropy.ESTIMATORS, checked there.
         mec_experts: those the mixture may use, joined by "+".
         mec_order: of the series of the estimator taylor.
         mec_distortion: eps_d^2 = eps^2 / d of the coding length (MEC, arXiv 2210.11464).
@@ -189,7 +189,7 @@ class QuantizeConfig(Settings):
     mec_views: Literal["quantized", "fp+quantized"] = "fp+quantized"
     mec_align: PositiveOrZero | None = None
     mec_grid: Count = 1
-    mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
+    mec_estimator: Name = "moe"
     mec_experts: Experts = "all"
     mec_order: Count = 4
     mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] | None = None
@@ -231,7 +231,7 @@ class ExportConfig(Settings):
 
     Attributes:
         run: run folder or artifact; None is the latest run.
-        format: of the file.
+        format: onnx, compressed-tensors, or a name of mecq_cli.export.formats, checked there.
         profile: form of an ONNX file (see mecq_cli.export.onnx); None is "ort".
         verify: False writes the file unverified, True also replays it layer by layer; None
             compares the logits, and the layers of graphs that compute in float.
@@ -242,7 +242,7 @@ class ExportConfig(Settings):
     """
 
     run: str | None = None
-    format: Literal["onnx", "safetensors", "compressed-tensors"] = "onnx"
+    format: Name = "onnx"
     profile: Literal["ort", "portable", "qonnx"] | None = None
     verify: bool | None = None
     output: UserPath | None = None

@@ -16,6 +16,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
+from mecq_cli.export.formats import FORMATS, require_format
 from mecq_cli.export.qonnx import require_qonnx
 from mecq_cli.export.snippet import MODES, snippet
 from mecq_cli.integer.ir import IntegerModel
@@ -30,7 +31,7 @@ from mecq_cli.workflow.targets import (
     require_artifact,
     settings_of,
 )
-from mecq_cli.workflow.verification import verify
+from mecq_cli.workflow.verification import verify, verify_file
 
 Array = NDArray[np.float32]
 ORT_PROFILES = {"ort": "1.24.1", "portable": "1.15"}
@@ -53,6 +54,7 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
         VerificationError: the written file does not agree; it is not kept.
         MecqError: see mecq_cli.errors.
     """
+    require_format(config.format)
     profile = _profile(config)
     if profile == "qonnx" and config.verify is not False:
         require_qonnx()
@@ -68,7 +70,7 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
         document |= {"profile": profile, "opset": onnx.PROFILES[profile].opset}
     if profile in ORT_PROFILES:
         document["saturation"] = _saturation(model, listener)
-    data = safetensors.to_bytes(model) if profile is None else onnx.to_bytes(model, profile)
+    data = onnx.to_bytes(model, profile) if profile else FORMATS[config.format].to_bytes(model)
     document["bytes"] = len(data)
     if config.verify is not False:
         images = list(_images(config, target.run, model, source, split))
@@ -76,7 +78,13 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
             # What is verified is the file, not what is in memory; and it must not be kept if wrong.
             trial, deep = Path(folder) / output.name, config.verify is True
             atomic_write(trial, data, force=True)
-            document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
+            if profile is None:
+                read = FORMATS[config.format].read
+                document |= verify_file(
+                    trial, read, output.name, model, images, listener, deep=deep
+                )
+            else:
+                document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
     atomic_write(output, data, force=config.force)
     if profile in ORT_PROFILES and model.input_shape[0] in MODES:
         code = output.with_suffix(".py")
@@ -133,7 +141,7 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
     elif profile is not None:
         output = source.with_name(f"{source.stem}-{profile}.onnx")
     else:
-        output = source.with_name(f"{source.stem}-export.safetensors")
+        output = source.with_name(f"{source.stem}-export{FORMATS[config.format].suffix}")
     if output.resolve() == source.resolve():
         raise UsageError(f"--output {output}: is the artifact itself; give another name")
     if output.exists() and not config.force:

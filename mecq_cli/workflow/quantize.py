@@ -33,6 +33,7 @@ from mecq_cli.data import (
     train_batches,
 )
 from mecq_cli.distributed import Processes, check_divides, joined
+from mecq_cli.entropy import require_estimator
 from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
@@ -188,6 +189,7 @@ def _quantize(
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     quantizers_named(config.quantizer)  # before anything is read
+    require_estimator(config.mec_estimator)
     job = _open(config, origins, listener, splits, model, processes)
     if config.dry_run:
         return _dry_run(job)
