@@ -10,6 +10,7 @@ import typer
 
 from mecq_cli.cli.common import flags_of
 from mecq_cli.cli.quantize import quantize
+from mecq_cli.errors import UsageError
 
 config = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -40,6 +41,8 @@ def show(ctx: typer.Context, **given: Any) -> None:
         run = resolve_target(flags["model"]).run
         if run is not None:
             del flags["model"]
+        elif "/" in flags["model"] and not flags["model"].startswith("torchvision/"):
+            raise UsageError(f"{flags['model']}: no such run, nor the name of a model")
     document = explain(file, flags, None if run is None else run.config)
     render.show(document, render.settings, as_json=given["as_json"])
 

@@ -190,7 +190,7 @@ def _near(name: str) -> list[str]:
 
 
 def _unknown(name: str, near: list[str]) -> UsageError:
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists timm's"
+    hint = f"did you mean {', '.join(near)}?" if near else "a module of your own: docs/api.md"
     return UsageError(
         f"unknown model {name!r}: timm's names, torchvision/NAME and "
         f"{', '.join(cifar_resnet.default_cfgs)} are known; {hint}"

@@ -266,6 +266,22 @@ def peak_of(make: Callable[[], Step], device: torch.device) -> float:
     return (_resident_peak() - before) * 1024 / 1e6
 
 
+def memory_now(device: torch.device) -> int:
+    """Bytes in use, on a CPU resident ones of this process; `memory_peak` counts from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _forget_peak()
+    return memory_peak(device)
+
+
+def memory_peak(device: torch.device) -> int:
+    """The most bytes in use since `memory_now`; where that cannot be told, ever."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _resident_peak() * 1024
+
+
 def _forget_peak() -> None:
     """Let the peak begin anew, where the system can: compiling takes memory that steps do not."""
     with contextlib.suppress(OSError):

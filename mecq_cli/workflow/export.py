@@ -128,6 +128,11 @@ def _source(target: Target) -> Path:
         return require_artifact(target.run)
     if target.kind == "artifact" and target.path is not None:
         return target.path
+    if target.kind == "model":
+        raise UsageError(
+            f"{target.name}: no such run or file; what can be exported is a run folder or an "
+            "integer .safetensors file"
+        )
     raise UsageError(
         f"{target.name}: only a run folder or an integer .safetensors file can be exported"
     )

@@ -284,8 +284,8 @@ def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
     assert seconds == pytest.approx(expected["step_seconds"] * done.document["steps"])
     assert seconds > 0
     # The input of each of 20 convolutions is kept at least, as floats or as bf16.
-    assert expected["activation_bytes"] > 8 * 20 * 16 * 32 * 32
-    parts = ("activation_bytes", "weight_bytes", "image_bytes", "process_bytes")
+    assert expected["batch_bytes"] > 8 * 20 * 16 * 32 * 32
+    parts = ("batch_bytes", "weight_bytes", "image_bytes", "process_bytes")
     assert expected["memory_bytes"] == sum(expected[part] for part in parts)
     shown = mecq(*RANDOM, "--data", pictures, "--dry-run", cwd=tmp_path).out
     assert "from a measured step of 8 images" in shown
