@@ -337,7 +337,7 @@ def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> di
     """
     stored = {} if run is None else read_toml(run)
     defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
-    own = {key: value for key, value in stored.items() if value != defaults[key]}
+    own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
     read = {} if file is None else read_toml(file)
     values, origins = _gathered({"run": own, "file": read, "flag": flags})
     required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]

@@ -184,7 +184,7 @@ def _add_forecast(table: Table, document: Document) -> None:
     available = expected["available_bytes"]
     free = "" if available is None else f", {_megabytes(available)} are free"
     memory, kept = (_megabytes(expected[k]) for k in ("memory_bytes", "batch_bytes"))
-    table.add_row("memory", f"about {memory}, {kept} of it for a batch, from that step{free}")
+    table.add_row("memory", f"at least {memory}, {kept} of it for a batch, from that step{free}")
 
 
 def doctor(document: Document) -> Iterable[RenderableType]:
