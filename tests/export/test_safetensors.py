@@ -317,8 +317,8 @@ def rewritten(
 def test_a_newer_version_is_told_from_damage(
     artifact: bytes, load_bytes: Callable[[bytes], IntegerModel]
 ) -> None:
-    with pytest.raises(ArtifactError, match=r"version 2 is newer than 1.*update mecq"):
-        load_bytes(rewritten(artifact, kind=FileKind("mecq-integer", 2, ArtifactError)))
+    with pytest.raises(ArtifactError, match=r"version 3 is newer than 2.*update mecq"):
+        load_bytes(rewritten(artifact, kind=FileKind("mecq-integer", 3, ArtifactError)))
     with pytest.raises(ArtifactError, match="its format is 'mecq-checkpoint'"):
         load_bytes(rewritten(artifact, kind=FileKind("mecq-checkpoint", 1, ArtifactError)))
 
