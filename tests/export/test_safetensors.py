@@ -311,7 +311,8 @@ def rewritten(
     document = json.loads(metadata["model"])
     change(document)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return b"".join(encode(kind, {**original, **(tensors or {})}, {"model": text}))
+    version = 1 if kind is KIND else kind.version
+    return b"".join(encode(kind, {**original, **(tensors or {})}, {"model": text}, version))
 
 
 def test_a_newer_version_is_told_from_damage(
