@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format long faults clean
+.PHONY: help install demo test lint format long faults docs wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -42,6 +42,16 @@ faults: $(READY) ## The fault tests at full length
 	@{ date; uname -srm; $(BIN)/python -V; $(BIN)/python -c 'import torch; print("torch", torch.__version__)'; } >faults.log
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m 'long or not long' --timeout 3600 >>faults.log; \
 	code=$$?; date >>faults.log; cat faults.log; exit $$code
+
+docs: $(READY) ## Build the documentation as a site, into build/site
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+	@echo build/site/index.html
+
+wheel: $(READY) ## Wheel and sdist in dist/, and a test of both
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m pytest -q tests/test_package.py
 
 format: $(READY) ## Rewrite the code in the common style
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,10 @@
 """mecq: low-bit quantization-aware training of vision models, down to integers in ONNX.
 
-The calls behind the commands, each one loaded when it is first used:
+`quantize(model, data)` quantizes a torch module, and gives a `Quantized`; `load` reads an integer
+artifact back as a torch module. `progress` shows what a long call does.
 
-    mecq_cli.quantize, evaluate, export_artifact, predict, inspect, demo
-
-and `mecq_cli.load`, which reads an integer artifact back as a torch module.
+The calls behind the commands take their settings as one object: `quantize_config`, `evaluate`,
+`export_artifact`, `predict`, `inspect`, `demo`. Each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mecq_cli.errors import (
 from mecq_cli.events import Listener
 
 if TYPE_CHECKING:
+    from mecq_cli.cli.common import progress
     from mecq_cli.config import (
         DemoConfig,
         EvalConfig,
@@ -37,13 +38,15 @@ if TYPE_CHECKING:
         QuantizeConfig,
         resolve,
     )
+    from mecq_cli.models.preprocessing import Preprocessing
+    from mecq_cli.workflow.api import Quantized, quantize
     from mecq_cli.workflow.demo import demo
     from mecq_cli.workflow.evaluate import evaluate
     from mecq_cli.workflow.export import export as export_artifact
     from mecq_cli.workflow.inspect import inspect
     from mecq_cli.workflow.load import Classifier, load
     from mecq_cli.workflow.predict import predict
-    from mecq_cli.workflow.quantize import quantize
+    from mecq_cli.workflow.quantize import quantize as quantize_config
 
 __version__ = "0.1.0"
 
@@ -64,7 +67,9 @@ __all__ = [
     "MecqError",
     "NumericError",
     "PredictConfig",
+    "Preprocessing",
     "QuantizeConfig",
+    "Quantized",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -74,7 +79,9 @@ __all__ = [
     "inspect",
     "load",
     "predict",
+    "progress",
     "quantize",
+    "quantize_config",
     "resolve",
 ]
 
@@ -93,6 +100,8 @@ _LAZY = {
         ],
         ("mecq_cli.config", ""),
     ),
+    "Preprocessing": ("mecq_cli.models.preprocessing", ""),
+    "Quantized": ("mecq_cli.workflow.api", ""),
     "Classifier": ("mecq_cli.workflow.load", ""),
     "demo": ("mecq_cli.workflow.demo", ""),
     "evaluate": ("mecq_cli.workflow.evaluate", ""),
@@ -101,7 +110,9 @@ _LAZY = {
     "inspect": ("mecq_cli.workflow.inspect", ""),
     "load": ("mecq_cli.workflow.load", ""),
     "predict": ("mecq_cli.workflow.predict", ""),
-    "quantize": ("mecq_cli.workflow.quantize", ""),
+    "progress": ("mecq_cli.cli.common", ""),
+    "quantize": ("mecq_cli.workflow.api", ""),
+    "quantize_config": ("mecq_cli.workflow.quantize", "quantize"),
 }
 
 

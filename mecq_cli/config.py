@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,6 +50,7 @@ from mecq_cli.settings import (
     UserPath,
     absolute_data,
     label_of,
+    near_match,
     validated,
 )
 
@@ -136,7 +136,7 @@ class QuantizeConfig(Settings):
         mec_views: "quantized" features alone, or jointly with those of the float model.
         mec_align: with two views, weight of their agreement beside the joint coding length.
         mec_grid: feature maps are averaged within this many cells along each side.
-        mec_estimator: of the coding length.
+        mec_estimator: of the coding length: a name of mecq_cli.entropy.ESTIMATORS, checked there.
         mec_experts: those the mixture may use, joined by "+".
         mec_order: of the series of the estimator taylor.
         mec_distortion: eps_d^2 = eps^2 / d of the coding length (MEC, arXiv 2210.11464).
@@ -200,7 +200,7 @@ class QuantizeConfig(Settings):
     mec_views: Literal["quantized", "fp+quantized"] = "fp+quantized"
     mec_align: PositiveOrZero | None = None
     mec_grid: Count = 1
-    mec_estimator: Literal["exact", "taylor", "moe"] = "moe"
+    mec_estimator: Name = "moe"
     mec_experts: Experts = "all"
     mec_order: Count = 4
     mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] | None = None
@@ -246,7 +246,7 @@ class ExportConfig(Settings):
 
     Attributes:
         run: run folder or artifact; None is the latest run.
-        format: of the file.
+        format: onnx, compressed-tensors, or a name of mecq_cli.export.formats, checked there.
         profile: form of an ONNX file (see mecq_cli.export.onnx); None is "ort".
         verify: False writes the file unverified, True also replays it layer by layer; None
             compares the logits, and the layers of graphs that compute in float.
@@ -257,7 +257,7 @@ class ExportConfig(Settings):
     """
 
     run: str | None = None
-    format: Literal["onnx", "safetensors", "compressed-tensors"] = "onnx"
+    format: Name = "onnx"
     profile: Literal["ort", "portable", "qonnx"] | None = None
     verify: bool | None = None
     output: UserPath | None = None
@@ -343,14 +343,7 @@ def resolve(
         UsageError: an unknown or missing key, a value out of its range, flags that contradict
             each other, or a resumed run that is asked to become another one.
     """
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
-    read = {} if file is None else read_toml(file)
-    given = {key: value for key, value in flags.items() if value is not None}
-    layers: tuple[tuple[Origin, Mapping[str, Any]], ...] = (("file", read), ("flag", given))
-    for origin, source in layers:
-        values |= source
-        origins |= dict.fromkeys(source, origin)
+    values, origins = _gathered({"file": {} if file is None else read_toml(file), "flag": flags})
     if restarts and not values.get("dry_run"):
         _check_repeatable(values)
         values["resume"] = True
@@ -362,6 +355,52 @@ def resolve(
     if values.get("resume") and isinstance(output, (str, Path)):
         _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
     return validated(QuantizeConfig, values, origins, file), origins
+
+
+def _gathered(
+    sources: Mapping[Origin, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """The values of all sources, of which later ones win, and where each is from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
+    for origin, source in sources.items():
+        given = {key: value for key, value in source.items() if value is not None}
+        values |= given
+        origins |= dict.fromkeys(given, origin)
+    return values, origins
+
+
+def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
+    """Every setting with its value and origin; those that must be given may be missing.
+
+    Args:
+        file: the TOML file named by --config.
+        flags: by field name; None stands for a flag that was not given.
+        run: the config.toml of a run to start from, whose values have the origin "run" where they
+            are not the default.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    stored = {} if run is None else read_toml(run)
+    defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
+    own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
+    read = {} if file is None else read_toml(file)
+    values, origins = _gathered({"run": own, "file": read, "flag": flags})
+    required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]
+    missing = [key for key in required if key not in values]
+    # Any value of the type will do for the check.
+    filled = {key: {"wbits": 8, "abits": 8}.get(key, key) for key in missing}
+    config = validated(QuantizeConfig, values | filled, origins, file or run)
+    shown = config.model_dump(mode="json", exclude=set(FLAG_ONLY))
+    return {
+        "settings": {
+            key: {"value": None, "origin": "missing"}
+            if key in missing
+            else {"value": value, "origin": origins[key]}
+            for key, value in shown.items()
+        }
+    }
 
 
 def _check_repeatable(values: Mapping[str, Any]) -> None:
@@ -467,6 +506,4 @@ def to_toml(config: QuantizeConfig) -> str:
 
 def _check_key(key: str, known: set[str], where: str) -> None:
     if key not in known:
-        near = get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else "see mecq quantize --help"
-        raise UsageError(f"settings file {where}: unknown key '{key}'; {hint}")
+        raise UsageError(f"settings file {where}: unknown key {near_match(key, known)}")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mecq_cli.errors import EnvironmentFailure, Interrupted, MecqError, UsageError
 from mecq_cli.locks import exclusive_lock
+from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _make_folder(config: QuantizeConfig) -> tuple[RunFolder, bool]:
         is_new = not config.output.exists()
         _make(config.output, exist_ok=True)
         return RunFolder(config.output), is_new
-    model = re.sub(r"[^\w.-]+", "-", config.model)
+    model = re.sub(r"[^\w.-]+", "-", config.model.removeprefix(OWN))
     stem = f"{model}-w{config.wbits}a{config.abits}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = RUNS / stem, 1
     while not _make(path, exist_ok=False):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mecq_cli.errors import UsageError
 
-Origin = Literal["default", "checkpoint", "file", "flag"]
+Origin = Literal["default", "checkpoint", "run", "file", "flag"]
 """Where the value of a setting came from."""
 
 SettingsModel = TypeVar("SettingsModel", bound="Settings")
@@ -60,6 +61,9 @@ EXPERTS = ("linear", "head_order1", "head_order2", "centred", "chebyshev", "exac
 Experts = Annotated[str, _joined("all", *EXPERTS)]
 UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
+OWN = "python:"
+"""How a run names a model or images that are objects of the program that started it."""
+
 DATA_PREFIXES = ("tar", "wds", "hfds", "hfids", "tfds")
 
 
@@ -83,7 +87,8 @@ def absolute_data(data: str) -> str:
     """The same data set, named so that it does not matter from where."""
     prefix, rest = split_data_name(data)
     # A name on the Hugging Face Hub is no path.
-    if prefix in ("hfids", "tfds") or (prefix == "hfds" and not Path(rest).exists()):
+    on_hub = prefix in ("hfids", "tfds") or (prefix == "hfds" and not Path(rest).exists())
+    if on_hub or data.startswith(OWN):
         return data
     return f"{prefix}/{Path(rest).absolute()}" if prefix else str(Path(rest).absolute())
 
@@ -126,12 +131,21 @@ def validated(
         names = ", ".join(label_of(str(key), "flag") for key in missing)
         raise UsageError(f"missing: {names}; every setting is explained by --help")
     problem = problems[0]
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        raise UsageError(f"unknown setting {near_match(str(problem['loc'][0]), kind.model_fields)}")
     key, *inner = problem["loc"]
     inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     label = label_of(str(key), origins.get(str(key), "default"), file, inside)
     got = problem["input"]
     shown = str(got) if isinstance(got, Path) else got
     raise UsageError(f"{label}: got {shown!r}; allowed: {_allowed(problem)}")
+
+
+def near_match(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``name`` in quotes, and what it may be a slip of; ``otherwise`` where nothing is near."""
+    near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else otherwise or "see mecq quantize --help"
+    return f"'{name}'; {hint}"
 
 
 def label_of(key: str, origin: Origin, file: Path | None = None, inside: str = "") -> str:

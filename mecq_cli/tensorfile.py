@@ -113,6 +113,10 @@ def encode(
     return [header, *(tensors[name].data for name in _order(tensors))]
 
 
+class _Newer(ValueError):
+    """The file is whole, and this program too old for it."""
+
+
 def decode(kind: FileKind, data: bytes, where: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """Tensors (views of ``data``) and the metadata given to `encode`.
 
@@ -127,10 +131,8 @@ def decode(kind: FileKind, data: bytes, where: str) -> tuple[dict[str, RawTensor
     try:
         return _decode(kind, data)
     except ValueError as reason:
-        raise kind.error(
-            f"{where}: not a usable {kind.format} file: {reason}; "
-            "take an intact copy or write it again"
-        ) from reason
+        advice = "" if isinstance(reason, _Newer) else "; take an intact copy or write it again"
+        raise kind.error(f"{where}: not a usable {kind.format} file: {reason}{advice}") from reason
 
 
 def _decode(kind: FileKind, data: bytes) -> tuple[dict[str, RawTensor], dict[str, str]]:
@@ -165,7 +167,7 @@ def _read_metadata(kind: FileKind, metadata: Any) -> dict[str, str]:
     version = metadata.get("version", "")
     if version not in map(str, range(1, kind.version + 1)):
         if version.isdecimal() and len(version) < 10 and int(version) > kind.version:
-            raise ValueError(
+            raise _Newer(
                 f"its format version {int(version)} is newer than {kind.version}, "
                 "the newest this program reads; update mecq"
             )

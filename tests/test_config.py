@@ -179,9 +179,9 @@ def test_the_small_commands_check_their_flags_too() -> None:
     assert from_flags(DemoConfig, {"output": Path("~/x")}).output == Path.home() / "x"
     with pytest.raises(
         UsageError,
-        match=r"--format: got 'tflite'; allowed: onnx, safetensors or compressed-tensors",
+        match=r"--profile: got 'tflite'; allowed: ort, portable or qonnx",
     ):
-        from_flags(ExportConfig, {"format": "tflite"})
+        from_flags(ExportConfig, {"profile": "tflite"})
 
 
 def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:

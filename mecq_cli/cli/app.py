@@ -14,7 +14,9 @@ from mecq_cli.cli.bench_features import features
 from mecq_cli.cli.bench_mec import mec
 from mecq_cli.cli.bench_train import train
 from mecq_cli.cli.compare import compare
+from mecq_cli.cli.config import config
 from mecq_cli.cli.demo import demo
+from mecq_cli.cli.doctor import doctor
 from mecq_cli.cli.eval import evaluate
 from mecq_cli.cli.export import export
 from mecq_cli.cli.inspect import inspect
@@ -46,7 +48,6 @@ class _PlainGroup(TyperGroup):
 app = typer.Typer(
     name="mecq",
     cls=_PlainGroup,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,6 +60,8 @@ app.command("inspect", short_help="Show layers, bits, scales and sizes.")(inspec
 app.command("models", short_help="List the models that are known to work.")(models)
 app.command("report", short_help="Write a page about a run: curves, layers, mistakes.")(report)
 app.command("compare", short_help="Put runs side by side.")(compare)
+app.add_typer(config, name="config", short_help="Show settings and where they come from.")
+app.command("doctor", short_help="Look for what mecq needs on this machine.")(doctor)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
 bench.command("train", short_help="Time and memory of a training step.")(train)

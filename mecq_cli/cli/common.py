@@ -37,6 +37,15 @@ def working(*, quiet: bool) -> Iterator[Listener]:
         yield listener
 
 
+@contextmanager
+def progress() -> Iterator[Listener]:
+    """Show what a long call does, on stderr: the listener it gives is an argument of that call."""
+    from mecq_cli.cli.live import listening
+
+    with listening(quiet=False) as listener:
+        yield listener
+
+
 def flags_of(ctx: typer.Context, *left_out: str) -> dict[str, Any]:
     """The parameters of a command by name, without those that only concern the output."""
     skipped = {"as_json", "quiet", "debug", *left_out}

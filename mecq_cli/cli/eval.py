@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+from mecq_cli.cli.completion import model_names
 
 if TYPE_CHECKING:
     from mecq_cli.config import EvalConfig
@@ -23,6 +24,7 @@ def evaluate(
             help="Run folder, .safetensors artifact, .onnx file or model name (float). Default: "
             "the latest run.",
             show_default=False,
+            autocompletion=model_names,
         ),
     ] = None,
     data: Annotated[

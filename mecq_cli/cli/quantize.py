@@ -9,6 +9,7 @@ import typer
 
 from mecq_cli import launch
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+from mecq_cli.cli.completion import model_names
 
 _START = "Where it starts"
 _BITS = "Bits"
@@ -25,6 +26,7 @@ def quantize(
             help="A timm name, torchvision/NAME, or resnet20_cifar, resnet56_cifar, ...",
             metavar="MODEL",
             show_default=False,
+            autocompletion=model_names,
         ),
     ] = None,
     wbits: Annotated[

@@ -184,6 +184,8 @@ def sites(document: Document) -> Iterable[RenderableType]:
     yield from _site_notes(rows)
     totals = _pairs()
     _add_sizes(totals, document.get("totals") or document.get("sizes"))
+    if document.get("forecast"):
+        _add_forecast(totals, document)
     if document.get("disk"):
         needed, free = document["disk"]["needed_bytes"], document["disk"]["free_bytes"]
         totals.add_row("disk of a run", f"{_megabytes(needed)} ({_megabytes(free)} are free)")
@@ -199,6 +201,49 @@ def models(document: Document) -> Iterable[RenderableType]:
         table.add_column(title, overflow="fold")
     for row in document["models"]:
         table.add_row(_plain(row["model"]), row["level"], _plain(row["reason"]))
+    yield table
+
+
+def _add_forecast(table: Table, document: Document) -> None:
+    """What the training will take, and what that is known from."""
+    expected = document["forecast"]
+    steps = f"{document['steps']} steps of {document['batch_size']} images"
+    table.add_row("training", f"{document['epochs']} epochs, {steps}")
+    table.add_row(
+        "time",
+        f"about {duration(expected['training_seconds'])}, from a measured step of "
+        f"{expected['measured_images']} images, not compiled; images not read",
+    )
+    available = expected["available_bytes"]
+    free = "" if available is None else f", {_megabytes(available)} are free"
+    memory, kept = (_megabytes(expected[k]) for k in ("memory_bytes", "batch_bytes"))
+    table.add_row("memory", f"at least {memory}, {kept} of it for a batch, from that step{free}")
+
+
+def doctor(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq doctor``."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("", "what", "found", "needed"):
+        table.add_column(title, overflow="fold")
+    signs = {"ok": "ok", "missing": "MISSING", "absent": "-"}
+    for row in document["checks"]:
+        table.add_row(signs[row["state"]], *(_plain(row[k]) for k in ("what", "found", "needed")))
+    yield table
+    missing = [row["what"] for row in document["checks"] if row["state"] == "missing"]
+    enough = "everything that is needed is here"
+    yield Text(f"missing or too old: {', '.join(missing)}" if missing else enough)
+
+
+def settings(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq config show``."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("setting", "value", "origin"):
+        table.add_column(title, overflow="fold")
+    for key, row in document["settings"].items():
+        value = "(not given)" if row["value"] is None else json.dumps(row["value"])
+        if row["origin"] == "missing":
+            value = "(must be given)"
+        table.add_row(key, _plain(value), row["origin"])
     yield table
 
 
@@ -336,6 +381,8 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _megabytes(size: int) -> str:
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mecq_cli.data.augmentation import SMALL
 from mecq_cli.data.images import read_image, scan
+from mecq_cli.data.items import dataset_of, split_of
 from mecq_cli.data.loader import (
     Batch,
     ImageDataset,
@@ -23,6 +24,7 @@ __all__ = [
     "Part",
     "Split",
     "batches_per_epoch",
+    "dataset_of",
     "eval_batches",
     "find_splits",
     "hold_out",
@@ -33,5 +35,6 @@ __all__ = [
     "open_training",
     "read_image",
     "scan",
+    "split_of",
     "train_batches",
 ]

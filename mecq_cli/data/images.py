@@ -63,7 +63,7 @@ def read_image(path: str | os.PathLike[str] | Encoded) -> NDArray[np.uint8]:
 def open_rgb(path: str | os.PathLike[str] | Encoded) -> Image.Image:
     """As `read_image`, but a Pillow image of mode RGB, decoded and detached from its file."""
     with _opened(path) as image:
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def check_header(path: str | os.PathLike[str] | Encoded) -> None:
@@ -136,7 +136,7 @@ def _check(image: Image.Image) -> None:
         raise _Unusable(f"its pixels are {kind}, of unknown range; save it with 8 or 16 bits")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Decode and convert; see the choices at the top of this file."""
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()

@@ -49,7 +49,10 @@ Part = Callable[[Indices], Indices]
 
 
 class Batch(NamedTuple):
-    """``images`` uint8 [N, 3, H, W] and ``labels`` int64 [N], on the CPU."""
+    """``images`` uint8 [N, 3, H, W] and ``labels`` int64 [N], on the CPU.
+
+    Of a program's data set ``images`` may be normalised already, float32 [N, C, H, W].
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -94,17 +97,26 @@ class ImageDataset:
             if label_indices is None
             else np.asarray(label_indices, dtype=np.int64)[split.labels]
         )
-        self._eval = eval_transform(preprocessing)
-        self._crop = random_resized_crop(preprocessing)
-        shape = (len(split), *preprocessing.input_size)
-        self._small = max(preprocessing.input_size[1:]) <= SMALL
+        self._prepare()
+        self.set_epoch(0)
+
+    def _prepare(self) -> None:
+        """What makes the pixels, and the place where they are kept."""
+        self._eval = eval_transform(self.preprocessing)
+        self._crop = random_resized_crop(self.preprocessing)
+        shape = (len(self), *self.preprocessing.input_size)
+        self._small = max(self.preprocessing.input_size[1:]) <= SMALL
         self.in_memory = self._small and int(np.prod(shape)) <= MEMORY_BUDGET
         self._pixels: Pixels = np.empty(shape if self.in_memory else (0,), dtype=np.uint8)
-        self._decoded = np.zeros(len(split), dtype=bool)
-        self.set_epoch(0)
+        self._decoded = np.zeros(len(self), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of the images that are kept in memory."""
+        return len(self) * int(np.prod(self.preprocessing.input_size)) if self.in_memory else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation of that epoch."""
@@ -225,8 +237,10 @@ def normalize(
     """uint8 [N, 3, H, W] to float32 [N, 3, H, W], channels_last, on ``device``.
 
     (x / 255 - mean) / std, each operation rounded to float32 on its own, so that the same
-    formula in NumPy gives the same bits.
+    formula in NumPy gives the same bits. Images that are floats are normalised already.
     """
+    if images.dtype == torch.float32:
+        return images.to(device, memory_format=torch.channels_last, non_blocking=True)
 
     def constant(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

@@ -21,7 +21,7 @@ from mecq_cli.data.hugging_face import HuggingFace
 from mecq_cli.data.shards import Shards
 from mecq_cli.data.split import Split, check_same_classes, hold_out
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.settings import split_data_name
+from mecq_cli.settings import OWN, split_data_name
 
 
 class Source(Protocol):
@@ -53,6 +53,11 @@ def _source(data: str | Path) -> Source:
         UsageError: it is of a kind that can only be streamed.
     """
     prefix, where = split_data_name(str(data))
+    if str(data).startswith(OWN):
+        raise DataError(
+            "the images of this run were data sets of the program that started it; give others "
+            "with --data DIR"
+        )
     if prefix in ("hfids", "tfds"):
         raise UsageError(
             f"--data {data}: {prefix}/ is a stream, in which no run could be continued exactly; "

@@ -169,7 +169,9 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held[members[permutation(len(members), Purpose.HOLD_OUT, seed, label)[:count]]] = True
     rest, aside = np.flatnonzero(~held), np.flatnonzero(held)
-    return split.take(rest), split.take(aside, f"{split.name} (held out)")
+    # "." is the name of images without splits.
+    name = "held out" if split.name == "." else f"{split.name} (held out)"
+    return split.take(rest), split.take(aside, name)
 
 
 def limit_per_class(split: Split, limit: int) -> Split:

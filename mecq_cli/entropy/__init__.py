@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mecq_cli.entropy.blocks import block_coding_lengths
-from mecq_cli.entropy.coding import ESTIMATORS, coding_length
+from mecq_cli.entropy.coding import ESTIMATORS, coding_length, require_estimator
 from mecq_cli.entropy.distributed import global_rows
 from mecq_cli.entropy.exact import exact_coding_length
 from mecq_cli.entropy.moe import EXPERTS, report, share_of_answers
@@ -26,6 +26,7 @@ __all__ = [
     "global_rows",
     "normalise",
     "report",
+    "require_estimator",
     "share_of_answers",
     "standardise",
     "value_coding_length",

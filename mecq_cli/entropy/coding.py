@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,14 @@ ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "exact": exact_coding_length,
     "taylor": taylor_coding_length,
 }
+
+
+def require_estimator(name: str) -> None:
+    """Raise UsageError unless there is an estimator of that name."""
+    if name not in ESTIMATORS:
+        near = get_close_matches(name.lower(), ESTIMATORS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UsageError(f"--mec-estimator: got {name!r}; {hint}allowed: {', '.join(ESTIMATORS)}")
 
 
 @eager

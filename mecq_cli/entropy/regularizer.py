@@ -149,7 +149,7 @@ class EntropyRegularizer(nn.Module):
     def _pair(self, name: str, quantized: Tensor, full: Tensor, distortion: float) -> PairLengths:
         """Of both views and of each alone: at once where that is the mixture's answer anyway."""
         names = (name, f"{name}.quantized", f"{name}.fp")
-        if self.settings.estimator != "taylor" and not self.settings.experts:
+        if self.settings.estimator in ("moe", "exact") and not self.settings.experts:
             found = pair_lengths(quantized, full, distortion)
             if found is not None:
                 for each in names if self.settings.estimator == "moe" else ():

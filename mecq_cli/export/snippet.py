@@ -22,8 +22,8 @@ STD = np.array({std!r}, np.float32)
 
 
 def load(path):
-    image = Image.open(path).convert("RGB")
-{resize}    pixels = np.asarray(image, np.float32) / np.float32(255)
+    image = Image.open(path).convert({mode!r})
+{resize}    pixels = np.asarray(image, np.float32){axis} / np.float32(255)
     return ((pixels - MEAN) / STD).transpose(2, 0, 1)[None]
 
 
@@ -36,13 +36,20 @@ for name in sys.argv[1:]:
 '''
 
 
+MODES = {1: "L", 3: "RGB"}
+"""Which image files there are for a number of input channels."""
+
+
 def snippet(file: str, preprocessing: Preprocessing, classes: list[str], version: str) -> str:
     """The content of a script beside ``file``, which needs that version of onnxruntime."""
+    channels = preprocessing.input_size[0]
     return _TEMPLATE.format(
         file=file,
         version=version,
         script=file.rsplit(".", 1)[0] + ".py",
         classes=classes,
+        mode=MODES[channels],
+        axis="[..., None]" if channels == 1 else "",
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         resize=_resize(preprocessing),

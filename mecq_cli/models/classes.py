@@ -28,7 +28,12 @@ class ClassMap:
 
 
 def match_classes(
-    folder_names: Sequence[str], num_classes: int, *, imagenet: bool = False
+    folder_names: Sequence[str],
+    num_classes: int,
+    *,
+    imagenet: bool = False,
+    advice: str = "use data of the model's classes, or give --reset-classifier to train a new last "
+    "layer for these",
 ) -> ClassMap:
     """Find the output of the model for every class folder.
 
@@ -40,6 +45,7 @@ def match_classes(
         folder_names: of the classes, in the order of the labels.
         num_classes: outputs of the model.
         imagenet: whether those are the classes of ImageNet-1k, in its order.
+        advice: what to do where they do not fit.
 
     Raises:
         UsageError: neither is the case.
@@ -49,10 +55,6 @@ def match_classes(
         if imagenet and folders == tuple(map(str, range(num_classes))):
             return ClassMap(imagenet_names(), tuple(range(num_classes)))
         return ClassMap(tuple(map(class_name, folders)), tuple(range(num_classes)))
-    advice = (
-        "use data of the model's classes, or give --reset-classifier to train a new last layer "
-        "for these"
-    )
     counts = f"the model has {num_classes} outputs and the data {len(folders)} class folders"
     if not imagenet:
         raise UsageError(f"{counts}; {advice}")

@@ -18,6 +18,7 @@ from mecq_cli.models import cifar_resnet
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.supported import near
+from mecq_cli.settings import OWN
 
 TORCHVISION = "torchvision/"
 
@@ -153,6 +154,11 @@ def find(name: str) -> LibraryModel:
     Raises:
         UsageError: there is none; the message holds up to three near matches.
     """
+    if name.startswith(OWN):
+        raise UsageError(
+            f"{name.removeprefix(OWN)} is a module of the program that started this run, which "
+            "alone can make it; go on there: mecq_cli.quantize(..., output=..., resume=True)"
+        )
     if name.startswith(TORCHVISION):
         if name in _torchvision_names():
             return TorchvisionModel(name)
@@ -180,7 +186,7 @@ def _unknown(name: str, near: list[str]) -> UsageError:
     hint = (
         f"did you mean {', '.join(near)}?"
         if near
-        else "mecq models lists those that were tried, timm.list_models() all of timm's"
+        else "mecq models lists those that were tried; a module of your own: docs/api.md"
     )
     return UsageError(
         f"unknown model {name!r}: timm's names, torchvision/NAME and "

@@ -40,9 +40,11 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             or no state dict.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; a weight file is needed")
+        raise CheckpointError(f"{path} is a folder; --checkpoint takes the weight file in it")
     if not path.exists():
-        raise CheckpointError(f"{path}: no such weight file")
+        raise CheckpointError(
+            f"{path}: no such weight file; --checkpoint takes .pth, .pt or .safetensors"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file; a weight file is needed")
     try:
@@ -145,8 +147,11 @@ def _require_stored(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     kind = "safetensors" if path.suffix == ".safetensors" else "PyTorch weight"
+    # Of a KeyError of the reader of pickles, the key alone would mean nothing to anybody.
+    said = f"{type(error).__name__}: {first_line(error)}"
     return CheckpointError(
-        f"{path} is no readable {kind} file: {first_line(error)}; it is damaged or something else"
+        f"{path} is no readable {kind} file, it is damaged or something else ({said}); give one "
+        "that torch.save(model.state_dict(), FILE) or safetensors wrote"
     )
 
 

@@ -28,7 +28,7 @@ class LsqWeight(UniformWeight):
             return weight
         return fake_quantize(
             weight,
-            per_channel(self.scale, weight),
+            per_channel(self.steps(weight), weight),
             self.qmin,
             self.qmax,
             1.0 / (math.sqrt(weight[0].numel()) * self.qmax),

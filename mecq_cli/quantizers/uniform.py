@@ -52,12 +52,12 @@ class UniformWeight(WeightQuantizer):
             self.scale.copy_(scale)
 
     def steps(self, weight: Tensor) -> Tensor:
-        """The learned ones."""
+        """The learned ones; what a subclass makes of them is trained and exported."""
         return self.scale
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """int8 weight [O, ...] and float32 step [O]."""
-        scale = self.scale.detach().float()
+        scale = self.steps(weight).detach().float()
         v = weight.detach().float() / per_channel(scale, weight)
         q = to_integers(v, torch.clamp(v, self.qmin, self.qmax), self.mid_rise)
         return q.to(torch.int8), scale.clone()

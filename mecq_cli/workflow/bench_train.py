@@ -147,7 +147,7 @@ def make_step(
     recipe = _recipe(name, bench, device, tokens=of_tokens(loaded.module))
     if name == "fp":
         return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
-    return _qat_step(loaded, images, labels, config, recipe, listener)
+    return qat_step(loaded, images, labels, config, recipe, listener)
 
 
 def _recipe(name: str, bench: Bench, device: torch.device, *, tokens: bool) -> Recipe:
@@ -186,7 +186,7 @@ def _fp_step(
     return step
 
 
-def _qat_step(
+def qat_step(
     loaded: LoadedModel,
     images: Tensor,
     labels: Tensor,
@@ -194,6 +194,7 @@ def _qat_step(
     recipe: Recipe,
     listener: Listener,
 ) -> Step:
+    """A step of the quantized network, which is made here, on images [N, C, H, W] and labels."""
     if recipe.mec_weight == 0:
         config = config.model_copy(update={"mec_weight": 0.0})
     teacher = None
@@ -268,6 +269,22 @@ def peak_of(make: Callable[[], Step], device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return (_resident_peak() - before) * 1024 / 1e6
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes in use, on a CPU resident ones of this process; `memory_peak` counts from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _forget_peak()
+    return memory_peak(device)
+
+
+def memory_peak(device: torch.device) -> int:
+    """The most bytes in use since `memory_now`; where that cannot be told, ever."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _resident_peak() * 1024
 
 
 def _forget_peak() -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from mecq_cli.config import QuantizeConfig
-from mecq_cli.data import ImageDataset, Split
+from mecq_cli.data import ImageDataset, Split, dataset_of
 from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
 from mecq_cli.models.classes import ClassMap, match_classes
@@ -67,7 +67,7 @@ def load_for_data(
 
 def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMap) -> ImageDataset:
     """A split as the model sees it, without augmentation."""
-    return ImageDataset(split, preprocessing, classes.indices)
+    return dataset_of(split, preprocessing, classes.indices)
 
 
 def taps_of(config: QuantizeConfig) -> tuple[Tap, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mecq_cli.config import EvalConfig
-from mecq_cli.data import ImageDataset, Split
+from mecq_cli.data import Split, dataset_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
@@ -27,6 +27,8 @@ from mecq_cli.workflow.targets import (
     settings_of,
 )
 
+_ADVICE = "give the --data it was made for"
+
 
 def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     """Top-1 and top-5 in percent on the evaluation split.
@@ -40,13 +42,15 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     settings = settings_of(target.run)
     split = evaluation_split(settings, config.data, config.split)
     opened = _open(config, target, split, device)
-    classes = match_classes(split.classes, len(opened.classes), imagenet=opened.imagenet)
+    classes = match_classes(
+        split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
+    )
     if opened.kind != "model" and not opened.imagenet and classes.names != opened.classes:
         raise DataError(
             f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
             f"{target.name} ({', '.join(opened.classes[:3])}, ...); give the --data it was made for"
         )
-    dataset = ImageDataset(split, opened.preprocessing, classes.indices)
+    dataset = dataset_of(split, opened.preprocessing, classes.indices)
     accuracy = evaluate_on(
         opened.predict,
         dataset,

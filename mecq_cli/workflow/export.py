@@ -11,17 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.config import ExportConfig
-from mecq_cli.data import (
-    ImageDataset,
-    eval_batches,
-    normalize,
-)
+from mecq_cli.data import Split, dataset_of, eval_batches, normalize
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
+from mecq_cli.export.formats import FORMATS, require_format
 from mecq_cli.export.qonnx import require_qonnx
-from mecq_cli.export.snippet import snippet
+from mecq_cli.export.snippet import MODES, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
 from mecq_cli.runs import RunFolder, Target, resolve_target
@@ -34,24 +31,30 @@ from mecq_cli.workflow.targets import (
     require_artifact,
     settings_of,
 )
-from mecq_cli.workflow.verification import verify
+from mecq_cli.workflow.verification import verify, verify_file
 
 Array = NDArray[np.float32]
 ORT_PROFILES = {"ort": "1.24.1", "portable": "1.15"}
 """The profiles that onnxruntime runs, and the oldest version that was tried."""
 
 
-def export(config: ExportConfig, listener: Listener) -> dict[str, Any]:
+def export(config: ExportConfig, listener: Listener, split: Split | None = None) -> dict[str, Any]:
     """Write RUN/model.onnx (or ``output``) and verify it on real images.
 
     Only the integer artifact is read; the weights the run started from are not needed. With
     ``verify`` False nothing is run, and no images are needed; with True all ways of running the
     file are replayed layer by layer.
 
+    Args:
+        config: the settings.
+        listener: hears of the progress.
+        split: images to verify on, instead of those of ``config.data`` or of the run.
+
     Raises:
         VerificationError: the written file does not agree; it is not kept.
         MecqError: see mecq_cli.errors.
     """
+    require_format(config.format)
     profile = _profile(config)
     if profile == "qonnx" and config.verify is not False:
         require_qonnx()
@@ -59,7 +62,7 @@ def export(config: ExportConfig, listener: Listener) -> dict[str, Any]:
     source = _source(target)
     model = safetensors.load(source)
     if config.format == "compressed-tensors":
-        batches = _images(config, target.run, model, source)
+        batches = _images(config, target.run, model, source, split)
         return export_weights(config, source, model, batches, listener)
     output = _output(config, target, source, profile)
     document: dict[str, Any] = {"path": str(output), "format": config.format, "verified": False}
@@ -67,17 +70,23 @@ def export(config: ExportConfig, listener: Listener) -> dict[str, Any]:
         document |= {"profile": profile, "opset": onnx.PROFILES[profile].opset}
     if profile in ORT_PROFILES:
         document["saturation"] = _saturation(model, listener)
-    data = safetensors.to_bytes(model) if profile is None else onnx.to_bytes(model, profile)
+    data = onnx.to_bytes(model, profile) if profile else FORMATS[config.format].to_bytes(model)
     document["bytes"] = len(data)
     if config.verify is not False:
-        images = list(_images(config, target.run, model, source))
+        images = list(_images(config, target.run, model, source, split))
         with tempfile.TemporaryDirectory() as folder:
             # What is verified is the file, not what is in memory; and it must not be kept if wrong.
             trial, deep = Path(folder) / output.name, config.verify is True
             atomic_write(trial, data, force=True)
-            document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
+            if profile is None:
+                read = FORMATS[config.format].read
+                document |= verify_file(
+                    trial, read, output.name, model, images, listener, deep=deep
+                )
+            else:
+                document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
     atomic_write(output, data, force=config.force)
-    if profile in ORT_PROFILES:
+    if profile in ORT_PROFILES and model.input_shape[0] in MODES:
         code = output.with_suffix(".py")
         preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
         text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile])
@@ -119,6 +128,11 @@ def _source(target: Target) -> Path:
         return require_artifact(target.run)
     if target.kind == "artifact" and target.path is not None:
         return target.path
+    if target.kind == "model":
+        raise UsageError(
+            f"{target.name}: no such run or file; what can be exported is a run folder or an "
+            "integer .safetensors file"
+        )
     raise UsageError(
         f"{target.name}: only a run folder or an integer .safetensors file can be exported"
     )
@@ -132,7 +146,7 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
     elif profile is not None:
         output = source.with_name(f"{source.stem}-{profile}.onnx")
     else:
-        output = source.with_name(f"{source.stem}-export.safetensors")
+        output = source.with_name(f"{source.stem}-export{FORMATS[config.format].suffix}")
     if output.resolve() == source.resolve():
         raise UsageError(f"--output {output}: is the artifact itself; give another name")
     if output.exists() and not config.force:
@@ -141,14 +155,18 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
 
 
 def _images(
-    config: ExportConfig, run: RunFolder | None, model: IntegerModel, source: Path
+    config: ExportConfig,
+    run: RunFolder | None,
+    model: IntegerModel,
+    source: Path,
+    split: Split | None,
 ) -> Iterator[Array]:
     """Some evaluation images, evenly from all classes."""
-    split = evaluation_split(settings_of(run), config.data)
+    split = split or evaluation_split(settings_of(run), config.data)
     count = min(config.images, len(split))
     chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
     preprocessing = preprocessing_of(model.metadata, source)
-    dataset = ImageDataset(chosen, preprocessing)
+    dataset = dataset_of(chosen, preprocessing)
     batch = min(eval_batch_size(preprocessing), 64)
     for images in eval_batches(dataset, batch_size=batch):
         yield normalize(images.images, preprocessing).contiguous().numpy()

@@ -50,8 +50,13 @@ def cpu_name() -> str:
 
 def integer_instructions() -> list[str]:
     """Which instructions for products of 8-bit integers the processor has; [] where unknown."""
-    flags = set(_field("flags").split())
+    flags = cpu_features()
     return [name for flag, name in _INTEGER.items() if flag in flags]
+
+
+def cpu_features() -> frozenset[str]:
+    """What Linux calls the instructions of the processor; empty elsewhere."""
+    return frozenset(_field("flags").split())
 
 
 def cores() -> int:
@@ -59,6 +64,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free for a process, there; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 def loader_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:

@@ -33,8 +33,8 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
         opened = open_onnx(target.path)
     else:
         raise UsageError(
-            f"{target.name}: give a run folder, an integer .safetensors or an .onnx file; "
-            "for FP models there is mecq eval"
+            f"{target.name}: no such run or file; give a run folder, an integer .safetensors or an "
+            ".onnx file; for FP models there is mecq eval"
         )
     return {
         "target": target.name,

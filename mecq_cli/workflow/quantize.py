@@ -27,11 +27,13 @@ from mecq_cli.data import (
     Part,
     Split,
     batches_per_epoch,
+    dataset_of,
     normalize,
     open_training,
     train_batches,
 )
 from mecq_cli.distributed import Processes, check_divides, joined
+from mecq_cli.entropy import require_estimator
 from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
@@ -40,7 +42,7 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
-from mecq_cli.models.classes import ClassMap
+from mecq_cli.models.classes import ClassMap, match_classes
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
@@ -68,6 +70,7 @@ from mecq_cli.workflow.common import (
     taps_of,
 )
 from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 from mecq_cli.workflow.machine import facts, loader_workers
 from mecq_cli.workflow.phases import Phases
@@ -127,7 +130,7 @@ class Job:
         count = min(max(-(-images // self.recipe.batch_size), 1), available)
         dataset = self.train
         if dataset.preprocessing.input_size[1] > SMALL:
-            dataset = ImageDataset(
+            dataset = dataset_of(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
         batches = self._batches(dataset, epoch, part=part)
@@ -160,6 +163,7 @@ def quantize(
     origins: Mapping[str, str],
     listener: Listener,
     splits: tuple[Split, Split] | None = None,
+    model: LoadedModel | None = None,
 ) -> dict[str, Any]:
     """Quantize a model; returns the content of summary.json (or the site table, if a dry run).
 
@@ -170,6 +174,7 @@ def quantize(
         origins: where each came from.
         listener: hears of the progress.
         splits: (train, val) to use instead of those of ``config.data``.
+        model: to use instead of the one that ``config`` names.
 
     Raises:
         MecqError: see mecq_cli.errors; each message is one line.
@@ -177,7 +182,7 @@ def quantize(
     with joined(config.device) as processes:
         config = processes.broadcast(config)  # of a run to continue, only the first may see it
         return _quantize(
-            config, origins, listener if processes.first else Listener(), splits, processes
+            config, origins, listener if processes.first else Listener(), splits, model, processes
         )
 
 
@@ -186,14 +191,16 @@ def _quantize(
     origins: Mapping[str, str],
     listener: Listener,
     splits: tuple[Split, Split] | None,
+    model: LoadedModel | None,
     processes: Processes,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
     quantizers_named(config.quantizer)  # before anything is read
+    require_estimator(config.mec_estimator)
     if config.log == "tensorboard":
         tracking.require()
-    job = _open(config, origins, listener, splits, processes)
+    job = _open(config, origins, listener, splits, model, processes)
     if config.dry_run:
         return _dry_run(job)
     config = _resolved(job.config, job.recipe)
@@ -229,19 +236,23 @@ def _open(
     origins: Mapping[str, str],
     listener: Listener,
     splits: tuple[Split, Split] | None,
+    model: LoadedModel | None,
     processes: Processes,
 ) -> Job:
     device = processes.device or pick_device(config.device)
     train_split, val_split = splits or open_training(config.data, config.val_split, config.seed)
-    loaded, classes = load_for_data(
-        config.model,
-        train_split.classes,
-        checkpoint=config.checkpoint,
-        pretrained=config.pretrained,
-        reset_classifier=config.reset_classifier,
-        img_size=config.img_size,
-        crop_pct=config.crop_pct,
-    )
+    if model is not None:
+        loaded, classes = model, match_classes(train_split.classes, model.num_classes)
+    else:
+        loaded, classes = load_for_data(
+            config.model,
+            train_split.classes,
+            checkpoint=config.checkpoint,
+            pretrained=config.pretrained,
+            reset_classifier=config.reset_classifier,
+            img_size=config.img_size,
+            crop_pct=config.crop_pct,
+        )
     untrained = loaded.weights == "random" or config.reset_classifier
     if untrained and config.distill and origins.get("distill", "default") == "default":
         listener.note("the float classifier is random: nothing to distil from it")
@@ -254,7 +265,7 @@ def _open(
     batch_size = config.batch_size or default_batch_size(
         len(train_split), preprocessing.input_size[1]
     )
-    train = ImageDataset(train_split, preprocessing, classes.indices, train=True, seed=config.seed)
+    train = dataset_of(train_split, preprocessing, classes.indices, train=True, seed=config.seed)
     val = evaluation_data(val_split, preprocessing, classes)
     # A last batch of one image has no variance: batch norm cannot train on it.
     batch_size = min(batch_size, len(train_split))
@@ -295,6 +306,13 @@ def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
 
 
 def _dry_run(job: Job) -> dict[str, Any]:
+    expected = None
+    if job.recipe.total_steps:
+        images = sum(d.pixel_bytes for d in (job.train, job.val))
+        expected = forecast(
+            job.loaded, job.config, job.recipe, job.device, job.processes.count, images,
+            job.listener,
+        )  # fmt: skip
     model = insert_quantizers(job.loaded, job.config)
     integer = integerize(model, job.loaded.preprocessing.input_size, {})
     packed = len(safetensors.to_bytes(integer))
@@ -303,6 +321,8 @@ def _dry_run(job: Job) -> dict[str, Any]:
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
+        "batch_size": job.recipe.batch_size,
+        "forecast": expected,
         "disk": disk_need(
             job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
         ).document(job.config.output or RUNS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from mecq_cli.events import Listener
-from mecq_cli.export import safetensors
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner, to_integers
 from mecq_cli.integer.ir import IntegerModel
@@ -30,19 +29,19 @@ DEEP_IMAGES = 32
 def verify(
     path: Path,
     name: str,
-    profile: str | None,
+    profile: str,
     model: IntegerModel,
     batches: Sequence[Array],
     listener: Listener,
     *,
     deep: bool,
 ) -> dict[str, Any]:
-    """Run a written file and the simulator on the same images; returns what was found.
+    """Run a written ONNX file and the simulator on the same images; returns what was found.
 
     Args:
         path: the file.
         name: what to call it.
-        profile: of an ONNX file; None for a .safetensors file.
+        profile: of the file.
         model: what was written.
         batches: preprocessed images [N, C, H, W] each.
         listener: hears of the progress.
@@ -53,8 +52,6 @@ def verify(
         EnvironmentFailure: what runs it is missing.
     """
     listener.note("verifying: against the simulator")
-    if profile is None:
-        return verify_artifact(safetensors.load(path), name, model, batches, deep=deep)
     comparison = compare(_torch(model), _runner(path, profile), batches)
     if profile == "qonnx":
         # Floats round a few integers the other way: the layers are what can be relied on.
@@ -65,6 +62,30 @@ def verify(
     ways = list(_ways(path, name, profile, model, deep=deep))
     listener.note(f"verifying: layer by layer, by {', '.join(way.name for way in ways)}")
     return document | _replayed(ways, name, model, batches, deep=deep)
+
+
+def verify_file(
+    path: Path,
+    read: Callable[[Path], IntegerModel | Predict],
+    name: str,
+    model: IntegerModel,
+    batches: Sequence[Array],
+    listener: Listener,
+    *,
+    deep: bool,
+) -> dict[str, Any]:
+    """The same for a file of another format, which ``read`` reads or runs.
+
+    Raises:
+        VerificationError: the file does not compute what it should.
+    """
+    listener.note("verifying: against the simulator")
+    stored = read(path)
+    if isinstance(stored, IntegerModel):
+        return verify_artifact(stored, name, model, batches, deep=deep)
+    comparison = compare(_torch(model), stored, batches)
+    comparison.require(name, exact=_is_integer(model))
+    return _verified(comparison)
 
 
 def verify_artifact(

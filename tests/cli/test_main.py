@@ -45,7 +45,17 @@ from mecq_cli.errors import (
 )
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quantize", "eval", "export", "predict", "inspect", "report", "compare", "demo"]
+COMMANDS = [
+    "quantize",
+    "eval",
+    "export",
+    "predict",
+    "inspect",
+    "report",
+    "compare",
+    "demo",
+    "doctor",
+]
 
 SIZES = {"fp32_bytes": 1_081_000, "packed_bytes": 81_000, "ideal_bytes": 80_000, "ratio": 13.35}
 SUMMARY = {
@@ -80,8 +90,8 @@ Replace = Callable[[str, Call], list[Any]]
 PUBLIC = """
 ArtifactError CheckpointError Classifier DataError DemoConfig EnvironmentFailure EvalConfig
 ExportConfig InputError InspectConfig Interrupted LayerOverride Listener MecqError NumericError
-PredictConfig QuantizeConfig UsageError VerificationError __version__ demo evaluate export_artifact
-inspect load predict quantize resolve
+PredictConfig Preprocessing QuantizeConfig Quantized UsageError VerificationError __version__ demo
+evaluate export_artifact inspect load predict progress quantize quantize_config resolve
 """
 """What `mecq_cli` offers. A name that goes, or changes its meaning, breaks programs of others."""
 

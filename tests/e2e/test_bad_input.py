@@ -278,6 +278,16 @@ def test_an_artifact_of_another_version(run_folder: Path, pictures: Path, tmp_pa
 def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
     done = mecq(*RANDOM, "--data", pictures, "--dry-run", "--json", cwd=tmp_path)
     assert len([s for s in done.document["sites"] if s["wbits"] == 4]) == 18
+    expected = done.document["forecast"]
+    seconds = expected["training_seconds"]
+    assert seconds == pytest.approx(expected["step_seconds"] * done.document["steps"])
+    assert seconds > 0
+    # The input of each of 20 convolutions is kept at least, as floats or as bf16.
+    assert expected["batch_bytes"] > 8 * 20 * 16 * 32 * 32
+    parts = ("batch_bytes", "weight_bytes", "image_bytes", "process_bytes")
+    assert expected["memory_bytes"] == sum(expected[part] for part in parts)
+    shown = mecq(*RANDOM, "--data", pictures, "--dry-run", cwd=tmp_path).out
+    assert "from a measured step of 8 images" in shown
     assert not [*tmp_path.iterdir()]
 
 

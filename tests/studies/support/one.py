@@ -90,7 +90,7 @@ def _whole(
             "calibration_images": IMAGES, "bn_images": IMAGES, "workers": 0, "device": "cpu",
             "compile": "off", "output": str(output),
         }  # fmt: skip
-        mecq_cli.quantize(*resolve(None, values), listener)
+        mecq_cli.quantize_config(*resolve(None, values), listener)
 
     def evaluate() -> None:
         mecq_cli.evaluate(from_flags(EvalConfig, {"target": str(output)}), listener)

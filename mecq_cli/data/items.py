@@ -1,0 +1,259 @@
+"""Data sets of a program, in the place of a folder: anything that gives (image, label) by number.
+
+An image is a Pillow image or a uint8 tensor [3, H, W], which is resized, augmented and normalised
+as one from a folder; or a float tensor [C, H, W], which goes to the model as it is. Whatever is
+random in a data set of floats is drawn from torch, numpy and random, and these are seeded for each
+image by (seed, epoch, index): so a run can be repeated, and continued, as one on a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from mecq_cli.data.images import to_rgb
+from mecq_cli.data.loader import Batch, ImageDataset
+from mecq_cli.data.split import Encoded, Indices, Split
+from mecq_cli.errors import DataError, UsageError
+from mecq_cli.events import Listener
+from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.settings import OWN
+
+
+class Items(Protocol):
+    """A data set in torch's map style."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ItemFiles:
+    """The images of ``items`` as files; `Split.files` of a program's data set."""
+
+    items: Items
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}[{index}]"
+
+    def file(self, index: int) -> Encoded:
+        return Encoded(self.name(index), partial(self._open, index))
+
+    def _open(self, index: int) -> BinaryIO:
+        image, _ = item(self, index)
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(image) == 3:
+            image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        if not isinstance(image, Image.Image):
+            raise DataError(f"{self.name(index)}: {_described(image)} among images of other kinds")
+        file = io.BytesIO()
+        to_rgb(image).save(file, "PPM")
+        return file
+
+
+@dataclass(frozen=True)
+class FloatFiles(ItemFiles):
+    """The same of float tensors, which are the input of the model already."""
+
+    shape: tuple[int, ...] = ()
+
+
+class FloatDataset(ImageDataset):
+    """Float images as a program's data set makes them; its augmentation is its own."""
+
+    def _prepare(self) -> None:
+        self.in_memory = False
+
+    def batch(self, indices: Indices) -> Batch:
+        files = self.split.files
+        assert isinstance(files, FloatFiles)
+        images = []
+        for index in indices:
+            row = int(self.split.rows[index])
+            with _seeded(int(self._words[index])):
+                image, _ = item(files, row)
+            if not isinstance(image, torch.Tensor) or tuple(image.shape) != files.shape:
+                raise DataError(
+                    f"{files.name(row)}: {_described(image)}, but the first image is a float "
+                    f"tensor {list(files.shape)}; give all the same shape"
+                )
+            images.append(image.float())
+        return Batch(torch.stack(images), torch.from_numpy(self.labels[indices]))
+
+    def preload(self, workers: int = 0, listener: Listener | None = None) -> None:
+        """Nothing: what the data set makes may differ from epoch to epoch."""
+
+
+def dataset_of(
+    split: Split,
+    preprocessing: Preprocessing,
+    label_indices: Sequence[int] | None = None,
+    train: bool = False,
+    seed: int = 0,
+) -> ImageDataset:
+    """The images of a split as the model sees them, wherever they come from."""
+    kind = FloatDataset if isinstance(split.files, FloatFiles) else ImageDataset
+    return kind(split, preprocessing, label_indices, train, seed)
+
+
+def item(files: ItemFiles, index: int) -> tuple[Any, int]:
+    """Image and label.
+
+    Raises:
+        DataError: the data set gives something else, or fails.
+    """
+    try:
+        got = files.items[index]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a program's data set may raise
+        raise DataError(
+            f"{files.name(index)}: the data set failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        raise DataError(f"{files.name(index)}: got {_described(got)}; give (image, label)")
+    image, label = got
+    try:
+        return image, int(label)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{files.name(index)}: the label is {label!r}; give the number of a class"
+        ) from error
+
+
+def items_of(data: Any) -> Items:
+    """The data set that ``data`` is, or that a DataLoader reads.
+
+    Raises:
+        UsageError: it cannot be read at any place, or a DataLoader does more than to read it.
+    """
+    if isinstance(data, DataLoader):
+        plain = (RandomSampler, SequentialSampler)
+        if not isinstance(data.sampler, plain) or data.collate_fn is not default_collate:
+            raise UsageError(
+                "data: a DataLoader with a sampler or a collate_fn of its own; the order and the "
+                "batches of a run are mecq's: give its dataset"
+            )
+        data = data.dataset
+    by_number = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, IterableDataset) or not by_number:
+        raise UsageError(
+            f"data: got {type(data).__name__}; give a folder, or (train, val) as two data sets "
+            "with a length that give (image, label) by number"
+        )
+    dataset: Items = data
+    return dataset
+
+
+def float_shape(data: Any) -> tuple[int, int, int] | None:
+    """(C, H, W) of a data set of float tensors, by its first image; None for other images.
+
+    Raises:
+        UsageError, DataError: see `split_of`.
+    """
+    items = items_of(data)
+    if not len(items):
+        raise DataError("the data set is empty; it needs at least one image")
+    image, _ = item(ItemFiles(items, "train"), 0)
+    if isinstance(image, torch.Tensor) and image.is_floating_point() and image.dim() == 3:
+        channels, height, width = image.shape
+        return channels, height, width
+    return None
+
+
+def split_of(data: Any, name: str, classes: Sequence[str]) -> Split:
+    """A data set or DataLoader as a split; its labels are read, once.
+
+    Raises:
+        UsageError: see `items_of`.
+        DataError: it is empty, or gives something else than images and labels of ``classes``.
+    """
+    items = items_of(data)
+    shape = float_shape(items)
+    files = ItemFiles(items, name) if shape is None else FloatFiles(items, name, shape)
+    first, _ = item(files, 0)
+    if shape is None and not isinstance(first, Image.Image) and not _is_rgb(first):
+        raise DataError(
+            f"{name}[0]: the image is {_described(first)}; give a Pillow image, a uint8 tensor "
+            "[3, H, W], or a float tensor [C, H, W] as the model takes it"
+        )
+    labels = _labels(items)
+    if labels is None:
+        labels = np.array([item(files, i)[1] for i in range(len(items))], np.int64)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise DataError(
+            f"{name}: a label is {wrong}; the model has {len(classes)} outputs, so labels are 0 "
+            f"to {len(classes) - 1}"
+        )
+    return Split(
+        f"{OWN}datasets",
+        name,
+        tuple(classes),
+        files,
+        np.arange(len(labels), dtype=np.int64),
+        labels,
+    )
+
+
+def _is_rgb(image: object) -> bool:
+    return isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(image) == 3
+
+
+def _labels(items: Any) -> Indices | None:
+    """All labels, where the data set has them at hand; None where each image has to be made."""
+    if isinstance(items, TensorDataset) and len(items.tensors) == 2:
+        return np.asarray(items.tensors[1], np.int64)
+    if isinstance(items, Subset):
+        whole = _labels(items.dataset)
+        return None if whole is None else whole[np.asarray(items.indices, np.int64)]
+    # As torchvision has it.
+    targets = getattr(items, "targets", None)
+    if getattr(items, "target_transform", None) is not None or targets is None:
+        return None
+    labels = np.asarray(targets)
+    fits = labels.shape == (len(items),) and labels.dtype.kind in "iu"
+    return labels.astype(np.int64) if fits else None
+
+
+@contextmanager
+def _seeded(word: int) -> Iterator[None]:
+    """The global generators seeded by ``word``, and given back as they were."""
+    plain, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # which others draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(word)
+            random.seed(word)
+            np.random.seed(word % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"of type {type(value).__name__}"
