@@ -25,6 +25,10 @@ def calibrate(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> N
     The network runs once in float with the FP batch norm statistics; every quantizer keeps an
     even sample of what reaches it and searches the step of least squared error.
 
+    Where there are no statistics yet, those of each batch are used: what a network of random
+    weights puts out without normalization may be of a size that it never has in training, and grids
+    of that size make gradients that overflow.
+
     Args:
         model: as inserted.
         batches: normalised images [N, C, H, W].
@@ -35,8 +39,11 @@ def calibrate(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> N
     """
     samples: dict[ActivationQuantizer, list[Tensor]] = {}
     share = max(SAMPLE // max(count, 1), 1)
+    fresh = [m for m in model.modules() if _is_fresh(m)]
     with _float_mode(model), _listening(model, samples, share):
         for images in batches:
+            for norm in fresh:
+                norm.train(len(images) > 1)  # one image has no variance
             model(images)
     for site in model.sites():
         quantizer = site.output_quantizer
@@ -91,6 +98,14 @@ def _float_mode(model: nn.Module) -> Iterator[None]:
         for quantizer in quantizers:
             quantizer.active = True
         model.train(was_training)
+
+
+def _is_fresh(norm: nn.Module) -> bool:
+    """Whether a batch norm has the statistics that it was made with."""
+    if not isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm1d)):
+        return False
+    mean, var = norm.running_mean, norm.running_var
+    return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
 
 @torch.no_grad()

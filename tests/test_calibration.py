@@ -56,6 +56,28 @@ def test_values_that_are_not_finite_name_the_layer() -> None:
         calibrate(network, [random_images(2, 32)], 1)
 
 
+def test_a_network_without_statistics_is_calibrated_by_those_of_the_batches() -> None:
+    """Else its values fade from layer to layer, the grids with them, and gradients overflow."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 1)]
+    for _ in range(6):
+        convolution = nn.Conv2d(8, 8, 1, bias=False)
+        nn.init.normal_(convolution.weight, std=0.02)
+        layers += [convolution, nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 64, 5))
+    network = insert(model, (3, 8, 8), BitPlan(8, 8))
+    images = random_images(16, 8)
+    calibrate(network, [images], 1)
+
+    def largest(of: nn.Module) -> float:
+        of.zero_grad()
+        of.train()(images).square().sum().backward()
+        return max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
+
+    assert 0.3 < largest(network) / largest(model) < 3.0
+    calibrate(network, [images[:1]], 1)  # one image has no statistics
+
+
 @torch.no_grad()
 def test_statistics_are_the_average_over_the_batches() -> None:
     network = insert(float_network("resnet20_cifar", 32), SHAPE, BitPlan(4, 4))
