@@ -48,6 +48,7 @@ class Settings(TypedDict, total=False):
     val_split: float
     img_size: int
     crop_pct: float
+    recipe: Literal["quick", "standard", "best"]
     epochs: int
     max_steps: int
     batch_size: int
@@ -77,6 +78,10 @@ class Settings(TypedDict, total=False):
     mec_experts: str
     mec_order: int
     mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"]
+    ema: float
+    freeze_oscillations: float
+    lower_from: int
+    log: Literal["none", "tensorboard"]
     output: str | Path
     checkpoint_every: int
     keep_checkpoints: int

@@ -92,7 +92,8 @@ def test_config_show_names_the_origin_of_each_value(tmp_path: Path) -> None:
     assert settings["distill"] == {"value": False, "origin": "flag"}
     assert settings["layers"]["value"][0]["abits"] == 4
     assert settings["abits"] == settings["data"] == {"value": None, "origin": "missing"}
-    assert settings["optimizer"] == {"value": "sgd", "origin": "default"}
+    assert settings["optimizer"] == {"value": None, "origin": "default"}
+    assert settings["compile"] == {"value": "auto", "origin": "default"}
     assert "(must be given)" in mecq(*command, cwd=tmp_path).out
     assert mecq(*command, "--abits", 9, cwd=tmp_path).code == 2
     assert not (tmp_path / "runs").exists()

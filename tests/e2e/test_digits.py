@@ -150,7 +150,8 @@ def test_the_weights_alone(digits: Path, tmp_path: Path) -> None:
     files = [tmp_path / done["path"], tmp_path / done["config"]]
     assert [file.name for file in files] == ["model.safetensors", "config.json"]
     assert done["bytes"] == sum(file.stat().st_size for file in files)
-    assert files[0].stat().st_size < 1.1 * (tmp_path / "w2a2.safetensors").stat().st_size
+    # Weights of 2 bits without zero, -3, -1, 1, 3, take 3 bits there.
+    assert files[0].stat().st_size < 1.35 * (tmp_path / "w2a2.safetensors").stat().st_size
     again = mecq(*command, *data, cwd=tmp_path)
     assert (again.code, again.out) == (2, "")
     assert "--force" in again.err

@@ -165,7 +165,7 @@ def test_a_dry_run_tells_the_disk_need(tmp_path: Path) -> None:
     assert disk["free_bytes"] > disk["needed_bytes"]
     json.dumps(disk)
     done = mecq(*arguments, cwd=tmp_path)
-    assert re.search(r"disk of a run +[\d.]+ [kM]B \([\d.]+ MB are free\)", done.out), done.out
+    assert re.search(r"disk of a run +[\d.]+ [kM]B \([\d.]+ [MG]B are free\)", done.out), done.out
     # As large as can be asked for, and nothing that would have to be trained for it.
     done = mecq(*arguments[:6], *arguments[7:], "--keep-checkpoints", 0, cwd=tmp_path)
     assert done.code == 2
