@@ -35,10 +35,10 @@ def forecast(
     """Seconds and bytes of a training, from one step of the whole recipe on random images.
 
     Time is proportional to the images of a step, which makes it too long for small networks.
-    Memory is what the measured step took at its peak (at least what its forward pass keeps), times the images of a micro-batch, with the
-    copies of the weights, the images that stay decoded, and what the process has already. A whole
-    run takes more: evaluation has batches of its own, the allocator keeps what it had (ResNet-20,
-    batches of 32: 0.98 GB foretold, 1.33 GB at the peak).
+    Memory is what the measured step took at its peak (at least what its forward pass keeps), times
+    the images of a micro-batch, with the copies of the weights, the images that stay decoded, and
+    what the process has already. A whole run takes more: evaluation has batches of its own, the
+    allocator keeps what it had (ResNet-20, batches of 32: 0.98 GB foretold, 1.33 GB at the peak).
 
     Args:
         loaded: the float model, which stays as it is.
