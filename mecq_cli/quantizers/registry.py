@@ -57,7 +57,7 @@ def entropy_preserving(bits: int, channels: int) -> WeightQuantizer:
 
 
 def by_bits(bits: int, channels: int) -> WeightQuantizer:
-    """What did best at so many bits (docs/results.md)."""
+    """What did best in short runs at 1 and 2 bits (docs/method.md)."""
     if bits == 1:
         return BinaryWeight(bits, channels)
     return (LsqMidRiseWeight if bits == 2 else LsqWeight)(bits, channels)
