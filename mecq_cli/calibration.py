@@ -19,32 +19,40 @@ SAMPLE = 200_000
 
 
 @torch.no_grad()
-def calibrate(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> None:
+def calibrate(
+    model: QuantizedModel, batches: Iterable[Tensor], count: int, *, to_be_trained: bool = False
+) -> None:
     """Give every activation quantizer its step and zero point.
 
     The network runs once in float with the FP batch norm statistics; every quantizer keeps an
     even sample of what reaches it and searches the step of least squared error.
 
-    Where there are no statistics yet, those of each batch are used: what a network of random
-    weights puts out without normalization may be of a size that it never has in training, and grids
-    of that size make gradients that overflow.
+    Where a network that is to be trained has no statistics yet, those of each batch are used, and
+    not kept: what a network of random weights puts out without normalization may be of a size that
+    it never has in training, and grids of that size make gradients that overflow.
 
     Args:
         model: as inserted.
         batches: normalised images [N, C, H, W].
         count: how many batches there are.
+        to_be_trained: batch norm will be that of the batches.
 
     Raises:
         NumericError: a value that is not finite reached a quantizer.
     """
     samples: dict[ActivationQuantizer, list[Tensor]] = {}
     share = max(SAMPLE // max(count, 1), 1)
-    fresh = [m for m in model.modules() if _is_fresh(m)]
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
+    fresh = [norm for norm in norms if to_be_trained and _is_fresh(norm)]
     with _float_mode(model), _listening(model, samples, share):
         for images in batches:
             for norm in fresh:
-                norm.train(len(images) > 1)  # one image has no variance
+                several = len(images) > 1  # one has no variance
+                norm.train(several)
+                norm.track_running_stats = not several
             model(images)
+    for norm in fresh:
+        norm.track_running_stats = True
     for site in model.sites():
         quantizer = site.output_quantizer
         if quantizer is None or quantizer not in samples:
@@ -100,10 +108,8 @@ def _float_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _is_fresh(norm: nn.Module) -> bool:
-    """Whether a batch norm has the statistics that it was made with."""
-    if not isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm1d)):
-        return False
+def _is_fresh(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> bool:
+    """Whether its statistics are those that it was made with."""
     mean, var = norm.running_mean, norm.running_var
     return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 

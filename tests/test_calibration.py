@@ -67,7 +67,7 @@ def test_a_network_without_statistics_is_calibrated_by_those_of_the_batches() ->
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 64, 5))
     network = insert(model, (3, 8, 8), BitPlan(8, 8))
     images = random_images(16, 8)
-    calibrate(network, [images], 1)
+    calibrate(network, [images], 1, to_be_trained=True)
 
     def largest(of: nn.Module) -> float:
         of.zero_grad()
@@ -75,7 +75,7 @@ def test_a_network_without_statistics_is_calibrated_by_those_of_the_batches() ->
         return max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
 
     assert 0.3 < largest(network) / largest(model) < 3.0
-    calibrate(network, [images[:1]], 1)  # one image has no statistics
+    calibrate(network, [images[:1]], 1, to_be_trained=True)  # one image has no statistics
 
 
 @torch.no_grad()

@@ -393,8 +393,9 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     trainer.progress.facts = {"fp_top1": top1, **same}
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
+    trains = bool(job.recipe.total_steps)
     with job.phases("calibration"):
-        calibrate(trainer.model, job.told("calibrate", batches, count), count)
+        calibrate(trainer.model, job.told("calibrate", batches, count), count, to_be_trained=trains)
     trainer.share_state()
     if job.processes.first:
         atomic_write(run.metrics, b"", force=True)
