@@ -24,6 +24,11 @@ from mecq_cli.quantizers.uniform import per_channel
 _SMALLEST = 1e-8
 
 
+def has_grid_without_zero(bits: int) -> bool:
+    """Whether weights of so many bits can be on one."""
+    return bits == 1 or bits in MID_RISE_BITS
+
+
 class EntropyPreservingWeight(WeightQuantizer):
     """Grid -(2^b - 1), ..., -1, 1, ..., 2^b - 1 for 1 to 6 bits; nothing is learned but the weight.
 
@@ -33,7 +38,7 @@ class EntropyPreservingWeight(WeightQuantizer):
 
     def __init__(self, bits: int, channels: int) -> None:
         super().__init__(bits, channels)
-        if bits != 1 and bits not in MID_RISE_BITS:
+        if not has_grid_without_zero(bits):
             raise ValueError(f"a grid without zero has 1 to {max(MID_RISE_BITS)} bits, not {bits}")
         self.mid_rise = True
         self.qmax = 2**bits - 1

@@ -7,11 +7,11 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from mecq_cli.errors import UsageError
-from mecq_cli.integer.ir import MID_RISE_BITS, MOST_THRESHOLD_BITS
+from mecq_cli.integer.ir import MOST_THRESHOLD_BITS
 from mecq_cli.quantizers.base import ActivationQuantizer, WeightQuantizer
 from mecq_cli.quantizers.binary import BinaryWeight
 from mecq_cli.quantizers.dorefa import DorefaActivation, DorefaWeight
-from mecq_cli.quantizers.entropy_preserving import EntropyPreservingWeight
+from mecq_cli.quantizers.entropy_preserving import EntropyPreservingWeight, has_grid_without_zero
 from mecq_cli.quantizers.ewgs import EwgsActivation, EwgsWeight
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 from mecq_cli.quantizers.lsq_mid_rise import LsqMidRiseWeight
@@ -52,8 +52,8 @@ class Quantizers(NamedTuple):
 
 def entropy_preserving(bits: int, channels: int) -> WeightQuantizer:
     """Where there is a grid without zero; else LSQ."""
-    few = bits == 1 or bits in MID_RISE_BITS
-    return (EntropyPreservingWeight if few else LsqWeight)(bits, channels)
+    fits = has_grid_without_zero(bits)
+    return (EntropyPreservingWeight if fits else LsqWeight)(bits, channels)
 
 
 def by_bits(bits: int, channels: int) -> WeightQuantizer:

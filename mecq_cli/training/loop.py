@@ -125,11 +125,8 @@ class Trainer:
         self.share_state()
         self.model.train()
         self._follow()
-        if self.progress.step or bits:
-            self.listener.note(
-                f"step {self.progress.step}: "
-                + (f"at least {bits} bits" if bits else "all bits as they were asked for")
-            )
+        which = f"at least {bits} bits" if bits else "all bits as they were asked for"
+        self.listener.note(f"step {self.progress.step}: {which}")
 
     def _use_bits_of(self, step: int) -> None:
         """Of the stage that was on when this step's checkpoint was written."""
