@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
@@ -11,14 +13,17 @@ from mecq_cli.errors import UsageError
 from mecq_cli.layers import Layer
 
 
+def _window(reader: Reader, node: FxNode) -> dict[str, Any]:
+    """What both pools say first: kernel, stride (the kernel's where it is left out), padding."""
+    kernel, stride = pair(node.args[1]), reader.argument(node, 2, "stride")
+    padding = pair(reader.argument(node, 3, "padding", 0))
+    return {"kernel": kernel, "stride": pair(stride) if stride else kernel, "padding": padding}
+
+
 def max_pool(reader: Reader, node: FxNode) -> None:
     """Maxima of windows."""
-    kernel = pair(node.args[1])
-    stride = reader.argument(node, 2, "stride")
     attributes = {
-        "kernel": kernel,
-        "stride": pair(stride) if stride else kernel,
-        "padding": pair(reader.argument(node, 3, "padding", 0)),
+        **_window(reader, node),
         "dilation": pair(reader.argument(node, 4, "dilation", 1)),
         "ceil_mode": bool(reader.argument(node, 5, "ceil_mode", False)),
     }
@@ -27,12 +32,8 @@ def max_pool(reader: Reader, node: FxNode) -> None:
 
 def avg_pool(reader: Reader, node: FxNode) -> None:
     """Means of windows."""
-    kernel = pair(node.args[1])
-    stride = reader.argument(node, 2, "stride")
     attributes = {
-        "kernel": kernel,
-        "stride": pair(stride) if stride else kernel,
-        "padding": pair(reader.argument(node, 3, "padding", 0)),
+        **_window(reader, node),
         "ceil_mode": bool(reader.argument(node, 4, "ceil_mode", False)),
         "count_include_pad": bool(reader.argument(node, 5, "count_include_pad", True)),
     }
