@@ -63,13 +63,13 @@ def _cells(records: Sequence[Record], wanted: int) -> str:
 
 
 def _final(table: Table, records: Sequence[Record]) -> Iterable[str]:
-    yield "| bits | top-1 | drop from FP | artifact | hours |"
-    yield "|---|---|---|---|---|"
+    yield "| bits | epochs | top-1 | drop from FP | artifact | hours |"
+    yield "|---|---|---|---|---|---|"
     for bits, arms in table.arms.items():
         for arm in arms:
             mine = _of(records, bits, arm.name)
             if not mine:
-                yield f"| {_label(bits)} | not run yet | | | |"
+                yield f"| {_label(bits)} | | not run yet | | | |"
                 continue
             top1 = statistics.fmean(float(r["top1"]) for r in mine)
             drop = float(mine[0]["fp_top1"]) - top1
@@ -77,4 +77,4 @@ def _final(table: Table, records: Sequence[Record]) -> Iterable[str]:
             name = f"{table.model}-w{bits[0]}a{bits[1]}.safetensors"
             path = FOLDER / name
             size = f"[{path.stat().st_size / 1000:.0f} kB](results/{name})" if path.exists() else ""
-            yield f"| {_label(bits)} | {top1:.2f} | {drop:.2f} | {size} | {hours:.1f} |"
+            yield f"| {_label(bits)} | {mine[0]['epochs']} | {top1:.2f} | {drop:.2f} | {size} | {hours:.1f} |"

@@ -26,7 +26,7 @@ from mecq_cli.locks import exclusive_lock
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.machine import cpu_name
 from mecq_cli.workflow.quantize import quantize
-from tests.studies.results.tables import Job, Table, jobs
+from tests.studies.results.tables import Bits, Job, Table, jobs
 
 TUNING_PART = 0.1
 """Share of train that is held out where choices are made."""
@@ -57,15 +57,21 @@ def record_of(job: Job) -> Path:
 
 
 def work_off(
-    table: Table, place: Place, listener: Listener, arms: Sequence[str] | None = None
+    table: Table,
+    place: Place,
+    listener: Listener,
+    arms: Sequence[str] | None = None,
+    bits: Sequence[Bits] | None = None,
 ) -> int:
-    """Run what has no record and no other worker, of some arms or all; how many were run."""
+    """Run what has no record and no other worker, of some arms and bits or all; how many were."""
     done = 0
     place.work.mkdir(parents=True, exist_ok=True)
     for job in jobs(table):
         if record_of(job).exists() or (job.arm.peer and place.brevitas is None):
             continue
         if arms is not None and job.arm.name not in arms:
+            continue
+        if bits is not None and job.bits not in bits:
             continue
         try:
             with exclusive_lock(place.work / f"{job.key}.lock"):
@@ -103,7 +109,7 @@ def config_of(job: Job, place: Place) -> QuantizeConfig:
         "data": str(place.data / job.table.data),
         "wbits": wbits,
         "abits": abits,
-        "epochs": job.table.epochs,
+        "epochs": job.epochs,
         "seed": job.seed,
         "output": folder,
         "resume": folder.exists(),
@@ -134,7 +140,7 @@ def _run_peer(job: Job, place: Place) -> dict[str, Any]:
         "--data", str(place.data / job.table.data), "--model", job.table.model,
         "--checkpoint", str(place.weights / job.table.checkpoint),
         "--wbits", str(wbits), "--abits", str(abits), "--seed", str(job.seed),
-        "--epochs", str(job.table.epochs), "--threads", str(torch.get_num_threads()),
+        "--epochs", str(job.epochs), "--threads", str(torch.get_num_threads()),
         *([] if job.table.per_class is None else ["--per-class", str(job.table.per_class)]),
     ]  # fmt: skip
     done = subprocess.run(
@@ -153,7 +159,7 @@ def _keep(job: Job, summary: Mapping[str, Any]) -> None:
         "abits": abits,
         "arm": job.arm.name,
         "seed": job.seed,
-        "epochs": job.table.epochs,
+        "epochs": job.epochs,
         "top1": summary["top1"],
         "fp_top1": summary["fp_top1"],
         "seconds": summary["seconds"],

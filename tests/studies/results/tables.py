@@ -39,6 +39,7 @@ class Table:
         arms: by their bits.
         seeds: runs of each.
         epochs: of every run.
+        longer: epochs of the bits that get more.
         per_class: training images of each class; None: all.
         keep_artifact: the integer model of the first seed is kept in docs/results.
         tune: what is reported on are images held out of train, so that choices can be made.
@@ -51,6 +52,7 @@ class Table:
     arms: Mapping[Bits, Sequence[Arm]]
     seeds: Sequence[int]
     epochs: int
+    longer: Mapping[Bits, int] = field(default_factory=dict)
     per_class: int | None = None
     keep_artifact: bool = False
     tune: bool = False
@@ -64,6 +66,11 @@ class Job:
     bits: Bits
     arm: Arm
     seed: int
+
+    @property
+    def epochs(self) -> int:
+        """Of this run."""
+        return self.table.longer.get(self.bits, self.table.epochs)
 
     @property
     def key(self) -> str:
@@ -110,7 +117,8 @@ FINAL = Table(
     *RESNET20,
     arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
     seeds=(0,),
-    epochs=40,
+    epochs=20,
+    longer={(2, 2): 40, (1, 2): 40, (1, 1): 60},
     keep_artifact=True,
 )
 
