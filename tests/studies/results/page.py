@@ -77,4 +77,5 @@ def _final(table: Table, records: Sequence[Record]) -> Iterable[str]:
             name = f"{table.model}-w{bits[0]}a{bits[1]}.safetensors"
             path = FOLDER / name
             size = f"[{path.stat().st_size / 1000:.0f} kB](results/{name})" if path.exists() else ""
-            yield f"| {_label(bits)} | {mine[0]['epochs']} | {top1:.2f} | {drop:.2f} | {size} | {hours:.1f} |"
+            epochs = mine[0]["epochs"]
+            yield f"| {_label(bits)} | {epochs} | {top1:.2f} | {drop:.2f} | {size} | {hours:.1f} |"
