@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 from mecq_cli.cli.completion import model_names
 
@@ -82,15 +83,11 @@ def evaluate(
 
     Measure top-1 and top-5 accuracy.
     """
-    from mecq_cli import layout
     from mecq_cli.cli import render
     from mecq_cli.config import EvalConfig, from_flags
 
     config = from_flags(EvalConfig, flags_of(ctx))
-    if config.data is not None:
-        layout.splits_if_folder(config.data)
-    if config.checkpoint is not None:
-        layout.check_weight_file(config.checkpoint)
+    early.check_target(config.target, config.data, config.checkpoint)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.evaluate import evaluate as evaluate_target
 

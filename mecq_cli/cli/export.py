@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 
@@ -73,6 +74,7 @@ def export(
     from mecq_cli.config import ExportConfig, from_flags
 
     config = from_flags(ExportConfig, flags_of(ctx))
+    early.check_target(config.run, config.data)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.export import export as export_run
 

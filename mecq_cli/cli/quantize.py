@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mecq_cli import launch
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 from mecq_cli.cli.completion import model_names
 
@@ -392,18 +393,12 @@ def quantize(
 
     Train a model with quantized weights and activations, and write it down as integers.
     """
-    from mecq_cli import layout
     from mecq_cli.cli import render
     from mecq_cli.config import resolve
 
     first = launch.rank() == 0
     settings, origins = resolve(config, flags_of(ctx, "config"), restarts=launch.restarts())
-    # Before torch is loaded, which takes seconds.
-    splits = layout.splits_if_folder(settings.data)
-    if splits is not None:
-        layout.check_splits(settings.data, splits, settings.val_split)
-    if settings.checkpoint is not None:
-        layout.check_weight_file(settings.checkpoint)
+    early.check_training(settings.data, settings.val_split, settings.checkpoint)
     with working(quiet=quiet or not first) as listener:
         if launch.alone_by_mistake():
             listener.warn(

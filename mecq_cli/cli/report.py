@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 
@@ -48,6 +49,7 @@ def report(
     from mecq_cli.config import ReportConfig, from_flags
 
     config = from_flags(ReportConfig, flags_of(ctx))
+    early.check_target(config.run, config.data)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.report import report as report_run
 
