@@ -90,7 +90,8 @@ def nothing_to_evaluate_on(data: str) -> DataError:
     """There is no split for it."""
     return DataError(
         f"{data!r} has no val/, valid/, validation/ or test/ to evaluate on; add one, name "
-        "another folder with --split, or, to quantize, hold images out with --val-split 0.1"
+        "another folder with --split (. is the folder itself), or, to quantize, hold images out "
+        "with --val-split 0.1"
     )
 
 
