@@ -49,7 +49,8 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Folder in DIR (default: the first of val, validation, test)."
+            metavar="NAME",
+            help="Folder in DIR (default: the first of val, valid, validation, test).",
         ),
     ] = None,
     simulator: Annotated[

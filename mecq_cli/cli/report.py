@@ -42,8 +42,9 @@ def report(
 ) -> None:
     """Example: [bold]mecq report runs/latest[/bold]
 
-    Write one HTML page about a run, which works offline: accuracy, curves, bits and entropy of
-    each layer, histograms, what went wrong, sizes and speed. --json prints its numbers too.
+    Write one HTML page about a run, which works offline: accuracy, curves,
+    bits and entropy of each layer, histograms, what went wrong, sizes and
+    speed. --json prints its numbers too.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import ReportConfig, from_flags
