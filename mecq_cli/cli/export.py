@@ -9,6 +9,7 @@ import typer
 
 from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+from mecq_cli.cli.completion import FORMATS, one_of
 
 
 def export(
@@ -26,6 +27,7 @@ def export(
         typer.Option(
             "--format",
             "-f",
+            autocompletion=one_of(*FORMATS),
             metavar="NAME",
             help="What to write: onnx (default), safetensors or compressed-tensors.",
         ),
@@ -35,6 +37,7 @@ def export(
         typer.Option(
             "--profile",
             "-p",
+            autocompletion=one_of("ort", "portable", "qonnx"),
             metavar="NAME",
             help="Form of the ONNX file: ort (default; packed weights, for onnxruntime), portable "
             "(int8, for others too) or qonnx.",

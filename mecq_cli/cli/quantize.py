@@ -10,7 +10,7 @@ import typer
 from mecq_cli import launch
 from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
-from mecq_cli.cli.completion import model_names
+from mecq_cli.cli.completion import ESTIMATORS, QUANTIZERS, model_names, one_of
 
 _START = "Where it starts"
 _BITS = "Bits"
@@ -69,6 +69,7 @@ def quantize(
     quantizer: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of(*QUANTIZERS),
             metavar="NAME",
             help="How values are rounded (default auto); docs/method.md explains the names.",
             rich_help_panel=_BITS,
@@ -147,6 +148,7 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("quick", "standard", "best"),
             metavar="NAME",
             help="How long to train: quick (minutes), standard (an hour; the default) or best "
             "(as long as it takes).",
@@ -214,6 +216,7 @@ def quantize(
     mec_views: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("quantized", "fp+quantized"),
             metavar="WHAT",
             help="Code the quantized features alone (quantized), or jointly with the float "
             "model's (fp+quantized).",
@@ -223,6 +226,7 @@ def quantize(
     mec_term: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("entropy", "divergence"),
             metavar="NAME",
             help="With both: spread them together (entropy), or pull one's geometry to the "
             "other's (divergence).",
@@ -264,6 +268,7 @@ def quantize(
     mec_estimator: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of(*ESTIMATORS),
             metavar="NAME",
             help="How the coding length is estimated: moe (default), exact or taylor.",
             rich_help_panel=_ENTROPY,
@@ -296,6 +301,7 @@ def quantize(
     amp: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("auto", "bf16", "off"),
             metavar="WHAT",
             help="Mixed precision of the training step: auto (default), bf16 or off.",
             rich_help_panel=_FINER,
@@ -304,6 +310,7 @@ def quantize(
     compile: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("auto", "model", "quantizers", "off"),
             metavar="WHAT",
             help="torch.compile of the training step: auto (default), model, quantizers or off.",
             rich_help_panel=_FINER,
@@ -369,6 +376,7 @@ def quantize(
     log: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of("none", "tensorboard"),
             metavar="WHERE",
             help="Metrics in the run for tensorboard too (default none).",
             rich_help_panel=_RUN,
