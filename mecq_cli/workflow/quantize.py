@@ -465,7 +465,7 @@ def _describe(job: Job, model: QuantizedModel) -> None:
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     if recipe.total_steps and recipe.reasons:
-        job.listener.note(f"recipe {config.recipe}: {'; '.join(recipe.reasons)}")
+        job.listener.note("; ".join(recipe.reasons))
     job.listener.note(
         f"{config.model} {bits} on {job.device}: {how}{'; ' + parts if parts else ''}"
     )
