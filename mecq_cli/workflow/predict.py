@@ -44,7 +44,7 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise DataError(f"{path}: no such image file")
+        raise DataError(f"{path}: no such file; give an image")
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give its images, such as {path / '*.jpg'}")
     if not path.is_file():
