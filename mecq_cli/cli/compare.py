@@ -35,7 +35,8 @@ def compare(
 ) -> None:
     """Example: [bold]mecq compare runs/a runs/b --html compare.html[/bold]
 
-    Accuracy, size, time, final losses, and the settings that differ, from what the runs wrote.
+    Accuracy, size, time, final losses, and the settings that differ, from what
+    the runs wrote.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import CompareConfig, from_flags

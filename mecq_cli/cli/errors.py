@@ -53,7 +53,11 @@ def _usage(error: typer.TyperException) -> str:
 
     cause = error.__cause__
     if not (isinstance(error, typer.BadParameter) and isinstance(cause, ValidationError)):
-        return error.format_message()
+        message = error.format_message().removesuffix(".")
+        context = getattr(error, "ctx", None)
+        if context is None or message.endswith("?"):
+            return message
+        return f"{message}; see {context.command_path} --help"
     problem = cause.errors(include_url=False)[0]
     option = error.param.opts[0] if error.param is not None else "value"
     allowed = _VALUES.get(problem["type"], problem["msg"])

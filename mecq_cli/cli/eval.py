@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 from mecq_cli.cli.completion import model_names
 
@@ -48,7 +49,8 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Folder in DIR (default: the first of val, validation, test)."
+            metavar="NAME",
+            help="Folder in DIR (default: the first of val, valid, validation, test).",
         ),
     ] = None,
     simulator: Annotated[
@@ -86,6 +88,7 @@ def evaluate(
     from mecq_cli.config import EvalConfig, from_flags
 
     config = from_flags(EvalConfig, flags_of(ctx))
+    early.check_target(config.target, config.data, config.checkpoint)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.evaluate import evaluate as evaluate_target
 

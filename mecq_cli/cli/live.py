@@ -230,7 +230,7 @@ class _Task:
         self.done = 0
         # A resumed training starts in the middle: speed counts from the first report on.
         self._first: tuple[float, int] | None = None
-        self._train_top1: float | None = None
+        self._train_top1, self._batches = 0.0, 0
 
     def reach(self, done: int, now: float, row: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take a report; returns its row, with the accuracy of some 50 batches, not of one."""
@@ -240,8 +240,10 @@ class _Task:
         shown = dict(row or {})
         top1 = shown.get("train_top1")
         if top1 is not None:
-            before = top1 if self._train_top1 is None else self._train_top1
-            self._train_top1 = shown["train_top1"] = before + (top1 - before) / 50
+            # A plain mean until there are 50: else the first batch would weigh on all of them.
+            self._batches = min(self._batches + 1, 50)
+            self._train_top1 += (top1 - self._train_top1) / self._batches
+            shown["train_top1"] = self._train_top1
         return shown
 
     def progress(self, now: float) -> str:

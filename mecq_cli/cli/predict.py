@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 
@@ -36,6 +37,7 @@ def predict(
     from mecq_cli.config import PredictConfig, from_flags
 
     config = from_flags(PredictConfig, flags_of(ctx))
+    early.check_target(config.target)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.predict import predict as predict_images
 

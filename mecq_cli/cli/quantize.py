@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mecq_cli import launch
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 from mecq_cli.cli.completion import model_names
 
@@ -15,6 +16,8 @@ _START = "Where it starts"
 _BITS = "Bits"
 _DATA = "Images"
 _TRAINING = "Training"
+_ENTROPY = "Entropy regularizer"
+_FINER = "Training, finer points"
 _RUN = "Run"
 
 
@@ -144,8 +147,9 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="quick|standard|best",
-            help="How long to train: minutes, an hour, as long as it takes (default standard).",
+            metavar="NAME",
+            help="How long to train: quick (minutes), standard (an hour; the default) or best "
+            "(as long as it takes).",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -167,14 +171,6 @@ def quantize(
             metavar="N", help="Images a step, of all processes together.", rich_help_panel=_TRAINING
         ),
     ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            help="Compute each batch in K parts, for less memory (default 1).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
     lr: Annotated[
         float | None, typer.Option(metavar="F", help="Learning rate.", rich_help_panel=_TRAINING)
     ] = None,
@@ -184,118 +180,6 @@ def quantize(
             "--distill/--no-distill",
             help="Learn from the float model's outputs too, or not.",
             show_default=False,
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_weight: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Weight of the entropy regularizer; 0 switches it off.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_distortion: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Distortion of its coding length (default 0.06).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHAT",
-            help="What is coded: penultimate, stages, layers, weights; joined by +.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_views: Annotated[
-        str | None,
-        typer.Option(
-            metavar="quantized|fp+quantized",
-            help="Code the quantized features alone, or jointly with the float model's.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_term: Annotated[
-        str | None,
-        typer.Option(
-            metavar="entropy|divergence|...",
-            help="With both: spread them together, or pull one's geometry to the other's.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_align: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="With both: weight of their agreement beside the joint coding length.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_grid: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Average feature maps in N x N cells; 1: over the whole image.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_experts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME+...",
-            help="Experts that the estimator moe may use (default all).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_order: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Order of the series of the estimator taylor (default 4).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_estimator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="exact|taylor|moe",
-            help="How the coding length is estimated.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_warmup: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Share of the steps over which its distortion falls (default 0.1).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Keep a moving average of the weights with this decay; 0 keeps the last ones.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    freeze_oscillations: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    lower_from: Annotated[
-        int | None,
-        typer.Option(
-            metavar="B",
-            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -311,20 +195,142 @@ def quantize(
             metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto).", rich_help_panel=_TRAINING
         ),
     ] = None,
+    mec_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Weight of the entropy regularizer; 0 switches it off.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What is coded: penultimate, stages, layers, weights; joined by +.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Code the quantized features alone (quantized), or jointly with the float "
+            "model's (fp+quantized).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_term: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With both: spread them together (entropy), or pull one's geometry to the "
+            "other's (divergence).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_align: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="With both: weight of their agreement beside the joint coding length.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_distortion: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Distortion of its coding length (default 0.06).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_warmup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Share of the steps over which its distortion falls (default 0.1).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_grid: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Average feature maps in N x N cells; 1: over the whole image.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_estimator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the coding length is estimated: moe (default), exact or taylor.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Experts that the estimator moe may use (default all).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_order: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Order of the series of the estimator taylor (default 4).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Compute each batch in K parts, for less memory (default 1).",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
     amp: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|bf16|off",
-            help="Mixed precision of the training step (default auto).",
-            rich_help_panel=_TRAINING,
+            metavar="WHAT",
+            help="Mixed precision of the training step: auto (default), bf16 or off.",
+            rich_help_panel=_FINER,
         ),
     ] = None,
     compile: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|model|quantizers|off",
-            help="torch.compile of the training step (default auto).",
-            rich_help_panel=_TRAINING,
+            metavar="WHAT",
+            help="torch.compile of the training step: auto (default), model, quantizers or off.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Keep a moving average of the weights with this decay; 0 keeps the last ones.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    freeze_oscillations: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    lower_from: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
+            rich_help_panel=_FINER,
         ),
     ] = None,
     config: Annotated[
@@ -363,8 +369,8 @@ def quantize(
     log: Annotated[
         str | None,
         typer.Option(
-            metavar="none|tensorboard",
-            help="Metrics for TensorBoard too, in the run (default none).",
+            metavar="WHERE",
+            help="Metrics in the run for tensorboard too (default none).",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -390,13 +396,16 @@ def quantize(
 ) -> None:
     """Example: [bold]mecq quantize resnet18 --wbits 4 --abits 4 --data DIR[/bold]
 
-    Train a model with quantized weights and activations, and write it down as integers.
+    Train a model with quantized weights and activations, and write it down
+    as integers. For classes of your own in DIR/CLASS/*.jpg, without a val/:
+    --reset-classifier --val-split 0.2. To try it out: --recipe quick.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve
 
     first = launch.rank() == 0
     settings, origins = resolve(config, flags_of(ctx, "config"), restarts=launch.restarts())
+    early.check_training(settings.data, settings.val_split, settings.checkpoint)
     with working(quiet=quiet or not first) as listener:
         if launch.alone_by_mistake():
             listener.warn(

@@ -202,6 +202,10 @@ def models(document: Document) -> Iterable[RenderableType]:
     for row in document["models"]:
         table.add_row(_plain(row["model"]), row["level"], _plain(row["reason"]))
     yield table
+    yield Text(
+        "verified: quantized, exported, compared; captured: gets its quantizers; no: is refused",
+        style="dim",
+    )
 
 
 def _add_forecast(table: Table, document: Document) -> None:

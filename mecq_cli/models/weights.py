@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mecq_cli.errors import CheckpointError
+from mecq_cli.layout import check_weight_file
 
 # Where training scripts keep the weights in a checkpoint. Averaged weights come first: where a
 # script keeps both, they are the ones it reports.
@@ -39,12 +40,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, it cannot be read, it holds more than tensors,
             or no state dict.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; --checkpoint takes the weight file in it")
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such weight file; --checkpoint takes .pth, .pt or .safetensors"
-        )
+    check_weight_file(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file; a weight file is needed")
     try:

@@ -199,6 +199,9 @@ class Trainer:
             return
         more_parts = 2 * recipe.accumulate
         self.model.train()
+        if recipe.compile != "off":
+            takes = "about a minute" if recipe.compile == "model" else "some seconds"
+            self.listener.note(f"the first step compiles the network, which takes {takes}")
         self.listener.start("train", recipe.total_steps)
         with SignalWatch() as watch, self._log() as log, self._event_log() as events:
             self._stop_if_asked(watch, resume_command)

@@ -14,7 +14,7 @@ from mecq_cli.errors import DataError, UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
 from mecq_cli.models.classes import match_classes
-from mecq_cli.runs import Target, resolve_target
+from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
@@ -39,7 +39,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     started = time.perf_counter()
     device = pick_device(config.device)
     target = resolve_target(config.target)
-    settings = settings_of(target.run)
+    settings = settings_of(_run_of(target))
     split = evaluation_split(settings, config.data, config.split)
     opened = _open(config, target, split, device)
     classes = match_classes(
@@ -68,6 +68,14 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         "split": split.name,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _run_of(target: Target) -> RunFolder | None:
+    """The run that a target is, or whose artifact or ONNX file it is."""
+    if target.run is not None or target.path is None:
+        return target.run
+    run = RunFolder(target.path.parent)
+    return run if run.summary.is_file() else None
 
 
 def _open(config: EvalConfig, target: Target, split: Split, device: torch.device) -> Opened:

@@ -228,7 +228,7 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
         return None
     make_latest(run)
     summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-    return summary
+    return {**summary, "run": str(run.path)}  # which may have been moved
 
 
 def _open(
