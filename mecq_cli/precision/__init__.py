@@ -1,0 +1,35 @@
+"""Mixed precision: how many bits the weights of each layer get, where a target says how many in all.
+
+`sensitivities` measures what rounding a layer costs, at each number of bits; `target` counts what
+it takes of the budget; `program` picks one number for each layer, at the least cost within it.
+"""
+
+from __future__ import annotations
+
+from mecq_cli.precision.allotment import Allotment, Reached, allot, reached
+from mecq_cli.precision.choices import CANDIDATES, Choice, choices_of
+from mecq_cli.precision.program import Solution, solve
+from mecq_cli.precision.sensitivities import (
+    SENSITIVITIES,
+    Sensitivities,
+    measure,
+    require_sensitivity,
+)
+from mecq_cli.precision.target import Target
+
+__all__ = [
+    "CANDIDATES",
+    "SENSITIVITIES",
+    "Allotment",
+    "Choice",
+    "Reached",
+    "Sensitivities",
+    "Solution",
+    "Target",
+    "allot",
+    "choices_of",
+    "measure",
+    "reached",
+    "require_sensitivity",
+    "solve",
+]
