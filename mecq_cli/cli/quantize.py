@@ -41,6 +41,32 @@ def quantize(
             metavar="A", help="Bits of the activations: 1 to 8, 32 is float.", rich_help_panel=_BITS
         ),
     ] = None,
+    target_avg_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="B",
+            help="Instead of --wbits: so many bits a weight on average, such as 2.5; each layer "
+            "gets its own number.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Likewise: the bytes of all weights packed, such as 300kB or 1.2MB.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="coding|hessian|loss",
+            help="What such a target goes by: what rounding a layer does to the features, by the "
+            "loss's curvature, or to the outputs (default coding).",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
     first_last_bits: Annotated[
         int | None,
         typer.Option(
@@ -391,6 +417,8 @@ def quantize(
     """Example: [bold]mecq quantize resnet18 --wbits 4 --abits 4 --data DIR[/bold]
 
     Train a model with quantized weights and activations, and write it down as integers.
+
+    Each layer its own bits: [bold]mecq quantize resnet18 --target-avg-bits 2.5 --abits 4 ...[/bold]
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve

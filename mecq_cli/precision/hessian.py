@@ -54,7 +54,7 @@ def curvature_costs(
     for choice, weight, trace in zip(choices, weights, traces, strict=True):
         mean = max(trace, 0.0) / choice.weights  # of an estimate that may fall below zero
         costs[choice.name] = {
-            bits: 0.5 * mean * float((rounded(weight, bits, make) - weight).square().sum())
+            bits: 0.5 * mean * float((rounded(weight, bits, make) - weight.detach()).square().sum())
             for bits in choice.bits
         }
     return costs
@@ -89,10 +89,13 @@ def _traces(
                 for w in weights
             ]
             products = torch.autograd.grad(slopes, weights, signs, retain_graph=True)
-            found = [(v * hv).sum(dtype=torch.float64) for v, hv in zip(signs, products, strict=True)]
+            found = [
+                (v * hv).sum(dtype=torch.float64) for v, hv in zip(signs, products, strict=True)
+            ]
             totals += torch.stack(found) * (len(part) / probes)
         told()
-    return (totals / len(images)).tolist()  # type: ignore[no-any-return]
+    traces: list[float] = (totals / len(images)).tolist()
+    return traces
 
 
 def _weight(site: object) -> Tensor:

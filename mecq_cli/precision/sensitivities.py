@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mecq_cli.calibration import float_mode
-from mecq_cli.errors import NumericError, UsageError
+from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.precision.choices import Choice
@@ -29,16 +28,8 @@ Sensitivities = dict[str, dict[int, float]]
 _TASK = "sensitivity"
 
 
-def require_sensitivity(name: str) -> None:
-    """Raise UsageError unless there is one of that name."""
-    if name not in SENSITIVITIES:
-        near = get_close_matches(name.lower(), SENSITIVITIES, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UsageError(f"--sensitivity: got {name!r}; {hint}allowed: {', '.join(SENSITIVITIES)}")
-
-
 def measure(
-    kind: str,
+    kind: Sensitivity,
     model: QuantizedModel,
     images: Tensor,
     choices: Sequence[Choice],
@@ -61,10 +52,8 @@ def measure(
         listener: hears of the progress.
 
     Raises:
-        UsageError: no such sensitivity.
         NumericError: one that is not finite.
     """
-    require_sensitivity(kind)
     listener = listener or Listener()
     wanted = [choice for choice in choices if choice.open]
     with float_mode(model):
