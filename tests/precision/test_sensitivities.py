@@ -153,7 +153,7 @@ def test_the_trace_is_that_of_the_hessian(digits: tuple[QuantizedModel, Tensor])
     site = next(site for site in model.sites() if site.name == "one.0")
     weight = site.get_parameter("weight")
     with float_mode(model):
-        goal = model(images).softmax(1).detach()
+        goal: Tensor = model(images).softmax(1).detach()
 
         def loss(values: Tensor) -> Tensor:
             replaced = {f"graph.{path(model, weight)}": values}
