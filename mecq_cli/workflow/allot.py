@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mecq_cli.config import Allotted, QuantizeConfig, whole_bits
+from mecq_cli.config import TARGETS, Allotted, QuantizeConfig, from_toml, whole_bits
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.models.loading import LoadedModel
@@ -41,6 +42,17 @@ Row = dict[str, Any]
 def is_pending(config: QuantizeConfig) -> bool:
     """Whether bits are to be allotted: there is a target, and no run that has met it already."""
     return config.target is not None and not config.allotted
+
+
+def as_stored(config: QuantizeConfig, file: Path) -> QuantizeConfig:
+    """The settings with the bits of a run that met the same target, if that is what ``file`` is."""
+    if not file.is_file():
+        return config
+    stored = from_toml(file)
+    same = all(getattr(stored, key) == getattr(config, key) for key in (*TARGETS, "sensitivity"))
+    if not same or not stored.allotted:
+        return config
+    return config.model_copy(update={"allotted": stored.allotted, "wbits": stored.wbits})
 
 
 def with_bits(

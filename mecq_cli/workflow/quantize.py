@@ -204,11 +204,9 @@ def _quantize(
         tracking.require()
     job = _open(config, origins, listener, splits, model, processes)
     if config.dry_run:
-        _allot(job)
+        if job.config.target:
+            _allot(job)
         return _dry_run(job)
-    pending = allot.is_pending(job.config)
-    if not pending:
-        job.config = _resolved(job.config, job.recipe)
     config = job.config
     with ExitStack() as folder:
         run = processes.from_first(lambda: folder.enter_context(create_run(config)))
@@ -222,10 +220,11 @@ def _quantize(
             # Calibration, evaluation and statistics may run out of memory as well as a step.
             advising(job.recipe.batch_size, lambda: command if run.has_begun else None),
         ):
-            if pending:  # so that it can be continued already, if it is stopped meanwhile
-                _store_settings(job, run)
+            if allot.is_pending(config):
+                _continue_allotment(job, run)
+                _store_settings(job, run)  # it can be continued already, if it is stopped here
                 _allot(job)
-                job.config = _resolved(job.config, job.recipe)
+            job.config = _resolved(job.config, job.recipe)
             _store_settings(job, run)
             return _work(job, run, command, started)
 
@@ -235,16 +234,23 @@ def _store_settings(job: Job, run: RunFolder) -> None:
         atomic_write(run.config, to_toml(job.config).encode(), force=True)
 
 
+def _continue_allotment(job: Job, run: RunFolder) -> None:
+    """Take the bits that a run to continue has, where a program gives its settings anew."""
+    if job.config.resume:
+        known = partial(allot.as_stored, job.config, run.config)
+        job.config = job.processes.from_first(known)
+
+
 def _allot(job: Job) -> None:
     """Find the bits of the layers, where a target asks for it; the recipe depends on them."""
-    if not allot.is_pending(job.config):
-        return
-    with job.phases("sensitivity"):
-        found = allot.with_bits(
-            job.config, job.loaded, job.device,
-            lambda images: job.some_images(CALIBRATION_EPOCH, images)[0], job.listener,
-        )  # fmt: skip
-        config, job.allotment = job.processes.broadcast(found)
+    config = job.config
+    if allot.is_pending(config):
+        with job.phases("sensitivity"):
+            found = allot.with_bits(
+                config, job.loaded, job.device,
+                lambda images: job.some_images(CALIBRATION_EPOCH, images)[0], job.listener,
+            )  # fmt: skip
+            config, job.allotment = job.processes.broadcast(found)
     job.config = config
     job.recipe = choose(
         config, job.recipe.steps_per_epoch, job.recipe.batch_size, job.device,

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from mecq_cli.config import from_toml
+from mecq_cli.config import from_toml, resolve
 from mecq_cli.errors import NumericError
+from mecq_cli.events import Listener
 from mecq_cli.precision import measure
 from mecq_cli.workflow import allot as allotting
 from mecq_cli.workflow import quantize as workflow
+from mecq_cli.workflow.quantize import quantize as quantize_config
 from tests.e2e.command import Done, mecq
 
 MORE = (
@@ -108,6 +110,11 @@ def test_a_stopped_run_keeps_its_allotment(
         assert done["allotment"][key] == mixed["allotment"][key]
     artifacts = [(place / run / "model.safetensors").read_bytes() for run in ("again", "mixed")]
     assert artifacts[0] == artifacts[1]
+
+    new, _ = resolve(place / "mixed.toml", {"target_avg_bits": 2.5})
+    settings_again = new.model_copy(update={"output": place / "again", "resume": True})
+    (place / "again" / "summary.json").unlink()
+    assert quantize_config(settings_again, {}, Listener())["wbits"] == mixed["wbits"]
 
     once_more = quantize(
         place, "--output", "copy", "--epochs", "0", "--json", file="mixed/config.toml"
