@@ -45,12 +45,21 @@ def filled(text: str, folder: Path) -> str:
 
 
 def _compare(table: Table, records: Sequence[Record]) -> Iterable[str]:
-    yield "| bits | arm | seeds | mean | spread | drop from FP | minutes |"
-    yield "|---|---|---|---|---|---|---|"
+    more = " weights, kB |" if table.sizes else ""
+    yield f"| bits | arm | seeds | mean | spread | drop from FP | minutes |{more}"
+    yield f"|---|---|---|---|---|---|---|{'---|' if more else ''}"
     for bits, arms in table.arms.items():
         for arm in arms:
             mine = _of(records, bits, arm.name)
-            yield f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
+            cells = f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
+            yield f"{cells} {_size(mine)} |" if more else cells
+
+
+def _size(records: Sequence[Record]) -> str:
+    """Of the weights with scales and biases, the mean over the seeds: each may allot otherwise."""
+    if not records:
+        return ""
+    return f"{statistics.fmean(int(r['weight_bytes']) for r in records) / 1000:.1f}"
 
 
 def _of(records: Sequence[Record], bits: Bits, arm: str) -> list[Record]:
@@ -59,7 +68,7 @@ def _of(records: Sequence[Record], bits: Bits, arm: str) -> list[Record]:
 
 
 def _label(bits: Bits) -> str:
-    return f"W{bits[0]} A{bits[1]}"
+    return f"W{bits[0]:g} A{bits[1]}"
 
 
 def _cells(records: Sequence[Record], wanted: int) -> str:
