@@ -53,7 +53,8 @@ def _usage(error: typer.TyperException) -> str:
 
     cause = error.__cause__
     if not (isinstance(error, typer.BadParameter) and isinstance(cause, ValidationError)):
-        message = error.format_message().removesuffix(".")
+        # A group without a command says nothing: it shows its help.
+        message = error.format_message().removesuffix(".") or "missing: a command"
         context = getattr(error, "ctx", None)
         if context is None or message.endswith("?"):
             return message

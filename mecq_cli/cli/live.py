@@ -58,7 +58,9 @@ class QuietListener(Listener):
         self._say(f"warning: {text}", "yellow")
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(one_line(text), style=style), soft_wrap=True)
+        # A terminal breaks between words; the line of a file stays one.
+        whole = not self._console.is_terminal
+        self._console.print(Text(one_line(text), style=style), soft_wrap=whole)
 
 
 class PlainListener(QuietListener):

@@ -449,4 +449,5 @@ def quantize(
         return
     render.show(document, render.summary, as_json=as_json)
     if not (as_json or quiet):
+        render.advice(document)
         render.next_command(render.after_quantize(document))

@@ -77,6 +77,26 @@ def after_quantize(document: Document) -> list[str]:
     return about_run("export", run)
 
 
+LARGE_DROP = 5.0
+"""Points of top-1 below the float model from which on advice is given."""
+
+
+def advice(document: Document) -> None:
+    """Where much accuracy was lost, say on stderr what to try."""
+    reference, top1 = document.get("fp_top1"), document.get("top1")
+    if not document.get("fp_trained", True) or reference is None or top1 is None:
+        return
+    if reference - top1 < LARGE_DROP:
+        return
+    ways = ["--recipe best or more --epochs"]
+    if document["abits"] < 4:
+        ways.append("--abits 4 (the file stays as small)")
+    if document["wbits"] < 4:
+        ways.append(f"--wbits {document['wbits'] + 1}")
+    text = f"{reference - top1:.1f} points below float; to lose less: {', '.join(ways)}"
+    Console(stderr=True, highlight=False).print(Text(text), soft_wrap=True)
+
+
 def about_run(command: str, run: str) -> list[str]:
     """A command on a run; the latest one need not be named."""
     from mecq_cli.runs import latest_run
@@ -103,7 +123,11 @@ def summary(document: Document) -> Iterable[RenderableType]:
     yield _title(f"{document['model']}, W{document['wbits']} A{document['abits']}")
     table = _pairs()
     reference = document.get("fp_top1")
-    table.add_row("float top-1", _percent(reference))
+    if document.get("fp_trained", True):
+        table.add_row("float top-1", _percent(reference))
+    else:
+        table.add_row("float top-1", f"{_percent(reference)}  (untrained: no measure)")
+        reference = None
     for key, label in (("simulator_top1", "quantized, simulator"), ("top1", "quantized, integer")):
         table.add_row(label, _percent(document.get(key)) + _drop(document.get(key), reference))
     _add_allotment(table, document.get("allotment"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -103,9 +104,16 @@ def fit_state_dict(
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("format", "")
+        if not kind.startswith("mecq"):
+            return load_file(path)
     except Exception as error:
         raise _damaged(path, error) from error
+    raise CheckpointError(
+        f"{path} is a file of a quantized network ({kind}); --checkpoint takes the float weights "
+        "that it is made from, and TARGET of mecq eval, export and predict an integer model"
+    )
 
 
 def _read_torch(path: Path) -> object:

@@ -58,11 +58,16 @@ def _headline(document: Document) -> Iterator[str]:
     summary = document["summary"]
     fp, top1 = summary.get("fp_top1"), summary.get("top1")
     if summary:
-        drop = "" if fp is None or top1 is None else f"{signed(top1 - fp)} points against float"
+        trained = summary.get("fp_trained", True)
+        known = trained and fp is not None and top1 is not None
+        drop = f"{signed(top1 - fp)} points against float" if known else ""
+        of_float = f"on {summary.get('images', 0):,} images"
+        if not trained:
+            of_float = "its last layer, or all of it, was untrained: no measure"
         yield html.tiles(
             [
                 ("integer top-1", percent(top1), drop),
-                ("float top-1", percent(fp), f"on {summary.get('images', 0):,} images"),
+                ("float top-1", percent(fp), of_float),
                 *_size_tile(document),
                 ("verification", *_verification(document)),
             ]
@@ -97,7 +102,7 @@ def _verification(document: Document) -> tuple[str, str]:
 
 def _headline_rows(document: Document) -> Iterator[tuple[str, str]]:
     summary = document["summary"]
-    fp = summary.get("fp_top1")
+    fp = summary.get("fp_top1") if summary.get("fp_trained", True) else None
     for key, label in (
         ("fp_top1", "float network"),
         ("simulator_top1", "quantized, simulator"),

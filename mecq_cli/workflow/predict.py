@@ -43,7 +43,11 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
 
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if not path.exists():
+        raise DataError(f"{path}: no such image file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give its images, such as {path / '*.jpg'}")
+    if not path.is_file():
         # Before it is opened: opening a pipe would wait for a writer.
         raise DataError(f"cannot use image {str(path)!r}: it is not a regular file; give an image")
     transform = eval_transform(opened.preprocessing)

@@ -289,8 +289,11 @@ def _open(
             img_size=config.img_size,
             crop_pct=config.crop_pct,
         )
-    untrained = loaded.weights == "random" or config.reset_classifier
-    if untrained and config.distill and origins.get("distill", "default") == "default":
+    if (
+        not _is_trained(loaded, config)
+        and config.distill
+        and origins.get("distill", "default") == "default"
+    ):
         listener.note("the float classifier is random: nothing to distil from it")
         config = config.model_copy(update={"distill": False})
     if loaded.weights == "random" and origins.get("mec_views", "default") == "default":
@@ -318,6 +321,11 @@ def _open(
     recipe = choose(config, steps, batch_size, device, tokens=of_tokens(loaded.module))
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(config, device, loaded, classes, train, val, recipe, listener, processes, workers)
+
+
+def _is_trained(loaded: LoadedModel, config: QuantizeConfig) -> bool:
+    """Whether the float model knows the classes: else its accuracy is that of guessing."""
+    return loaded.weights != "random" and not config.reset_classifier
 
 
 def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
@@ -526,6 +534,7 @@ def _finish(
         "abits": job.config.abits,
         **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
         "fp_top1": trainer.progress.facts["fp_top1"],
+        "fp_trained": _is_trained(job.loaded, job.config),
         "simulator_top1": simulator_top1,
         "top1": top1,
         "images": images,

@@ -328,6 +328,18 @@ def test_a_result_is_a_table_and_the_next_command(
     assert run(QUANTIZE) == 0
     assert capsys.readouterr().err == "next: mecq quantize --resume --output runs/x\n"
 
+    replace("quantize", lambda *_: {**SUMMARY, "top1": 80.0})
+    assert run(QUANTIZE) == 0
+    assert capsys.readouterr().err == (
+        "12.5 points below float; to lose less: --recipe best or more --epochs, "
+        "--abits 4 (the file stays as small), --wbits 3\nnext: mecq export runs/x\n"
+    )
+
+    replace("quantize", lambda *_: {**SUMMARY, "fp_top1": 33.33, "fp_trained": False})
+    assert run(QUANTIZE) == 0
+    assert "33.33 %  (untrained: no measure)" in (shown := capsys.readouterr().out)
+    assert "88.10 %\n" in shown, "nothing to compare with"
+
     assert run([*QUANTIZE, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -345,7 +357,7 @@ def test_a_result_is_a_table_and_the_next_command(
         ([*QUANTIZE, "--wbits", "9"], "--wbits: got 9; allowed: 1 to 8, or 32"),
         ([*QUANTIZE, "--config", "no.toml"], "settings file no.toml: No such file"),
         (["quantize"], "missing: MODEL, --wbits, --abits, --data"),
-        (["predict", "runs/x"], "Missing argument 'IMAGE'"),
+        (["predict", "runs/x"], "Missing argument 'IMAGE'; see mecq predict --help"),
         (["export", "--images", "0"], "--images: got 0; allowed: 1 or more"),
     ],
 )
