@@ -206,7 +206,9 @@ class SmallBranches(nn.Module):
         super().__init__()
         self.stem = Standardized(channels, width, 3, padding=1)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, k, padding=k // 2), nn.BatchNorm2d(width), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(width, width, k, padding=k // 2), nn.BatchNorm2d(width), nn.ReLU()
+            )
             for k in (1, 3)
         )  # fmt: skip
         self.squeeze, self.choose = nn.Conv2d(width, 4, 1), nn.Conv2d(4, 2 * width, 1)

@@ -220,9 +220,7 @@ def concat(reader: Reader, node: FxNode) -> None:
     reader.alias[node] = joined(reader, module_path(node), names, place.shape, place.axis(axis))
 
 
-def joined(
-    reader: Reader, base: str, names: list[str], shape: tuple[int, ...], axis: int
-) -> str:
+def joined(reader: Reader, base: str, names: list[str], shape: tuple[int, ...], axis: int) -> str:
     """The layer of ``shape`` that others are joined to along an axis, counted from 1."""
     path = f"{base}.concat".lstrip(".")
     if axis == 1:

@@ -118,9 +118,7 @@ def attention(reader: Reader, node: FxNode) -> None:
     k = reader.append(f"{base}.keys", "transpose", [reader.source(k)], turned, attributes=order)
     scores = (*shape[:-1], keys[-2])
     attributes = {"factor": factor}
-    name = reader.append(
-        f"{base}.scores", "matmul", [query, k], scores, attributes=attributes
-    )
+    name = reader.append(f"{base}.scores", "matmul", [query, k], scores, attributes=attributes)
     if mask is not None:
         if not reader.is_constant(mask):
             terms = [name, reader.source(mask)]
