@@ -44,6 +44,7 @@ from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
 from mecq_cli.models.classes import ClassMap, match_classes
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
@@ -377,7 +378,7 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
-    plain.to(memory_format=torch.channels_last)
+    channels_last(plain)
     teacher = None
     with deferring():
         if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
@@ -389,7 +390,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
             if isinstance(teacher, IntegerTeacher):
                 listener.note("the float model teaches by its integers of 8 bits")
         model = insert_quantizers(job.loaded, config).to(job.device)
-        model.to(memory_format=torch.channels_last)
+        channels_last(model)
     if job.allotment is not None:
         allot.tell(config, model, listener)
     _describe(job, model)
