@@ -44,7 +44,7 @@ def calibrate(
     share = max(SAMPLE // max(count, 1), 1)
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
     fresh = [norm for norm in norms if to_be_trained and _is_fresh(norm)]
-    with _float_mode(model), _listening(model, samples, share):
+    with float_mode(model), _listening(model, samples, share):
         for images in batches:
             for norm in fresh:
                 several = len(images) > 1  # one has no variance
@@ -90,7 +90,7 @@ def _listening(
 
 
 @contextmanager
-def _float_mode(model: nn.Module) -> Iterator[None]:
+def float_mode(model: nn.Module) -> Iterator[None]:
     """Real values through the training path: no rounding, FP statistics, no dropout."""
     was_training = model.training
     quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]

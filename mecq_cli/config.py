@@ -20,6 +20,7 @@ run again. Keys are the names of the fields below; per-layer overrides are ``[[l
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from pydantic import Field, model_validator
 
 from mecq_cli.errors import UsageError
 from mecq_cli.settings import (
+    AverageBits,
     Bits,
     Count,
     CountOrZero,
@@ -47,6 +49,7 @@ from mecq_cli.settings import (
     SettingsModel,
     Share,
     Sites,
+    Size,
     UserPath,
     absolute_data,
     label_of,
@@ -96,6 +99,24 @@ class LayerOverride(Settings):
         return self
 
 
+class Allotted(Settings):
+    """Bits that a target gave the weights of a layer.
+
+    Attributes:
+        layer: its name.
+        wbits: bits of its weights.
+        sensitivity: what rounding it alone to those bits costs, as it was measured.
+    """
+
+    layer: Name
+    wbits: Bits
+    sensitivity: float
+
+
+TARGETS = ("target_avg_bits", "target_size")
+_SETTLED_BY_TARGET = ("wbits", "allotted", *TARGETS)
+
+
 class QuantizeConfig(Settings):
     """What ``mecq quantize`` does.
 
@@ -104,7 +125,12 @@ class QuantizeConfig(Settings):
 
     Attributes:
         model: timm name, "torchvision/NAME" or one of our CIFAR ResNets.
-        wbits, abits: bits of weights and activations, 1 to 8, or 32 for float.
+        wbits, abits: bits of weights and activations, 1 to 8, or 32 for float. With a target,
+            ``wbits`` is the whole number next to the average, which the weight decay goes by.
+        target_avg_bits: bits of a weight, on average over the layers that ``wbits`` would govern.
+        target_size: bytes of all packed weights, with their scales and biases, such as "300kB".
+        sensitivity: what a target is met by: what rounding a layer costs, see mecq_cli.precision.
+        allotted: the bits of each layer that a target led to; empty until they are measured.
         data: images with a training and an evaluation split: a folder, tar files, wds/PATH or
             hfds/NAME (see mecq_cli.data.sources).
         checkpoint: weights to start from; else the library's pretrained ones.
@@ -167,6 +193,9 @@ class QuantizeConfig(Settings):
     checkpoint: UserPath | None = None
     pretrained: bool = True
     reset_classifier: bool = False
+    target_avg_bits: AverageBits | None = None
+    target_size: Size | None = None
+    sensitivity: Literal["coding", "hessian", "loss"] = "coding"
     first_last_bits: Bits = 8
     residual_bits: ResidualBits = 8
     reduce_range: bool = False
@@ -217,6 +246,14 @@ class QuantizeConfig(Settings):
     dry_run: bool = False
     force: bool = False
     layers: Annotated[tuple[LayerOverride, ...], Field(strict=False)] = ()
+    allotted: Annotated[tuple[Allotted, ...], Field(strict=False)] = ()
+
+    @property
+    def target(self) -> str | None:
+        """The target as it was given, for people; None without one."""
+        if self.target_avg_bits is not None:
+            return f"--target-avg-bits {self.target_avg_bits:g}"
+        return None if self.target_size is None else f"--target-size {self.target_size}"
 
     @model_validator(mode="after")
     def _has_both_views(self) -> QuantizeConfig:
@@ -354,6 +391,7 @@ def resolve(
         raise UsageError("--resume: which run? give --output RUN; runs/latest names the latest")
     if values.get("resume") and isinstance(output, (str, Path)):
         _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
+    _settle_wbits(values, origins)
     return validated(QuantizeConfig, values, origins, file), origins
 
 
@@ -365,9 +403,45 @@ def _gathered(
     origins: dict[str, Origin] = dict.fromkeys(QuantizeConfig.model_fields, "default")
     for origin, source in sources.items():
         given = {key: value for key, value in source.items() if value is not None}
+        if given.keys() & {"wbits", *TARGETS}:
+            # Another answer to the same question, which takes the place of an earlier one.
+            for key in _SETTLED_BY_TARGET:
+                values.pop(key, None)
+                origins[key] = "default"
+        elif "sensitivity" in given and values.pop("allotted", None):
+            values.pop("wbits", None)
         values |= given
         origins |= dict.fromkeys(given, origin)
     return values, origins
+
+
+def _settle_wbits(values: dict[str, Any], origins: Mapping[str, Origin]) -> None:
+    """Where a target allots the bits, ``wbits`` follows from it; what does not go together.
+
+    Raises:
+        UsageError: two targets, or a target and wbits.
+    """
+    given = [key for key in TARGETS if values.get(key) is not None]
+    if not given:
+        return
+    labels = [label_of(key, origins.get(key, "default")) for key in given]
+    if len(given) == 2:
+        raise UsageError(f"{labels[0]} and {labels[1]}: both say how small; give one of them")
+    if values.get("allotted"):
+        return
+    if "wbits" in values and origins.get("wbits") != "checkpoint":
+        raise UsageError(
+            f"{label_of('wbits', origins.get('wbits', 'default'))} and {labels[0]}: the target "
+            "allots the bits of the weights; leave one of them out"
+        )
+    average = values.get("target_avg_bits")
+    known = isinstance(average, (int, float)) and 1 <= average <= 8
+    values["wbits"] = whole_bits(float(average)) if known and average is not None else 4
+
+
+def whole_bits(average: float) -> int:
+    """The whole number next to an average of bits; of two, the lower."""
+    return min(max(math.ceil(average - 0.5), 1), 8)
 
 
 def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
@@ -387,6 +461,7 @@ def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> di
     own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
     read = {} if file is None else read_toml(file)
     values, origins = _gathered({"run": own, "file": read, "flag": flags})
+    _settle_wbits(values, origins)
     required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]
     missing = [key for key in required if key not in values]
     # Any value of the type will do for the check.
@@ -446,7 +521,7 @@ def _comparable(value: Any) -> Any:
     """Per-layer overrides as dictionaries, however they were given."""
     if isinstance(value, (list, tuple)):
         return [
-            item.model_dump(exclude_none=True) if isinstance(item, LayerOverride) else item
+            item.model_dump(exclude_none=True) if isinstance(item, Settings) else item
             for item in value
         ]
     return value
@@ -470,10 +545,11 @@ def read_toml(path: Path) -> dict[str, Any]:
                 f"settings file {path}: '{key}' is a flag only: {label_of(key, 'flag')}"
             )
         _check_key(key, set(QuantizeConfig.model_fields) - FLAG_ONLY, str(path))
-    overrides = document.get("layers", [])
-    for override in overrides if isinstance(overrides, list) else []:
-        for key in override if isinstance(override, dict) else {}:
-            _check_key(key, set(LayerOverride.model_fields), f"{path}, [[layers]]")
+    for name, kind in (("layers", LayerOverride), ("allotted", Allotted)):
+        tables = document.get(name, [])
+        for table in tables if isinstance(tables, list) else []:
+            for key in table if isinstance(table, dict) else {}:
+                _check_key(key, set(kind.model_fields), f"{path}, [[{name}]]")
     return document
 
 
@@ -484,7 +560,9 @@ def from_toml(path: Path) -> QuantizeConfig:
         UsageError: as `read_toml`, or a value is missing or out of its range.
     """
     values = read_toml(path)
-    return validated(QuantizeConfig, values, dict.fromkeys(values, "file"), path)
+    origins: dict[str, Origin] = dict.fromkeys(values, "file")
+    _settle_wbits(values, origins)
+    return validated(QuantizeConfig, values, origins, path)
 
 
 def to_toml(config: QuantizeConfig) -> str:
@@ -500,7 +578,9 @@ def to_toml(config: QuantizeConfig) -> str:
         if isinstance(value, Path):
             values[key] = str(value.absolute())
     values["data"] = absolute_data(config.data)
-    # TOML wants tables after the plain keys, and `layers` is the last field.
+    if config.target and not config.allotted:
+        del values["wbits"]  # a guess, until the bits are allotted
+    # TOML wants tables after the plain keys, and these are the last fields.
     return tomli_w.dumps(values)
 
 

@@ -172,7 +172,9 @@ def _make_folder(config: QuantizeConfig) -> tuple[RunFolder, bool]:
         _make(config.output, exist_ok=True)
         return RunFolder(config.output), is_new
     model = re.sub(r"[^\w.-]+", "-", config.model.removeprefix(OWN))
-    stem = f"{model}-w{config.wbits}a{config.abits}-{time.strftime('%Y%m%d-%H%M%S')}"
+    wbits = config.target_size or f"{config.target_avg_bits or config.wbits:g}"
+    bits = re.sub(r"[^\w.]+", "", f"w{wbits}a{config.abits}")
+    stem = f"{model}-{bits}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = RUNS / stem, 1
     while not _make(path, exist_ok=False):
         number += 1

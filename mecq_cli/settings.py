@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +32,7 @@ def _within(words: str, check: Callable[[Any], bool]) -> AfterValidator:
 Bits = Annotated[
     int, _within("1 to 8, or 32 to leave it in float", lambda v: 1 <= v <= 8 or v == 32)
 ]
+AverageBits = Annotated[float, _within("1 to 8", lambda v: 1 <= v <= 8)]
 ResidualBits = Annotated[int, _within("8, or 32 to leave it in float", lambda v: v in (8, 32))]
 Count = Annotated[int, _within("1 or more", lambda v: v >= 1)]
 CountOrZero = Annotated[int, _within("0 or more", lambda v: v >= 0)]
@@ -59,6 +61,23 @@ Sites = Annotated[str, _joined(*SITES)]
 # The names are those of mecq_cli.entropy.EXPERTS, which is not imported: it needs torch.
 EXPERTS = ("linear", "head_order1", "head_order2", "centred", "chebyshev", "exact")
 Experts = Annotated[str, _joined("all", *EXPERTS)]
+
+_SIZE_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+
+
+def bytes_of(size: str) -> int | None:
+    """Bytes that a text such as 300kB, 1.2MB, 4 MiB or 65536 says; None where it says none."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", size.strip(), re.IGNORECASE)
+    if found is None or found[2].lower() not in _SIZE_UNITS:
+        return None
+    return int(float(found[1]) * _SIZE_UNITS[found[2].lower()] + 1e-6)
+
+
+Size = Annotated[str, _within("a size, such as 300kB or 1.2MB", lambda v: bool(bytes_of(v)))]
+"""Kept as it was written."""
+
 UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
 OWN = "python:"

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
+from mecq_cli.integer.packing import layer_bytes
 
 _LISTED = (
     "quantize",
@@ -74,7 +75,7 @@ def ideal_bytes(node: Node) -> int:
     if node.weight_bits is None:
         return 0
     shape = node.tensors["weight"].shape
-    return math.ceil(math.prod(shape) * node.weight_bits / 8) + 8 * int(shape[0])
+    return layer_bytes(math.prod(shape), int(shape[0]), node.weight_bits)
 
 
 def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:

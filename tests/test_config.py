@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import pytest
 from mecq_cli.config import (
     CHANGEABLE_ON_RESUME,
     FLAG_ONLY,
+    Allotted,
     DemoConfig,
     EvalConfig,
     ExportConfig,
     LayerOverride,
     QuantizeConfig,
+    explain,
     from_flags,
     from_toml,
     resolve,
     to_toml,
 )
 from mecq_cli.errors import UsageError
+from mecq_cli.settings import bytes_of
 
 FLAGS: dict[str, Any] = {"model": "resnet18", "wbits": 2, "abits": 4, "data": Path("images")}
 
@@ -163,6 +167,83 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_to_change_them(tmp_pat
         resolve(None, {**resuming, "lr": 0.1})
 
 
+TARGET: dict[str, Any] = {"model": "resnet18", "abits": 4, "data": "images"}
+ALLOTTED = {"layer": "conv1", "wbits": 3, "sensitivity": 0.1}
+
+
+def test_a_target_takes_the_place_of_wbits() -> None:
+    for average, whole in ((1.2, 1), (2.5, 2), (2.6, 3), (8, 8)):
+        config, origins = resolve(None, {**TARGET, "target_avg_bits": float(average)})
+        assert (config.wbits, config.sensitivity, origins["wbits"]) == (whole, "coding", "default")
+    assert resolve(None, {**TARGET, "target_size": "0.5 MiB"})[0].target_size == "0.5 MiB"
+    for size, count in (
+        ("300kB", 300_000),
+        ("1.2mb", 1_200_000),
+        ("2 KiB", 2048),
+        ("65536", 2**16),
+    ):
+        assert bytes_of(size) == count
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"target_avg_bits": 9.0}, "--target-avg-bits: got 9.0; allowed: 1 to 8"),
+        ({"target_avg_bits": 0.5}, "--target-avg-bits: got 0.5; allowed: 1 to 8"),
+        (
+            {"target_size": "big"},
+            "--target-size: got 'big'; allowed: a size, such as 300kB or 1.2M",
+        ),
+        (
+            {"target_size": "0kB"},
+            "--target-size: got '0kB'; allowed: a size, such as 300kB or 1.2M",
+        ),
+        ({"target_avg_bits": 2.5, "target_size": "9kB"}, "both say how small; give one of them"),
+        ({"target_avg_bits": 2.5, "wbits": 2}, "--wbits and --target-avg-bits: the target allots"),
+        (
+            {"target_avg_bits": 2.5, "sensitivity": "los"},
+            "--sensitivity: got 'los'; allowed: coding, hessian or loss",
+        ),
+    ],
+)
+def test_a_wrong_target_is_named(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        resolve(None, {**TARGET, **flags})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_keeps_its_allotment_until_another_target_is_given(tmp_path: Path) -> None:
+    config, _ = resolve(None, {**TARGET, "data": str(tmp_path), "target_avg_bits": 2.5})
+    begun = write(tmp_path / "config.toml", to_toml(config))
+    assert from_toml(begun) == config
+    resuming = {"resume": True, "output": tmp_path}
+    assert resolve(None, resuming)[0].allotted == ()
+
+    met = config.model_copy(update={"allotted": (Allotted.model_validate(ALLOTTED),), "wbits": 3})
+    file = write(tmp_path / "config.toml", to_toml(met))
+    assert from_toml(file) == met
+    for flags in (
+        resuming,
+        {**resuming, "target_avg_bits": 2.5},
+        {**resuming, "model": "resnet18"},
+    ):
+        again, _ = resolve(None, flags)
+        assert (again.wbits, again.allotted) == (3, met.allotted)
+    assert resolve(file, {"lr": 0.1})[0].allotted == met.allotted
+    changes: tuple[dict[str, Any], ...] = (
+        {"target_avg_bits": 4.0},
+        {"target_size": "9kB"},
+        {"sensitivity": "loss"},
+    )
+    assert all(resolve(file, change)[0].allotted == () for change in changes)
+    plain, _ = resolve(file, {"wbits": 4})
+    assert (plain.wbits, plain.target, plain.allotted) == (4, None, ())
+    with pytest.raises(UsageError, match=r"--target-avg-bits: got 3.0, but .* started with 2.5"):
+        resolve(None, {**resuming, "target_avg_bits": 3.0})
+    shown = explain(None, {"target_avg_bits": 3.4}, None)["settings"]
+    assert (shown["wbits"]["value"], shown["target_avg_bits"]["origin"]) == (3, "flag")
+
+
 def test_resume_without_a_run_and_without_flags_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run to continue"):
         resolve(None, {"resume": True, "output": tmp_path / "none"})
@@ -190,6 +271,8 @@ def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:
 
 OTHER: dict[str, Any] = {
     "model": "resnet50", "wbits": 3, "abits": 3, "pretrained": False, "reset_classifier": True,
+    "target_avg_bits": 2.5, "target_size": "90kB", "sensitivity": "loss",
+    "allotted": [{"layer": "conv1", "wbits": 3, "sensitivity": 0.1}],
     "first_last_bits": 4, "residual_bits": 32, "reduce_range": True, "val_split": 0.3,
     "img_size": 96, "crop_pct": 0.5, "epochs": 7, "max_steps": 3, "batch_size": 7, "lr": 0.7,
     "optimizer": "adamw", "weight_decay": 0.7, "scale_lr": 0.7, "warmup_epochs": 0.7, "seed": 7,
@@ -223,6 +306,9 @@ def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_pat
             resolve(None, changed)
         message, flag = str(caught.value), "--" + key.replace("_", "-")
         assert message.startswith((f"{flag}: got ", f"{key.upper()}: got ")), message
-        assert f"was started with {getattr(started, key)!r}" in message or key == "layers"
+        assert f"was started with {getattr(started, key)!r}" in message or key in (
+            "layers",
+            "allotted",
+        )
         for name in CHANGEABLE_ON_RESUME - {"output"}:
             assert "--" + name.replace("_", "-") in message

@@ -44,6 +44,32 @@ def quantize(
             metavar="A", help="Bits of the activations: 1 to 8, 32 is float.", rich_help_panel=_BITS
         ),
     ] = None,
+    target_avg_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="B",
+            help="Instead of --wbits: so many bits a weight on average, such as 2.5; each layer "
+            "gets its own number.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Likewise: the bytes of all weights packed, such as 300kB or 1.2MB.",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="coding|hessian|loss",
+            help="What such a target goes by: what rounding a layer does to the features, by the "
+            "loss's curvature, or to the outputs (default coding).",
+            rich_help_panel=_BITS,
+        ),
+    ] = None,
     first_last_bits: Annotated[
         int | None,
         typer.Option(
@@ -407,6 +433,7 @@ def quantize(
     Train a model with quantized weights and activations, and write it down
     as integers. For classes of your own in DIR/CLASS/*.jpg, without a val/:
     --reset-classifier --val-split 0.2. To try it out: --recipe quick.
+    A size instead of bits: [bold]--target-avg-bits 2.5[/bold] or --target-size 300kB.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve

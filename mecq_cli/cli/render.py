@@ -130,6 +130,7 @@ def summary(document: Document) -> Iterable[RenderableType]:
         reference = None
     for key, label in (("simulator_top1", "quantized, simulator"), ("top1", "quantized, integer")):
         table.add_row(label, _percent(document.get(key)) + _drop(document.get(key), reference))
+    _add_allotment(table, document.get("allotment"))
     _add_sizes(table, document.get("sizes"))
     if document.get("images"):
         table.add_row("measured on", f"{document['images']} images")
@@ -207,6 +208,7 @@ def sites(document: Document) -> Iterable[RenderableType]:
     yield table
     yield from _site_notes(rows)
     totals = _pairs()
+    _add_allotment(totals, document.get("allotment"))
     _add_sizes(totals, document.get("totals") or document.get("sizes"))
     if document.get("forecast"):
         _add_forecast(totals, document)
@@ -333,11 +335,17 @@ def _packed_bytes(row: Document) -> str:
     return "" if size is None else f"{size:,}"
 
 
+def _sensitivity(row: Document) -> str:
+    value = row.get("sensitivity")
+    return "" if value is None else f"{value:.1e}"
+
+
 _SITE_COLUMNS = (
     _SiteColumn("weight scales", _weight_scales),
     _SiteColumn("act. scale", _activation_scale),
     _SiteColumn("thresholds", _thresholds),
     _SiteColumn("bytes", _packed_bytes),
+    _SiteColumn("sensitivity", _sensitivity),
 )
 
 
@@ -375,6 +383,24 @@ def _add_sizes(table: Table, sizes: Document | None) -> None:
     if sizes.get("ideal_bytes"):
         over = 100 * (sizes["packed_bytes"] / sizes["ideal_bytes"] - 1)
         table.add_row("ideal size", f"{_megabytes(sizes['ideal_bytes'])} ({over:+.1f} %)")
+
+
+def _add_allotment(table: Table, allotment: Document | None) -> None:
+    """What a target came to: average and bytes, and how it was met."""
+    if not allotment:
+        return
+    asked = allotment["target_size"] or f"{allotment['target_avg_bits']:g} bits"
+    reached = f"{allotment['average_bits']:.3f} bits a weight on average, "
+    reached += f"{_megabytes(allotment['weight_bytes'])} with scales and biases"
+    table.add_row("weights", f"{reached} (target: {_plain(asked)})")
+    if allotment.get("seconds") is None:
+        return
+    proven = "the optimum" if allotment["optimal"] else f"within {100 * allotment['gap']:.2g} %"
+    table.add_row(
+        "allotted by",
+        f"{allotment['sensitivity']}, {proven}; {allotment['images']} images, "
+        f"{duration(allotment['seconds'])}",
+    )
 
 
 def _format(document: Document) -> str:

@@ -55,5 +55,5 @@ def insert(
             layer, or there is no such quantizer.
     """
     layers = capture(model, input_shape)
-    bits, classifiers = assign_bits(layers, plan)
-    return Inserter(layers, bits, classifiers, plan, tapped_layers(layers, taps), grid).build()
+    assigned = assign_bits(layers, plan)
+    return Inserter(layers, assigned, plan, tapped_layers(layers, taps), grid).build()

@@ -12,7 +12,7 @@ from mecq_cli.entropy import as_rows
 from mecq_cli.insertion.builders import BUILDERS, NEEDS
 from mecq_cli.insertion.model import QuantizedModel, site_path
 from mecq_cli.insertion.needs import FLOAT, Need
-from mecq_cli.insertion.plan import BitPlan, Bits
+from mecq_cli.insertion.plan import Assigned, BitPlan
 from mecq_cli.insertion.streams import float_values, origin
 from mecq_cli.insertion.taps import channel_axes
 from mecq_cli.insertion.values import nonnegative
@@ -38,13 +38,13 @@ class Inserter:
     def __init__(
         self,
         layers: list[Layer],
-        bits: dict[str, Bits],
-        classifiers: list[str],
+        assigned: Assigned,
         plan: BitPlan,
         taps: list[str],
         grid: int,
     ) -> None:
-        self.layers, self.bits, self.classifiers, self.plan = layers, bits, classifiers, plan
+        self.layers, self.plan = layers, plan
+        self.bits, self.classifiers, self.governed = assigned
         self.quantizers = quantizers_named(plan.quantizer)
         self.root = nn.Module()
         self.graph = fx.Graph()
@@ -65,7 +65,7 @@ class Inserter:
         logits, _ = self.reach(self.layers[-1].name, FLOAT)
         self.graph.output((logits, *(self._tapped(name) for name in self.taps)))
         graph = fx.GraphModule(self.root, self.graph)
-        return QuantizedModel(graph, self.sites, self.classifiers, self.taps)
+        return QuantizedModel(graph, self.sites, self.classifiers, self.taps, self.governed)
 
     def _tapped(self, name: str) -> fx.Node:
         """A value as its consumers see it, at the fewest bits it is converted to, as rows.

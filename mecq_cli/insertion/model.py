@@ -22,6 +22,7 @@ class QuantizedModel(nn.Module):
         taps: names of the layers whose (quantized) values the graph returns beside the logits,
             as rows [N, d].
         classifiers: names of the last layers.
+        governed: names of the layers whose weights have the bits of the plan, see `assign_bits`.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class QuantizedModel(nn.Module):
         sites: Sequence[Site],
         classifiers: list[str],
         taps: Sequence[str],
+        governed: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.graph = graph
         self.site_names = [s.name for s in sites]
         self.classifiers = classifiers
         self.taps = tuple(taps)
+        self.governed = tuple(governed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, classes]."""

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mecq_cli.errors import UsageError
 from mecq_cli.insertion.needs import PRODUCTS
@@ -46,8 +47,23 @@ class BitPlan:
     quantizer: str = "lsq"
 
 
-def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], list[str]]:
-    """Bits of each conv2d, linear and matmul layer, and the names of those that make the logits."""
+class Assigned(NamedTuple):
+    """What a plan says of the layers of a network.
+
+    Attributes:
+        bits: of each conv2d, linear and matmul layer.
+        classifiers: names of those that make the logits.
+        governed: names of those with weights whose bits are the plan's ``wbits`` where no override
+            says otherwise: neither the first, nor the last, nor a gate.
+    """
+
+    bits: dict[str, Bits]
+    classifiers: list[str]
+    governed: list[str]
+
+
+def assign_bits(layers: list[Layer], plan: BitPlan) -> Assigned:
+    """Bits of each layer that multiplies."""
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     if not products:
         raise UsageError("this model has no convolution or linear layer to quantize")
@@ -62,7 +78,8 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], li
         wbits = plan.first_last_bits if end and plan.wbits != 32 else plan.wbits
         abits = plan.first_last_bits if end and plan.abits != 32 else plan.abits
         bits[layer.name] = Bits(wbits, abits)
-    for name in gate_layers(layers):
+    gates = gate_layers(layers)
+    for name in gates:
         # Little to compute, of which every channel of the network depends.
         old = bits[name]
         bits[name] = Bits(*(32 if b == 32 else GATE_BITS for b in (old.wbits, old.abits)))
@@ -78,7 +95,8 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> tuple[dict[str, Bits], li
             bits[name] = Bits(wbits_or_none or old.wbits, abits_or_none or old.abits)
     if plan.reduce_range:
         bits = {name: replace(b, wbits=7) if b.wbits == 8 else b for name, b in bits.items()}
-    return bits, lasts
+    governed = [p.name for p in products if p.name not in ends and p.name not in gates]
+    return Assigned(bits, lasts, governed)
 
 
 def gate_layers(layers: list[Layer]) -> list[str]:

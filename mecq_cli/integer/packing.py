@@ -26,6 +26,11 @@ def packed_bytes(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
+def layer_bytes(weights: int, channels: int, bits: int) -> int:
+    """Bytes of a layer: its weights, packed or in float32, and a scale and a bias a channel."""
+    return (4 * weights if bits == 32 else packed_bytes(weights, bits)) + 8 * channels
+
+
 def pack(values: NDArray[Any], bits: int, offset: int = 0) -> NDArray[np.uint8]:
     """Integers of any shape, in C order, as uint8 [packed_bytes(values.size, bits)].
 

@@ -31,16 +31,28 @@ def layers_section(document: Document) -> Iterator[str]:
         "Weight scales have the batch norm folded in. A dash: not measured, or nothing to "
         "measure.</p>"
     )
+    columns = [
+        "layer", "operation", "bits W/A", "bytes", "weight scale", "activation scale",
+        "weight entropy", "weights clipped", "activation entropy", "activations clipped",
+    ]  # fmt: skip
+    cells = [_row(row) for row in rows if row["type"] not in _CONVERSIONS]
+    if any("sensitivity" in row for row in rows):
+        columns.append("sensitivity")
+        told = [
+            _or_dash(r.get("sensitivity"), ".1e") for r in rows if r["type"] not in _CONVERSIONS
+        ]
+        cells = [(*row, cell) for row, cell in zip(cells, told, strict=True)]
+        yield (
+            '<p class="soft">Sensitivity is what rounding the weights of this layer alone to its '
+            "bits cost before the training; by that a target gave the layers their bits.</p>"
+        )
     yield html.table(
-        [
-            "layer", "operation", "bits W/A", "bytes", "weight scale", "activation scale",
-            "weight entropy", "weights clipped", "activation entropy", "activations clipped",
-        ],
-        [_row(row) for row in rows if row["type"] not in _CONVERSIONS],
+        columns,
+        cells,
         caption="Layers in the order of execution",
-        numbers=range(2, 10),
+        numbers=range(2, len(columns)),
         kind="wide",
-    )  # fmt: skip
+    )
     notes = list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
     for note in notes:
         names = ", ".join(row["layer"] for row in rows if row.get("note") == note)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+REMEMBERED = (4,)
+"""Bytes a checkpoint holds of each value of a parameter, tensor by tensor."""
+
 
 class WeightAverage:
     """The average of a network's parameters, of which early ones are forgotten.

@@ -29,6 +29,9 @@ MOMENTUM = 0.01
 START = 4.0
 """The threshold begins at so many times its final value, before which little is decided."""
 
+REMEMBERED = (1, 1, 4, 4, 1)
+"""Bytes a checkpoint holds of each weight, tensor by tensor (`_Weight.tensors`)."""
+
 
 class _Weight:
     """What is remembered of one weight tensor."""

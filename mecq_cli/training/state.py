@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,8 +134,15 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def expected_bytes(model: QuantizedModel, optimizer: torch.optim.Optimizer) -> int:
-    """About what a checkpoint takes once training has begun; rather too much than too little."""
+def expected_bytes(
+    model: QuantizedModel, optimizer: torch.optim.Optimizer, remembered: Sequence[int] = ()
+) -> int:
+    """About what a checkpoint takes once training has begun; rather too much than too little.
+
+    Args:
+        model, optimizer: of the training.
+        remembered: bytes of each tensor that is kept of a parameter beside those.
+    """
     tensors = [*model.state_dict().values()]
     # Momentum of SGD is one tensor a parameter; Adam has two, and a counter.
     states = 2 if "betas" in optimizer.defaults else 1
@@ -145,7 +152,9 @@ def expected_bytes(model: QuantizedModel, optimizer: torch.optim.Optimizer) -> i
     # What the mixture keeps of each tap: 64 directions of both views' features, at most.
     widest = max((p.shape[0] for p in parameters if p.dim() > 1), default=0)
     size += len(model.taps) * 64 * 2 * widest * 4
-    return size + _SMALL_STATES + _TENSOR_OVERHEAD * (len(tensors) + (states + 1) * len(parameters))
+    size += sum(remembered) * sum(p.numel() for p in parameters)
+    kept = states + 1 + len(remembered)
+    return size + _SMALL_STATES + _TENSOR_OVERHEAD * (len(tensors) + kept * len(parameters))
 
 
 def restore(

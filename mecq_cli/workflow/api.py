@@ -14,7 +14,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mecq_cli.config import ExportConfig, LayerOverride, QuantizeConfig, from_flags, resolve
+from mecq_cli.config import (
+    TARGETS,
+    ExportConfig,
+    LayerOverride,
+    QuantizeConfig,
+    from_flags,
+    resolve,
+)
 from mecq_cli.data import Split, open_training, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.errors import UsageError
@@ -41,6 +48,9 @@ class Settings(TypedDict, total=False):
     checkpoint: str | Path
     pretrained: bool
     reset_classifier: bool
+    target_avg_bits: float
+    target_size: str
+    sensitivity: Literal["coding", "hessian", "loss"]
     first_last_bits: int
     residual_bits: int
     reduce_range: bool
@@ -168,7 +178,7 @@ class Quantized:
 def quantize(
     model: nn.Module | str,
     data: str | os.PathLike[str] | tuple[Source, Source],
-    wbits: int = 4,
+    wbits: int | None = None,
     abits: int = 4,
     *,
     preprocessing: Preprocessing | None = None,
@@ -185,7 +195,8 @@ def quantize(
             DataLoaders of such, that give (image, label). An image is a Pillow image or a uint8
             tensor [3, H, W], which mecq resizes, augments and normalises; or a float tensor
             [C, H, W] as the model takes it, augmented by the data set.
-        wbits, abits: bits of weights and activations, 1 to 8, or 32 for float.
+        wbits, abits: bits of weights and activations, 1 to 8, or 32 for float. Of the weights 4,
+            if no ``target_avg_bits`` or ``target_size`` gives each layer its own.
         preprocessing: of a module's images. By default 224 pixels, cropped from 256, with mean and
             standard deviation of ImageNet; for float tensors their own size, mean 0 and standard
             deviation 1. With float tensors it only tells the files how to read images.
@@ -196,9 +207,10 @@ def quantize(
     Raises:
         MecqError: see mecq_cli.errors; each message is one line.
     """
-    config, origins = resolve(
-        None, _flags(model, data, {**settings, "wbits": wbits, "abits": abits})
-    )
+    given: dict[str, Any] = {**settings, "abits": abits}
+    if wbits is not None or not any(given.get(key) is not None for key in TARGETS):
+        given["wbits"] = 4 if wbits is None else wbits
+    config, origins = resolve(None, _flags(model, data, given))
     if isinstance(data, (str, os.PathLike)):
         if classes is not None or (isinstance(model, str) and preprocessing is not None):
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,7 +85,7 @@ def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedM
         first_last_bits=config.first_last_bits,
         residual_bits=config.residual_bits,
         reduce_range=config.reduce_range,
-        overrides=[(o.pattern, o.wbits, o.abits) for o in config.layers],
+        overrides=_rules(config),
         quantizer=config.quantizer,
     )
     return insert(
@@ -92,16 +93,32 @@ def insert_quantizers(loaded: LoadedModel, config: QuantizeConfig) -> QuantizedM
     )
 
 
+def _rules(config: QuantizeConfig) -> list[tuple[str, int | None, int | None]]:
+    """Bits of single layers: what a target allotted, then what the settings say."""
+    allotted = [(glob.escape(row.layer), row.wbits, None) for row in config.allotted]
+    return [*allotted, *((rule.pattern, rule.wbits, rule.abits) for rule in config.layers)]
+
+
 def artifact_metadata(
-    loaded: LoadedModel, classes: ClassMap, config: QuantizeConfig
+    loaded: LoadedModel, classes: ClassMap, config: QuantizeConfig, wbits: float
 ) -> dict[str, Any]:
-    """What an artifact says about itself; no path and no time, so that its bytes repeat."""
+    """What an artifact says about itself; no path and no time, so that its bytes repeat.
+
+    Args:
+        loaded: the float model.
+        classes: of the outputs.
+        config: of the run.
+        wbits: bits of a weight, the average where a target allotted them.
+    """
     # Named where it is not the default only: an LSQ network gives the bytes it always gave.
-    named = {} if config.quantizer == "lsq" else {"quantizer": config.quantizer}
+    named: dict[str, Any] = {} if config.quantizer == "lsq" else {"quantizer": config.quantizer}
+    if config.allotted:
+        keys = ("target_avg_bits", "target_size", "sensitivity")
+        named["allotment"] = {key: getattr(config, key) for key in keys}
     return {
         **named,
         "model": loaded.name,
-        "wbits": config.wbits,
+        "wbits": wbits,
         "abits": config.abits,
         "reduce_range": config.reduce_range,
         "classes": list(classes.names),

@@ -23,6 +23,7 @@ from mecq_cli.data import ImageDataset, normalize, open_training, train_batches
 from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
+from mecq_cli.models.order import channels_last
 from mecq_cli.runs import RUNS
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.export import export
@@ -102,7 +103,7 @@ def train_float(data: Path, weights: Path, listener: Listener) -> None:
     """A float network to start from, as a .safetensors state dict."""
     torch.manual_seed(0)
     loaded = load_model(MODEL, pretrained=False, num_classes=10, img_size=SIZE)
-    model: nn.Module = loaded.module.to(memory_format=torch.channels_last).train()
+    model: nn.Module = channels_last(loaded.module).train()
     split, _ = open_training(data)
     dataset = ImageDataset(split, loaded.preprocessing, train=True)
     steps = FP_EPOCHS * (len(dataset) // 64)

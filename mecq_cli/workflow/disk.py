@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mecq_cli.errors import EnvironmentFailure
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.runs import RunFolder
 from mecq_cli.storage import free_space
-from mecq_cli.training import state
+from mecq_cli.training import averaging, oscillation, state
 from mecq_cli.training.recipe import Recipe
 
 _FLOAT_BITS = 32
@@ -99,11 +100,17 @@ def disk_need(
     rows = recipe.total_steps * row
     files = [] if run is None else [*state.checkpoints(run.checkpoints), run.metrics]
     return DiskNeed(
-        checkpoint=state.expected_bytes(model, optimizer),
+        checkpoint=state.expected_bytes(model, optimizer, _remembered(recipe)),
         checkpoints=min(config.keep_checkpoints, written) + 1,
         other=artifact + rows,
         there=sum(file.stat().st_size for file in files if file.exists()),
     )
+
+
+def _remembered(recipe: Recipe) -> Sequence[int]:
+    average = averaging.REMEMBERED if recipe.ema else ()
+    oscillations = oscillation.REMEMBERED if recipe.freeze_oscillations else ()
+    return (*average, *oscillations)
 
 
 def readable(size: int) -> str:

@@ -14,6 +14,7 @@ from mecq_cli.errors import DataError, UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
 from mecq_cli.models.classes import match_classes
+from mecq_cli.models.order import channels_last
 from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device
 from mecq_cli.workflow.machine import loader_workers
@@ -114,5 +115,5 @@ def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device)
         img_size=config.img_size,
         crop_pct=config.crop_pct,
     )
-    module: nn.Module = loaded.module.to(device).to(memory_format=torch.channels_last).eval()
+    module: nn.Module = channels_last(loaded.module.to(device)).eval()
     return Opened("model", module, loaded.preprocessing, classes.names, loaded.imagenet)

@@ -13,7 +13,8 @@ from mecq_cli.export import safetensors
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.training.metrics import read_rows
-from mecq_cli.workflow.targets import require_artifact
+from mecq_cli.workflow.allot import with_sensitivities
+from mecq_cli.workflow.targets import require_artifact, settings_of
 
 ENTROPY_STEPS = 20
 """Steps at either end whose coding lengths are averaged."""
@@ -43,7 +44,7 @@ def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
         "wbits": model.metadata.get("wbits"),
         "abits": model.metadata.get("abits"),
         "input_shape": list(model.input_shape),
-        "sites": site_rows(model),
+        "sites": with_sensitivities(site_rows(model), settings_of(target.run)),
         "totals": totals(model, fp32, path.stat().st_size),
         "entropy": [] if target.run is None else coding_lengths(target.run.metrics),
     }

@@ -44,6 +44,7 @@ from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
 from mecq_cli.models.classes import ClassMap, match_classes
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
@@ -60,6 +61,7 @@ from mecq_cli.training.recipe import (
     of_tokens,
 )
 from mecq_cli.training.signals import deferring, stopping
+from mecq_cli.workflow import allot
 from mecq_cli.workflow.common import (
     artifact_metadata,
     eval_batch_size,
@@ -97,6 +99,7 @@ class Job:
     processes: Processes
     workers: int = 0
     phases: Phases = field(default_factory=Phases)
+    allotment: dict[str, Any] | None = None
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches on the device; of several processes, the part of this one."""
@@ -202,9 +205,10 @@ def _quantize(
         tracking.require()
     job = _open(config, origins, listener, splits, model, processes)
     if config.dry_run:
+        if job.config.target:
+            _allot(job)
         return _dry_run(job)
-    config = _resolved(job.config, job.recipe)
-    job.config = config
+    config = job.config
     with ExitStack() as folder:
         run = processes.from_first(lambda: folder.enter_context(create_run(config)))
         finished = processes.from_first(lambda: _finished(run) if config.resume else None)
@@ -217,9 +221,42 @@ def _quantize(
             # Calibration, evaluation and statistics may run out of memory as well as a step.
             advising(job.recipe.batch_size, lambda: command if run.has_begun else None),
         ):
-            if processes.first:
-                atomic_write(run.config, to_toml(config).encode(), force=True)
+            if allot.is_pending(config):
+                _continue_allotment(job, run)
+                _store_settings(job, run)  # it can be continued already, if it is stopped here
+                _allot(job)
+            job.config = _resolved(job.config, job.recipe)
+            _store_settings(job, run)
             return _work(job, run, command, started)
+
+
+def _store_settings(job: Job, run: RunFolder) -> None:
+    if job.processes.first:
+        atomic_write(run.config, to_toml(job.config).encode(), force=True)
+
+
+def _continue_allotment(job: Job, run: RunFolder) -> None:
+    """Take the bits that a run to continue has, where a program gives its settings anew."""
+    if job.config.resume:
+        known = partial(allot.as_stored, job.config, run.config)
+        job.config = job.processes.from_first(known)
+
+
+def _allot(job: Job) -> None:
+    """Find the bits of the layers, where a target asks for it; the recipe depends on them."""
+    config = job.config
+    if allot.is_pending(config):
+        with job.phases("sensitivity"):
+            found = allot.with_bits(
+                config, job.loaded, job.device,
+                lambda images: job.some_images(CALIBRATION_EPOCH, images)[0], job.listener,
+            )  # fmt: skip
+            config, job.allotment = job.processes.broadcast(found)
+    job.config = config
+    job.recipe = choose(
+        config, job.recipe.steps_per_epoch, job.recipe.batch_size, job.device,
+        tokens=of_tokens(job.loaded.module),
+    )  # fmt: skip
 
 
 def _finished(run: RunFolder) -> dict[str, Any] | None:
@@ -325,7 +362,8 @@ def _dry_run(job: Job) -> dict[str, Any]:
     integer = integerize(model, job.loaded.preprocessing.input_size, {})
     packed = len(safetensors.to_bytes(integer))
     return {
-        "sites": site_rows(integer),
+        "sites": allot.with_sensitivities(site_rows(integer), job.config),
+        **allot.document_of(job.config, model, job.allotment),
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
@@ -340,7 +378,7 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
-    plain.to(memory_format=torch.channels_last)
+    channels_last(plain)
     teacher = None
     with deferring():
         if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
@@ -352,7 +390,9 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
             if isinstance(teacher, IntegerTeacher):
                 listener.note("the float model teaches by its integers of 8 bits")
         model = insert_quantizers(job.loaded, config).to(job.device)
-        model.to(memory_format=torch.channels_last)
+        channels_last(model)
+    if job.allotment is not None:
+        allot.tell(config, model, listener)
     _describe(job, model)
     trainer = Trainer(
         model,
@@ -399,6 +439,8 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
         top1, images = job.top1(plain)
     listener.note(f"float top-1 {top1:.2f} % on {images} images")
     trainer.progress.facts = {"fp_top1": top1, **same}
+    if job.allotment is not None:
+        trainer.progress.facts["allotment"] = job.allotment
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
     trains = bool(job.recipe.total_steps)
@@ -445,7 +487,7 @@ def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
 
 def _describe(job: Job, model: QuantizedModel) -> None:
     recipe, config = job.recipe, job.config
-    bits = f"W{config.wbits} A{config.abits}"
+    bits = f"W{allot.shown_wbits(config, model)} A{config.abits}"
     how = (
         f"{recipe.epochs} epochs, {recipe.total_steps} steps of {recipe.batch_size} images, "
         f"{recipe.optimizer} at lr {recipe.lr:g}"
@@ -489,8 +531,9 @@ def _finish(
     summary = {
         "run": str(run.path),
         "model": job.config.model,
-        "wbits": job.config.wbits,
+        "wbits": allot.shown_wbits(job.config, model),
         "abits": job.config.abits,
+        **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
         "fp_top1": trainer.progress.facts["fp_top1"],
         "fp_trained": _is_trained(job.loaded, job.config),
         "simulator_top1": simulator_top1,
@@ -514,7 +557,8 @@ def _finish(
 
 def _write_artifact(job: Job, run: RunFolder, model: QuantizedModel) -> dict[str, Any]:
     """Write the integer model; returns its sizes."""
-    metadata = artifact_metadata(job.loaded, job.classes, job.config)
+    wbits = allot.shown_wbits(job.config, model)
+    metadata = artifact_metadata(job.loaded, job.classes, job.config, wbits)
     fp32 = fp32_bytes(job.loaded.module)
     metadata["fp32_bytes"] = fp32
     integer = integerize(model, job.loaded.preprocessing.input_size, metadata)

@@ -16,6 +16,7 @@ from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.training.metrics import read_rows
+from mecq_cli.workflow.allot import with_sensitivities
 from mecq_cli.workflow.machine import facts
 from mecq_cli.workflow.report_material import Material, open_material
 from mecq_cli.workflow.report_runtime import look_at_runtime
@@ -96,7 +97,12 @@ def _gathered(material: Material, asked: ReportConfig, listener: Listener) -> di
     seen = Seen(material, model, asked.images)
     seen.look(listener)
     document["layers"] = layers.gather(
-        site_rows(model), model, seen.watched, seen.floats, material.simulator, seen.fp_weights
+        with_sensitivities(site_rows(model), config),
+        model,
+        seen.watched,
+        seen.floats,
+        material.simulator,
+        seen.fp_weights,
     )
     document["watched_images"] = seen.watched_images
     document["answers"] = seen.answers()

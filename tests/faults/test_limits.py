@@ -110,9 +110,10 @@ def test_a_limit_on_the_size_of_files(warm: Warm, short: Course) -> None:
 
 
 def test_the_disk_need_is_told_and_true(warm: Warm, short: Course) -> None:
-    for optimizer in ("sgd", "adamw"):
+    followed = "ema = 0.9\nfreeze_oscillations = 0.02\n"
+    for optimizer, more in (("sgd", followed), ("adamw", "")):
         settings = short.place / f"{optimizer}.toml"
-        text = (short.place / "run.toml").read_text() + f'optimizer = "{optimizer}"\n'
+        text = (short.place / "run.toml").read_text() + f'optimizer = "{optimizer}"\n{more}'
         settings.write_text(text.replace("lr = 0.05", "lr = 0.001"))
         arguments = [str(settings) if str(a).endswith("run.toml") else a for a in short.arguments]
         done = warm.run(*arguments, "--output", f"told-{optimizer}", cwd=short.work)

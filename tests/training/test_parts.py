@@ -12,6 +12,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.quantizers import UniformWeight
 from mecq_cli.sites import ProductSite
+from mecq_cli.training import averaging, oscillation, state
 from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.lowering import Stage, raise_bits
 from mecq_cli.training.oscillation import OscillationFreezing
@@ -115,3 +116,12 @@ def test_quantizers_that_know_their_own_bits_only_say_so() -> None:
     model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), plan)
     with pytest.raises(UsageError, match=r"--lower-from: the bits of DorefaWeight cannot"):
         raise_bits(model, 4)
+
+
+def test_what_a_checkpoint_with_parts_takes_is_known_before(tmp_path: Path) -> None:
+    one = trainer(tmp_path, max_steps=2, ema=0.9, freeze_oscillations=0.02)
+    remembered = (*averaging.REMEMBERED, *oscillation.REMEMBERED)
+    expected = state.expected_bytes(one.model, one.optimizer, remembered)
+    one.train("")
+    taken = state.checkpoints(tmp_path / "checkpoints")[-1].stat().st_size
+    assert taken <= expected <= 1.2 * taken

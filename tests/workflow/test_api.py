@@ -83,12 +83,24 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_settings_are_those_of_the_command_with_their_types() -> None:
-    known = set(QuantizeConfig.model_fields)
+    known = set(QuantizeConfig.model_fields) - {"allotted"}  # which a run finds
     assert set(Settings.__annotations__) == known - {"model", "data", "wbits", "abits", "dry_run"}
     ours, theirs = get_type_hints(Settings), get_type_hints(QuantizeConfig)
     for key, kind in ours.items():
         if key not in ("layers", "checkpoint", "output", "mec_estimator"):
             assert kind == theirs[key] or kind | None == theirs[key], key
+
+
+def test_a_target_in_the_place_of_wbits() -> None:
+    data = (Pictures(32, floats), Pictures(16, floats))
+    settings: dict[str, Any] = {**QUICK, "epochs": 0, "target_avg_bits": 3.0}
+    result = mecq_cli.quantize(Net(), data, abits=4, **settings)
+    assert result.summary["wbits"] == result.summary["allotment"]["average_bits"] == 3
+    rows = mecq_cli.inspect(mecq_cli.InspectConfig(target=str(result.run)), mecq_cli.Listener())
+    bits = {row["layer"]: row["wbits"] for row in rows["sites"] if row["shape"]}
+    assert bits == {"first": 8, "second": 3, "head": 8}
+    with pytest.raises(UsageError, match="--wbits and --target-avg-bits"):
+        mecq_cli.quantize(Net(), data, wbits=4, **settings)
 
 
 def test_decoded_images_train_as_a_folder_does() -> None:

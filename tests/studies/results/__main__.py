@@ -38,7 +38,7 @@ class Printing(Listener):
 
 def _bits(text: str) -> Bits:
     weights, activations = text.split(",")
-    return int(weights), int(activations)
+    return float(weights), int(activations)
 
 
 def main() -> None:

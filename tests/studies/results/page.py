@@ -1,4 +1,4 @@
-"""Fills the tables of docs/results.md from the records."""
+"""Fills docs/results.md from the records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mecq_cli.storage import atomic_write
+from tests.studies.results.curves import draw
 from tests.studies.results.queue import FOLDER
 from tests.studies.results.tables import TABLES, Bits, Table
 
@@ -18,26 +20,46 @@ Record = Mapping[str, Any]
 
 
 def fill() -> None:
-    """Put each table between its marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    records = [json.loads(p.read_text()) for p in sorted((FOLDER / "runs").glob("*.json"))]
-    for name, table in TABLES.items():
-        mine = [r for r in records if r["table"] == name]
-        rows = "\n".join(_final(table, mine) if table.keep_artifact else _compare(table, mine))
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, found = re.subn(pattern, lambda m: f"{m[1]}{rows}\n{m[2]}", text, flags=re.S)  # noqa: B023
-        if found != 1:
-            raise SystemExit(f"{PAGE}: no place for the table {name}")
+    """Draw the curves, and put everything into the page."""
+    draw(FOLDER)
+    text = filled(PAGE.read_text(encoding="utf-8"), FOLDER)
     atomic_write(PAGE, text.encode(), force=True)
 
 
+def filled(text: str, folder: Path) -> str:
+    """The page with each table, and the curves, of ``folder`` between their marks."""
+    records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("*.json"))]
+    parts = {"curves": "![How they learned](results/curves.svg)"}
+    if not (folder / "curves.svg").exists():
+        parts["curves"] = "No final model is finished yet."
+    for name, table in TABLES.items():
+        mine = [r for r in records if r["table"] == name]
+        rows = _final(table, mine) if table.keep_artifact else _compare(table, mine)
+        parts[name] = "\n".join(rows)
+    for name, part in parts.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, found = re.subn(pattern, lambda m: f"{m[1]}{part}\n{m[2]}", text, flags=re.S)  # noqa: B023
+        if found != 1:
+            raise SystemExit(f"{PAGE}: no place for {name}")
+    return text
+
+
 def _compare(table: Table, records: Sequence[Record]) -> Iterable[str]:
-    yield "| bits | arm | seeds | mean | spread | drop from FP | minutes |"
-    yield "|---|---|---|---|---|---|---|"
+    more = " weights, kB |" if table.sizes else ""
+    yield f"| bits | arm | seeds | mean | spread | drop from FP | minutes |{more}"
+    yield f"|---|---|---|---|---|---|---|{'---|' if more else ''}"
     for bits, arms in table.arms.items():
         for arm in arms:
             mine = _of(records, bits, arm.name)
-            yield f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
+            cells = f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
+            yield f"{cells} {_size(mine)} |" if more else cells
+
+
+def _size(records: Sequence[Record]) -> str:
+    """Of the weights with scales and biases, the mean over the seeds: each may allot otherwise."""
+    if not records:
+        return ""
+    return f"{statistics.fmean(int(r['weight_bytes']) for r in records) / 1000:.1f}"
 
 
 def _of(records: Sequence[Record], bits: Bits, arm: str) -> list[Record]:
@@ -46,7 +68,7 @@ def _of(records: Sequence[Record], bits: Bits, arm: str) -> list[Record]:
 
 
 def _label(bits: Bits) -> str:
-    return f"W{bits[0]} A{bits[1]}"
+    return f"W{bits[0]:g} A{bits[1]}"
 
 
 def _cells(records: Sequence[Record], wanted: int) -> str:

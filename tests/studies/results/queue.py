@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mecq_cli.config import QuantizeConfig
+from mecq_cli.config import QuantizeConfig, whole_bits
 from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
@@ -107,7 +107,7 @@ def config_of(job: Job, place: Place) -> QuantizeConfig:
         "model": job.table.model,
         "checkpoint": place.weights / job.table.checkpoint,
         "data": str(place.data / job.table.data),
-        "wbits": wbits,
+        "wbits": whole_bits(wbits),
         "abits": abits,
         "epochs": job.epochs,
         "seed": job.seed,
@@ -168,6 +168,8 @@ def _keep(job: Job, summary: Mapping[str, Any]) -> None:
         "python": sys.version.split()[0],
         "cpu": cpu_name(),
     }
+    if job.table.sizes:
+        record["weight_bytes"] = summary["sizes"]["ideal_bytes"]
     path = record_of(job)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps(record, indent=1) + "\n").encode(), force=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Bits = tuple[int, int]
-"""Of weights and activations."""
+Bits = tuple[float, int]
+"""Of weights, on average where that is not a whole number, and of activations."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Table:
         longer: epochs of the bits that get more.
         per_class: training images of each class; None: all.
         keep_artifact: the integer model of the first seed is kept in docs/results.
+        sizes: the table says how large the weights are.
         tune: what is reported on are images held out of train, so that choices can be made.
     """
 
@@ -55,6 +56,7 @@ class Table:
     longer: Mapping[Bits, int] = field(default_factory=dict)
     per_class: int | None = None
     keep_artifact: bool = False
+    sizes: bool = False
     tune: bool = False
 
 
@@ -77,7 +79,7 @@ class Job:
         """Name of its record and of its folder."""
         w, a = self.bits
         arm = "".join(c if c.isalnum() else "_" for c in self.arm.name)
-        return f"{self.table.name}-w{w}a{a}-{arm}-{self.seed}"
+        return f"{self.table.name}-w{w:g}a{a}-{arm}-{self.seed}"
 
 
 PLAIN = {"quantizer": "lsq", "mec_weight": 0.0, "distill": False, "residual_bits": 32}
@@ -154,7 +156,46 @@ ABLATION = Table(
     tune=True,
 )
 
-TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, ABLATION, FINAL)}
+_FRONT = [{"pattern": pattern} for pattern in ("layer[12].*", "layer3.0.*")]
+"""All layers but the last two blocks: 44.8 % of the weights between first and last layer."""
+
+
+def _allotted(average: float) -> tuple[Arm, ...]:
+    """Bits by each sensitivity, for the same number of bits in all."""
+    return tuple(
+        Arm(f"by {name}", {"target_avg_bits": average, "sensitivity": name})
+        for name in ("coding", "hessian", "loss")
+    )
+
+
+def _split(name: str, front: int, back: int) -> Arm:
+    """Two whole numbers of bits, the weight decay that of the lower one as of the other arms."""
+    rules = [{**rule, "wbits": front} for rule in _FRONT]
+    return Arm(name, {"wbits": back, "layers": rules, "weight_decay": 2.5e-5})
+
+
+MIXED = Table(
+    "mixed",
+    *RESNET20,
+    # Activations of 4 bits, so that weights are what the arms differ by and what hurts.
+    arms={
+        (2, 4): (*_allotted(2), Arm("uniform")),
+        (2.5, 4): (
+            *_allotted(2.5),
+            # 2.448 and 2.552 bits a weight: their mean is what 2.5 bits without a measurement give.
+            _split("the front at 3 bits, the back at 2", 3, 2),
+            _split("the front at 2 bits, the back at 3", 2, 3),
+        ),
+        (3, 4): (*_allotted(3), Arm("uniform")),
+    },
+    seeds=(0, 1, 2),
+    epochs=8,
+    per_class=1000,
+    sizes=True,
+    tune=True,
+)
+
+TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL)}
 
 
 def jobs(table: Table) -> Iterator[Job]:

@@ -1,0 +1,24 @@
+"""Sensitivity by loss: how far the outputs move when a layer is rounded.
+
+The Kullback-Leibler divergence of the outputs' distribution from the float network's, in nats. It
+needs no labels, is never negative, and is what the distillation minimises.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from mecq_cli.precision.rounding import Outputs
+
+
+class LossDistance:
+    """The mean divergence over the images."""
+
+    def __init__(self, reference: Outputs) -> None:
+        self._goal = torch.log_softmax(reference[0].double(), 1)
+
+    def __call__(self, outputs: Outputs) -> float:
+        """Nats an image."""
+        mine = torch.log_softmax(outputs[0].double(), 1)
+        return float(F.kl_div(mine, self._goal, reduction="batchmean", log_target=True))

@@ -1,0 +1,115 @@
+"""Sensitivities by name: what it costs to round the weights of one layer alone to b bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mecq_cli.calibration import float_mode
+from mecq_cli.errors import NumericError
+from mecq_cli.events import Listener
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.precision.choices import Choice
+from mecq_cli.precision.coding import CodingDistance
+from mecq_cli.precision.hessian import curvature_costs, parts_of
+from mecq_cli.precision.loss import LossDistance
+from mecq_cli.precision.rounding import MakeQuantizer, Outputs, outputs_of, outputs_rounded
+
+Sensitivity = Literal["coding", "hessian", "loss"]
+SENSITIVITIES: tuple[str, ...] = get_args(Sensitivity)
+
+Sensitivities = dict[str, dict[int, float]]
+"""For each layer, the cost of each number of bits."""
+
+_TASK = "sensitivity"
+
+
+def measure(
+    kind: Sensitivity,
+    model: QuantizedModel,
+    images: Tensor,
+    choices: Sequence[Choice],
+    make: MakeQuantizer,
+    *,
+    distortion: float = 0.06,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> Sensitivities:
+    """Measure on images; the network is in float but for the layer in question.
+
+    Args:
+        kind: one of `SENSITIVITIES`.
+        model: the quantized network, which taps what `coding` looks at; left as it was.
+        images: normalised [N, C, H, W], on its device.
+        choices: what to measure; those with nothing to choose are left out.
+        make: the quantizers of the weights.
+        distortion: of the coding length.
+        seed: of random signs.
+        listener: hears of the progress.
+
+    Raises:
+        NumericError: one that is not finite.
+    """
+    listener = listener or Listener()
+    wanted = [choice for choice in choices if choice.open]
+    with float_mode(model):
+        if kind == "hessian":
+            found = _by_curvature(model, images, wanted, make, seed, listener)
+        else:
+            reference = outputs_of(model, images)
+            distance: Callable[[Outputs], float] = LossDistance(reference)
+            if kind == "coding":
+                distance = CodingDistance(reference, distortion)
+            found = _by_outputs(model, images, wanted, make, distance, listener)
+    for name, costs in found.items():
+        if not all(map(math.isfinite, costs.values())):
+            raise NumericError(
+                f"--sensitivity {kind}: layer {name} gives a number that is not finite; check "
+                "weights and images, or give --wbits instead of a target"
+            )
+    return found
+
+
+def _by_outputs(
+    model: QuantizedModel,
+    images: Tensor,
+    choices: Sequence[Choice],
+    make: MakeQuantizer,
+    distance: Callable[[Outputs], float],
+    listener: Listener,
+) -> Sensitivities:
+    found: Sensitivities = {}
+    listener.start(_TASK, sum(len(choice.bits) for choice in choices))
+    for done, (choice, bits, outputs) in enumerate(
+        outputs_rounded(model, images, choices, make), 1
+    ):
+        found.setdefault(choice.name, {})[bits] = distance(outputs)
+        listener.advance(_TASK, done)
+    listener.finish(_TASK)
+    return found
+
+
+def _by_curvature(
+    model: QuantizedModel,
+    images: Tensor,
+    choices: Sequence[Choice],
+    make: MakeQuantizer,
+    seed: int,
+    listener: Listener,
+) -> Sensitivities:
+    done = 0
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        listener.advance(_TASK, done)
+
+    listener.start(_TASK, len(parts_of(images)))
+    with torch.autocast(images.device.type, enabled=False):
+        found = curvature_costs(model, images, choices, make, seed, told)
+    listener.finish(_TASK)
+    return found

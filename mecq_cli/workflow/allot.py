@@ -1,0 +1,169 @@
+"""The bits of the layers where a target says how many in all: measured before the training."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mecq_cli.config import TARGETS, Allotted, QuantizeConfig, from_toml, whole_bits
+from mecq_cli.events import Listener
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.models.loading import LoadedModel
+from mecq_cli.precision import (
+    CANDIDATES,
+    Allotment,
+    Target,
+    allot,
+    average_bits,
+    choices_of,
+    measure,
+    reached,
+)
+from mecq_cli.quantizers import quantizers_named
+from mecq_cli.settings import bytes_of
+from mecq_cli.training.signals import deferring
+from mecq_cli.workflow.common import insert_quantizers
+
+MOST_IMAGES = 256
+MOST_VALUES = 10_000_000
+"""Images that are measured on, in one batch: 256 of CIFAR, 66 of 224 pixels."""
+
+Row = dict[str, Any]
+
+
+def is_pending(config: QuantizeConfig) -> bool:
+    """Whether bits are to be allotted: there is a target, and no run that has met it already."""
+    return config.target is not None and not config.allotted
+
+
+def as_stored(config: QuantizeConfig, file: Path) -> QuantizeConfig:
+    """The settings with the bits of a run that met the same target, if that is what ``file`` is."""
+    if not file.is_file():
+        return config
+    stored = from_toml(file)
+    same = all(getattr(stored, key) == getattr(config, key) for key in (*TARGETS, "sensitivity"))
+    if not same or not stored.allotted:
+        return config
+    return config.model_copy(update={"allotted": stored.allotted, "wbits": stored.wbits})
+
+
+def with_bits(
+    config: QuantizeConfig,
+    loaded: LoadedModel,
+    device: torch.device,
+    some_images: Callable[[int], Iterator[Tensor]],
+    listener: Listener,
+) -> tuple[QuantizeConfig, dict[str, Any]]:
+    """Measure sensitivities and allot bits; the settings with them, and what is known of them.
+
+    Of several processes each does it for itself: what the first one finds has to hold for all.
+
+    Args:
+        config: with a target.
+        loaded: the float model, which stays as it is.
+        device: to measure on.
+        some_images: about so many normalised training images, in batches.
+        listener: hears of it.
+
+    Raises:
+        UsageError: the target cannot be met.
+        NumericError: a sensitivity that is not finite.
+    """
+    assert config.target is not None
+    started = time.perf_counter()
+    size = None if config.target_size is None else bytes_of(config.target_size)
+    target = Target(config.target_avg_bits, size, config.target)
+    with deferring():
+        model = _measured(config, loaded).to(device)
+    model.to(memory_format=torch.channels_last)
+    rules = [rule.pattern for rule in config.layers if rule.wbits is not None]
+    candidates = [7 if bits == 8 and config.reduce_range else bits for bits in CANDIDATES]
+    choices = choices_of(model, rules, candidates)
+    target.check(choices)  # before minutes are spent
+    listener.note(f"bits of each layer for {config.target}: {config.sensitivity} is measured")
+    if loaded.weights == "random":
+        listener.warn("the float weights are random: how sensitive they are says little")
+    wanted = min(MOST_IMAGES, MOST_VALUES // math.prod(loaded.preprocessing.input_size))
+    wanted = max(min(wanted, config.calibration_images), 2)
+    images = torch.cat(list(some_images(wanted)))[:wanted]
+    sensitivities = measure(
+        config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
+        distortion=config.mec_distortion, seed=config.seed, listener=listener,
+    )  # fmt: skip
+    found = allot(choices, sensitivities, target)
+    average = average_bits(choices, [found.bits.get(c.name, c.bits[0]) for c in choices])
+    assert average is not None
+    config = config.model_copy(update={"allotted": _rows(found), "wbits": whole_bits(average)})
+    facts = {
+        "images": len(images),
+        "seconds": round(time.perf_counter() - started, 1),
+        "optimal": found.optimal,
+        "gap": found.gap,
+    }
+    return config, facts
+
+
+def shown_wbits(config: QuantizeConfig, model: QuantizedModel) -> int | float:
+    """Bits of the weights for people: the average, where a target allotted them."""
+    average = reached(model).average
+    return config.wbits if not config.allotted or average is None else round(average, 2)
+
+
+def document_of(
+    config: QuantizeConfig, model: QuantizedModel, facts: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the allotment came to, as a part of a result; empty without one."""
+    if not config.allotted:
+        return {}
+    total = reached(model)
+    return {
+        "allotment": {
+            "sensitivity": config.sensitivity,
+            "target_avg_bits": config.target_avg_bits,
+            "target_size": config.target_size,
+            "average_bits": total.average,
+            "weight_bytes": total.bytes,
+            **(facts or {}),
+        }
+    }
+
+
+def tell(config: QuantizeConfig, model: QuantizedModel, listener: Listener) -> None:
+    """The table of the layers, a line each."""
+    weights = {c.name: c.weights for c in choices_of(model, ["*"])}
+    width = max(len("layer"), *(len(row.layer) for row in config.allotted))
+    listener.note(f"{'layer':<{width}} {'weights':>12}  bits  {config.sensitivity}")
+    for row in config.allotted:
+        listener.note(
+            f"{row.layer:<{width}} {weights[row.layer]:>12,}  {row.wbits:>4}  {row.sensitivity:.2e}"
+        )
+
+
+def with_sensitivities(rows: list[Row], config: QuantizeConfig | None) -> list[Row]:
+    """Rows of the site table, and what was measured of the layers that a target gave bits."""
+    known = {} if config is None else {row.layer: row.sensitivity for row in config.allotted}
+    return [
+        row | {"sensitivity": known[row["layer"]]} if row["layer"] in known else row for row in rows
+    ]
+
+
+def _measured(config: QuantizeConfig, loaded: LoadedModel) -> QuantizedModel:
+    """A network of its own that returns all values whose geometry counts."""
+    tapped = {"mec_on": "stages+penultimate", "mec_weight": 1.0, "mec_grid": 1, "allotted": ()}
+    own = replace(loaded, module=copy.deepcopy(loaded.module))
+    return insert_quantizers(own, config.model_copy(update=tapped))
+
+
+def _rows(found: Allotment) -> tuple[Allotted, ...]:
+    return tuple(
+        Allotted(layer=name, wbits=bits, sensitivity=float(f"{found.costs[name]:.6g}"))
+        for name, bits in found.bits.items()
+    )

@@ -1,0 +1,214 @@
+"""What rounding a layer costs, on real networks, and against what is computed the long way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from mecq_cli.calibration import float_mode
+from mecq_cli.data import dataset_of, normalize, open_split, train_batches
+from mecq_cli.insertion import BitPlan, QuantizedModel, insert
+from mecq_cli.models.loading import load_model
+from mecq_cli.precision import CANDIDATES, SENSITIVITIES, Choice, Sensitivity, choices_of, measure
+from mecq_cli.precision.coding import CodingDistance
+from mecq_cli.precision.rounding import outputs_of, outputs_rounded, rounded
+from mecq_cli.quantizers import quantizers_named
+
+MAKE = quantizers_named("auto").weight
+SHAPE = (1, 8, 8)
+
+
+class Net(nn.Module):
+    """A residual network that learns digits in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.one = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.down = nn.Sequential(
+            nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.two(self.one(x)))
+        found: Tensor = self.head(self.down(x).mean((2, 3)))
+        return found
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[QuantizedModel, Tensor]:
+    """A trained network with quantizers, and images."""
+    torch.manual_seed(0)
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    labels = torch.tensor(data.target)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(60):
+        rows = torch.randint(0, len(images), (128,))
+        loss = F.cross_entropy(net(images[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+    assert (net(images).argmax(1) == labels).float().mean() > 0.9
+    model = insert(net, SHAPE, BitPlan(4, 4, quantizer="auto"), ("stages", "penultimate"))
+    return model, images[:192]
+
+
+@pytest.fixture(scope="module")
+def choices(digits: tuple[QuantizedModel, Tensor]) -> list[Choice]:
+    return choices_of(digits[0])
+
+
+def test_first_and_last_layer_are_settled_and_rules_hold(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    found = {choice.name: (choice.bits, choice.governed) for choice in choices}
+    free = (CANDIDATES, True)
+    end = ((8,), False)
+    assert found == {"stem.0": end, "one.0": free, "two.0": free, "down.0": free, "head": end}
+    ruled = {c.name: c.bits for c in choices_of(digits[0], ["t*"], (2, 3))}
+    assert (ruled["two.0"], ruled["one.0"], ruled["stem.0"]) == ((4,), (2, 3), (8,))
+
+
+@pytest.mark.parametrize("kind", SENSITIVITIES)
+def test_they_fall_with_the_bits_and_leave_the_network_as_it_was(
+    kind: Sensitivity, digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    model, images = digits
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with float_mode(model):
+        outputs = outputs_of(model, images)
+    found = measure(kind, model, images, choices, MAKE)
+    assert found.keys() == {"one.0", "two.0", "down.0"}
+    for name, costs in found.items():
+        assert list(costs) == list(CANDIDATES)
+        falling = list(costs.values())
+        assert falling == sorted(falling, reverse=True), (name, costs)
+        # A bit halves the step, and the cost is of second order: a quarter.
+        assert costs[8] < costs[4] / 50 < costs[1] / 50
+        assert costs[8] > 0
+    assert measure(kind, model, images, choices, MAKE) == found
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with float_mode(model):
+        for one, two in zip(outputs_of(model, images), outputs, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_the_walk_gives_what_a_whole_pass_gives(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    """Against a network whose weight is replaced, computed from its beginning."""
+    model, images = digits
+    sites = {site.name: site for site in model.sites()}
+    walked = 0
+    with float_mode(model):
+        wanted = [choice for choice in choices if choice.open]
+        for choice, bits, outputs in outputs_rounded(model, images, wanted, MAKE):
+            weight = sites[choice.name].get_parameter("weight")
+            kept = weight.detach().clone()
+            with torch.no_grad():
+                weight.copy_(rounded(weight, bits, MAKE))
+                whole = outputs_of(model, images)
+                weight.copy_(kept)
+            for one, two in zip(outputs, whole, strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+            walked += 1
+    assert walked == 3 * len(CANDIDATES)
+
+
+def test_the_loss_is_the_divergence_of_the_outputs(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    model, images = digits
+    found = measure("loss", model, images, choices, MAKE)
+    with float_mode(model), torch.no_grad():
+        full = model(images).double().softmax(1)
+        site = next(site for site in model.sites() if site.name == "down.0")
+        weight = site.get_parameter("weight")
+        kept = weight.clone()
+        weight.copy_(rounded(weight, 2, MAKE))
+        quantized = model(images).double().softmax(1)
+        weight.copy_(kept)
+    wanted = (full * (full / quantized).log()).sum(1).mean()
+    assert found["down.0"][2] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_trace_is_that_of_the_hessian(digits: tuple[QuantizedModel, Tensor]) -> None:
+    """Against the whole matrix of one layer, by automatic differentiation."""
+    model, images = digits
+    images = images[:48]
+    choices = [c for c in choices_of(model) if c.name == "one.0"]
+    found = measure("hessian", model, images, choices, MAKE)
+    site = next(site for site in model.sites() if site.name == "one.0")
+    weight = site.get_parameter("weight")
+    with float_mode(model):
+        goal: Tensor = model(images).softmax(1).detach()
+
+        def loss(values: Tensor) -> Tensor:
+            replaced = {f"graph.{path(model, weight)}": values}
+            logits: Tensor = torch.func.functional_call(model, replaced, (images,))
+            return -(goal * logits.log_softmax(1)).sum(1).mean()
+
+        matrix = torch.autograd.functional.hessian(loss, weight.detach())
+    count = weight.numel()
+    trace = float(matrix.reshape(count, count).trace())
+    error = float((rounded(weight, 2, MAKE) - weight.detach()).square().sum())
+    assert trace > 0
+    assert found["one.0"][2] == pytest.approx(0.5 * trace / count * error, rel=0.15)
+
+
+def path(model: QuantizedModel, weight: Tensor) -> str:
+    return next(name for name, p in model.graph.named_parameters() if p is weight)
+
+
+def test_coding_sees_geometry_and_no_rotation() -> None:
+    torch.manual_seed(1)
+    rows, logits = torch.randn(64, 12, dtype=torch.float64), torch.zeros(64, 2)
+    distance = CodingDistance((logits, rows), 0.06)
+    permuted = rows[:, torch.randperm(12)] * torch.rand(12, dtype=torch.float64).add(0.5)
+    assert distance((logits, rows)) == pytest.approx(0, abs=1e-9)
+    assert distance((logits, permuted)) == pytest.approx(0, abs=1e-4)
+    noise = torch.randn_like(rows)
+    near, far = (distance((logits, rows + size * noise)) for size in (0.01, 0.1))
+    assert 0 < near < far / 50
+
+
+def test_a_tap_that_says_the_same_counts_once() -> None:
+    torch.manual_seed(1)
+    logits, a, b = torch.zeros(32, 2), torch.randn(32, 4), torch.randn(32, 6)
+    other = torch.randn(32, 4)
+    twice = CodingDistance((logits, b, a, a.clone()), 0.06)((logits, b, other, other))
+    assert twice == CodingDistance((logits, b, a), 0.06)((logits, b, other))
+
+
+def test_real_resnet20(some_images: Tensor, weights: Callable[[str], Path]) -> None:
+    """Of the real network: falling from 1 to 8 bits in every layer, and the end is robust."""
+    loaded = load_model("resnet20_cifar", checkpoint=weights("cifar10-resnet20-12fca82f.pth"))
+    plan = BitPlan(4, 4, quantizer="auto")
+    model = insert(loaded.module, (3, 32, 32), plan, ("stages", "penultimate"))
+    wanted = [c for c in choices_of(model, candidates=(1, 2, 4, 8)) if "conv1" in c.name]
+    for kind in ("coding", "loss"):
+        found = measure(kind, model, some_images, wanted, MAKE)
+        assert len(found) == 9
+        for costs in found.values():
+            assert list(costs.values()) == sorted(costs.values(), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def some_images(request: pytest.FixtureRequest) -> Tensor:
+    data = request.getfixturevalue("cifar10")
+    loaded = load_model("resnet20_cifar", pretrained=False)
+    dataset = dataset_of(open_split(str(data), "train"), loaded.preprocessing, list(range(10)))
+    batch = next(iter(train_batches(dataset, batch_size=64, epoch=0, start_batch=0, workers=0)))
+    return normalize(batch.images, loaded.preprocessing, torch.device("cpu"))
