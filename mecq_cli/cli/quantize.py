@@ -64,9 +64,10 @@ def quantize(
     sensitivity: Annotated[
         str | None,
         typer.Option(
-            metavar="coding|hessian|loss",
-            help="What such a target goes by: what rounding a layer does to the features, by the "
-            "loss's curvature, or to the outputs (default coding).",
+            autocompletion=one_of("coding", "hessian", "loss"),
+            metavar="NAME",
+            help="What such a target goes by: what rounding a layer does to the features (coding; "
+            "the default), by the loss's curvature (hessian), or to the outputs (loss).",
             rich_help_panel=_BITS,
         ),
     ] = None,

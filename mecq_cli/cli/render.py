@@ -91,8 +91,11 @@ def advice(document: Document) -> None:
     ways = ["--recipe best or more --epochs"]
     if document["abits"] < 4:
         ways.append("--abits 4 (the file stays as small)")
-    if document["wbits"] < 4:
-        ways.append(f"--wbits {document['wbits'] + 1}")
+    wbits = document["wbits"]
+    if not isinstance(wbits, int):  # the average of a target
+        ways.append("a larger target")
+    elif wbits < 4:
+        ways.append(f"--wbits {wbits + 1}, or --target-avg-bits {wbits}.5")
     text = f"{reference - top1:.1f} points below float; to lose less: {', '.join(ways)}"
     Console(stderr=True, highlight=False).print(Text(text), soft_wrap=True)
 

@@ -333,7 +333,8 @@ def test_a_result_is_a_table_and_the_next_command(
     assert run(QUANTIZE) == 0
     assert capsys.readouterr().err == (
         "12.5 points below float; to lose less: --recipe best or more --epochs, "
-        "--abits 4 (the file stays as small), --wbits 3\nnext: mecq export runs/x\n"
+        "--abits 4 (the file stays as small), --wbits 3, or --target-avg-bits 2.5\n"
+        "next: mecq export runs/x\n"
     )
 
     replace("quantize", lambda *_: {**SUMMARY, "fp_top1": 33.33, "fp_trained": False})
