@@ -99,4 +99,5 @@ HANDLERS: dict[Any, Handler] = {
     aten.sub_.Tensor: arithmetic.subtract,
     aten.conv1d.default: products.conv1d,
     aten.upsample_nearest2d.vec: moves.upsample,
+    aten.upsample_bilinear2d.vec: moves.resize,
 }

@@ -20,6 +20,7 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.live import duration
 from mecq_cli.errors import UsageError
+from mecq_cli.tasks.figures import figures_of
 
 Document = Mapping[str, Any]
 View = Callable[[Document], Iterable[RenderableType]]
@@ -102,9 +103,13 @@ def summary(document: Document) -> Iterable[RenderableType]:
     """The result of ``mecq quantize``."""
     yield _title(f"{document['model']}, W{document['wbits']} A{document['abits']}")
     table = _pairs()
-    reference = document.get("fp_top1")
-    table.add_row("float top-1", _percent(reference))
-    for key, label in (("simulator_top1", "quantized, simulator"), ("top1", "quantized, integer")):
+    of = figures_of(document)
+    reference = document.get(f"fp_{of.key}")
+    table.add_row(f"float {of.label}", _percent(reference))
+    for key, label in (
+        (f"simulator_{of.key}", "quantized, simulator"),
+        (of.key, "quantized, integer"),
+    ):
         table.add_row(label, _percent(document.get(key)) + _drop(document.get(key), reference))
     _add_sizes(table, document.get("sizes"))
     if document.get("images"):
@@ -122,8 +127,11 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     yield _title(document["target"])
     table = _pairs()
     table.add_row("kind", _plain(document["kind"]))
-    table.add_row("top-1", _percent(document["top1"]))
-    table.add_row("top-5", _percent(document["top5"]))
+    of = figures_of(document)
+    for key, label in {of.key: of.label, **of.others}.items():
+        table.add_row(label, _percent(document[key]))
+    for name, value in zip(document.get("classes", ()), document.get("iou", ()), strict=False):
+        table.add_row(f"IoU of {_plain(name)}", "not there" if value is None else _percent(value))
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))
     yield table

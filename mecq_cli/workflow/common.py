@@ -11,9 +11,13 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import ImageDataset, Split, dataset_of
 from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
-from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models import libraries
+from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.figures import CLASSIFY
+from mecq_cli.tasks.registry import choose, task_named
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,6 +40,15 @@ def pick_device(name: str) -> torch.device:
     except Exception as error:
         raise EnvironmentFailure(f"--device {name}: not usable here; try --device cpu") from error
     return device
+
+
+def task_for(asked: str, name: str, model: LoadedModel | None = None) -> Task:
+    """The task of the model of such a name, or of one that is here already.
+
+    Raises:
+        UsageError: another one was asked for, or there is no such model.
+    """
+    return choose(asked, libraries.find(name).task if model is None else model.task, name)
 
 
 def load_for_data(
@@ -62,7 +75,8 @@ def load_for_data(
         img_size=img_size,
         crop_pct=crop_pct,
     )
-    return loaded, match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
+    task = task_named(loaded.task)
+    return loaded, task.match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
 
 
 def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMap) -> ImageDataset:
@@ -98,6 +112,8 @@ def artifact_metadata(
     """What an artifact says about itself; no path and no time, so that its bytes repeat."""
     # Named where it is not the default only: an LSQ network gives the bytes it always gave.
     named = {} if config.quantizer == "lsq" else {"quantizer": config.quantizer}
+    if loaded.task != CLASSIFY:
+        named["task"] = loaded.task
     return {
         **named,
         "model": loaded.name,

@@ -30,6 +30,7 @@ from mecq_cli.workflow.targets import (
     preprocessing_of,
     require_artifact,
     settings_of,
+    task_of,
 )
 from mecq_cli.workflow.verification import verify, verify_file
 
@@ -162,7 +163,8 @@ def _images(
     split: Split | None,
 ) -> Iterator[Array]:
     """Some evaluation images, evenly from all classes."""
-    split = split or evaluation_split(settings_of(run), config.data)
+    task = task_of(model.metadata, source)
+    split = split or evaluation_split(settings_of(run), config.data, task=task)
     count = min(config.images, len(split))
     chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
     preprocessing = preprocessing_of(model.metadata, source)
