@@ -271,10 +271,19 @@ class ExportConfig(Settings):
 
 
 class PredictConfig(Settings):
-    """What ``mecq predict`` does."""
+    """What ``mecq predict`` does.
+
+    Attributes:
+        target: run, artifact or ONNX file.
+        images: to look at.
+        output: folder for the masks of a network that segments; None is the current one.
+        force: replace masks that exist.
+    """
 
     target: Name
     images: Annotated[tuple[UserPath, ...], Field(strict=False)]
+    output: UserPath | None = None
+    force: bool = False
 
 
 class InspectConfig(Settings):

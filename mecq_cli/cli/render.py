@@ -164,7 +164,14 @@ def predictions(document: Document) -> Iterable[RenderableType]:
     for prediction in document["predictions"]:
         yield _title(prediction["image"])
         table = _pairs()
-        for candidate in prediction["top5"]:
+        for found in prediction.get("classes", ()):
+            table.add_row(
+                f"{found['share']:6.2f} %", f"{_plain(found['class'])} ({found['index']})"
+            )
+        for key in ("mask", "overlay"):
+            if key in prediction:
+                table.add_row(key, _plain(prediction[key]))
+        for candidate in prediction.get("top5", ()):
             probability = f"{100 * candidate['probability']:6.2f} %"
             table.add_row(probability, f"{_plain(candidate['class'])} ({candidate['index']})")
         yield table
@@ -369,6 +376,8 @@ def _verified(document: Document) -> str:
     images, agreement = document["images"], document.get("top1_agreement", 100.0)
     if document.get("profile") == "qonnx":
         return f"by layers; top-1 as in the simulator on {agreement:.2f} % of {images} images"
+    if agreement < 100.0 and document.get("pixels"):
+        return f"same class as in the simulator for {agreement:.4f} % of pixels, {images} images"
     return f"equal to the simulator on {images} images"
 
 

@@ -83,7 +83,7 @@ class _LogitsOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """What the module gives under `OUT`."""
-        given = super().forward(images)  # type: ignore[misc]
+        given = super().forward(images)
         return given[OUT] if isinstance(given, dict) else given
 
 

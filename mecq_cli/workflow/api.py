@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -105,17 +106,17 @@ class Quantized:
 
     Attributes:
         module: the integer model as a torch module.
-        float_top1: of the float model, in percent, on the evaluation images; None of a model
+        float_top1: of the float model, in percent, on the evaluation images; NaN of a model
             that segments, which has ``float_miou`` instead.
-        top1: of the integer model, read back from its file; None, and ``miou``, likewise.
+        top1: of the integer model, read back from its file; NaN, and ``miou``, likewise.
         images: how many those were.
         run: the run folder, for ``mecq eval``, ``mecq export``, ``resume=True`` ...
         summary: all figures, as in the summary.json of the run.
     """
 
     module: Classifier
-    float_top1: float | None
-    top1: float | None
+    float_top1: float
+    top1: float
     images: int
     run: Path
     summary: Mapping[str, Any] = field(repr=False)
@@ -233,7 +234,7 @@ def quantize(
     summary = run_quantize(config, origins, listener or Listener(), splits, loaded)
     run = Path(summary["run"])
     module = load(run / "model.safetensors")
-    figures = (summary.get("fp_top1"), summary.get("top1"), summary["images"])
+    figures = (summary.get("fp_top1", nan), summary.get("top1", nan), summary["images"])
     return Quantized(module, *figures, run, summary, splits[1])
 
 

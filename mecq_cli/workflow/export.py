@@ -90,7 +90,8 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
     if profile in ORT_PROFILES and model.input_shape[0] in MODES:
         code = output.with_suffix(".py")
         preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
-        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile])
+        task = task_of(model.metadata, source).name
+        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile], task)
         atomic_write(code, text.encode(), force=True)
         document["snippet"] = str(code)
     return document

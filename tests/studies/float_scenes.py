@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("scenes", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", default="lraspp_mobilenet_v3_large")
+    parser.add_argument("--start", type=Path, help="weights to go on with")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -60,6 +61,8 @@ def main() -> None:
     model = torchvision.models.get_model(
         given.model, weights=None, weights_backbone=None, num_classes=len(CLASSES)
     )
+    if given.start is not None:
+        model.load_state_dict(torch.load(given.start, weights_only=True))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
