@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.transforms_factory import create_transform
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from mecq_cli.data.augmentation import (
@@ -147,26 +146,26 @@ def _eval_mask(preprocessing: Preprocessing) -> Callable[[Mask], Mask]:
 def _random_crop_of_both(
     preprocessing: Preprocessing,
 ) -> Callable[[Image.Image, Mask, int], tuple[Pixels, Mask]]:
-    """One random part of image and mask, resized, flipped half of the time."""
+    """One random part of image and mask, resized, flipped half of the time.
+
+    Pillow resizes both: of a tensor torch takes the nearest value from another place.
+    """
     check_preprocessing(preprocessing)
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(
-                preprocessing.input_size[1:],
-                scale=SCALE,
-                ratio=RATIO,
-                interpolation=InterpolationMode(preprocessing.interpolation),
-            ),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-        ]
-    )
+    crop = v2.RandomResizedCrop(preprocessing.input_size[1:], scale=SCALE, ratio=RATIO)
+    kinds = (InterpolationMode(preprocessing.interpolation), InterpolationMode.NEAREST)
 
     def apply(image: Image.Image, mask: Mask, word: int) -> tuple[Pixels, Mask]:
         # torchvision draws from torch's global generator: borrow it, and give it back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(word)
-            pixels, labels = transform(image, tv_tensors.Mask(torch.from_numpy(mask)[None]))
-        return np.asarray(pixels), np.asarray(labels)[0]
+            place = crop.make_params([image])
+            flip = bool(torch.rand(()) < 0.5)
+        pixels, labels = (
+            np.asarray(v2.functional.resized_crop(one, **place, size=crop.size, interpolation=how))
+            for one, how in zip((image, Image.fromarray(mask)), kinds, strict=True)
+        )
+        if flip:
+            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+        return pixels.transpose(2, 0, 1), labels
 
     return apply

@@ -250,7 +250,8 @@ def _numbers(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
     largest = -1
     for mask in masks:
         indices = read_mask(f"{root}/{mask}")
-        largest = max(largest, int(indices[indices != IGNORED].max(initial=-1)))
+        counted = indices[indices != IGNORED]
+        largest = max(largest, int(counted.max()) if counted.size else -1)
     if largest < 0:
         raise DataError(
             f"every pixel of the masks in {str(root)!r} is ignored (255); a mask holds the index "
