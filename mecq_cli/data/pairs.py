@@ -50,8 +50,8 @@ def require_no_masks(data: str) -> None:
     if not prefix and not data.startswith(OWN) and _splits(Path(where)):
         raise DataError(
             f"{where!r} holds images with masks, which is data for segmentation, and the model "
-            "classifies: give a model that segments (mecq models lists them), or a folder with "
-            "a folder of images per class"
+            "classifies: give one that segments (lraspp_mobilenet_v3_large, deeplabv3_resnet50, "
+            "...), or a folder with a folder of images per class"
         )
 
 
