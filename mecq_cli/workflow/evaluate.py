@@ -66,6 +66,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         "images": accuracy.images,
         "top1": accuracy.top1,
         "top5": accuracy.top5,
+        "classes": len(opened.classes),
         "split": split.name,
         "seconds": round(time.perf_counter() - started, 1),
     }
