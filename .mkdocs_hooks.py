@@ -19,6 +19,7 @@ STYLE = """/* Room for the program's lines of 100 columns, and no model's name b
 .md-typeset table:not([class]) { font-size: .68rem; }
 .md-typeset table:not([class]) th { min-width: 2.5rem; }
 .md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .5em .8em; }
+@media (min-width: 60em) { .md-typeset pre > code { white-space: pre-wrap; } }
 .md-typeset table:not([class]) code { word-break: normal; overflow-wrap: normal; }
 """
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
