@@ -23,6 +23,7 @@ from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.diagnosis import is_finite, label, not_finite
 from mecq_cli.training.integer_teacher import IntegerTeacher
+from mecq_cli.training.limits import StepLimit
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -92,6 +93,7 @@ class TrainingStep:
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
         self.regularizer = EntropyRegularizer(recipe.mec)
         self.followers: tuple[Follower, ...] = ()
+        self.limit = StepLimit(model, optimizer)
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()
@@ -147,7 +149,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self._check_gradients(step)
-        self.optimizer.step()
+        with self.limit:
+            self.optimizer.step()
         self.model.project()
         for follower in self.followers:
             follower.update((step + 1) / max(self.recipe.total_steps, 1))
