@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CLASSES = ("ground", "disc", "box", "triangle")
-PALETTE = (0, 0, 0, 214, 90, 60, 60, 130, 214, 90, 180, 80)
+PALETTE = (*(0, 0, 0, 214, 90, 60, 60, 130, 214, 90, 180, 80), *(255,) * 756)
+"""All of it: with fewer colours Pillow writes fewer bits a pixel, and 255 would become 3."""
 IGNORED = 255
 _HUES = (0.0, 0.02, 0.60, 0.33)
 _STREAMS = {"train": 0, "val": 1}

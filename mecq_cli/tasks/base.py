@@ -53,10 +53,13 @@ class Task(Protocol):
     Attributes:
         name: as ``--task`` takes it.
         figures: what its figures are called.
+        regularized: whether the entropy regularizer is on where no weight is given: its default
+            weight was found for this task.
     """
 
     name: str
     figures: Figures
+    regularized: bool
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         """Images to train on and to evaluate on; see `mecq_cli.data.open_training`."""

@@ -23,6 +23,7 @@ class Segmentation:
 
     name = SEGMENT
     figures = FIGURES[SEGMENT]
+    regularized = False
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         return open_training(data, val_split, seed)

@@ -307,6 +307,7 @@ def _open(
         # Features of a random network are no example to follow.
         sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
+    config = _regularized(config, origins, task, listener)
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
         len(train_split), preprocessing.input_size[1]
@@ -335,6 +336,20 @@ def _open(
 def _is_trained(loaded: LoadedModel, config: QuantizeConfig) -> bool:
     """Whether the float model knows the classes: else its accuracy is that of guessing."""
     return loaded.weights != "random" and not config.reset_classifier
+
+
+def _regularized(
+    config: QuantizeConfig, origins: Mapping[str, str], task: Task, listener: Listener
+) -> QuantizeConfig:
+    """Without the entropy term where its default weight is another task's."""
+    if task.regularized or origins.get("mec_weight", "default") != "default":
+        return config
+    if config.epochs != 0:
+        listener.note(
+            f"the entropy regularizer is off: its weight is not tuned for the task {task.name}; "
+            "--mec-weight turns it on"
+        )
+    return config.model_copy(update={"mec_weight": 0.0})
 
 
 def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:

@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.code == 0, done.err
     assert f"{MODEL} W4 A4 on cpu, task segment" in done.err
+    assert "the entropy regularizer is off" in done.err
     assert "float mIoU" in done.out
     return folder
 
@@ -157,13 +158,14 @@ def test_a_module_of_a_program(
         "device": "cpu",
     }  # fmt: skip
     result = mecq_cli.quantize(
-        net, place / "scenes", 4, 4, preprocessing=preprocessing, mec_on="stages", **settings
+        net, place / "scenes", 4, 4, preprocessing=preprocessing, mec_weight=1.0, **settings
     )
     assert result.summary["task"] == "segment"
     assert result.miou == result.summary["simulator_miou"]
     assert "aux_classifier" not in {node.name for node in result.module.model.nodes}
     assert result(torch.zeros(2, 3, 32, 32)).shape == (2, 4, 32, 32)
     assert rows(result.run)[0]["coding_length"].keys() >= {"stem.0"}
+    assert {row["loss_mec"] != 0 for row in rows(result.run)} == {True}
     assert isinstance(net(torch.zeros(2, 3, 32, 32)), dict)
     assert result.export().exists()
     items = TensorDataset(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))
