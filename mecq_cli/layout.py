@@ -19,6 +19,8 @@ EVALUATION = ("val", "valid", "validation", "test")
 """Names of the folder to evaluate on; the first one present is taken."""
 FLAT = "."
 """Name of the split of a folder that holds the class folders itself."""
+VOC_LISTS = "ImageSets/Segmentation"
+"""Where Pascal VOC has a list of names for each split, of images with masks."""
 LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
 
 _LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
@@ -132,6 +134,8 @@ def splits_if_folder(data: str) -> tuple[str, ...] | None:
         return None
     if root.suffix == ".tar" and root.is_file():
         return None
+    if (root / VOC_LISTS).is_dir():
+        return None  # its splits are lists of names
     splits = find_splits(root)
     return splits if splits or not any(root.glob("*.tar")) else None
 

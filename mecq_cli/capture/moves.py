@@ -32,6 +32,27 @@ def upsample(reader: Reader, node: FxNode) -> None:
     reader.add(node, "upsample", [source], suffix="upsample", attributes={"size": size})
 
 
+def resize(reader: Reader, node: FxNode) -> None:
+    """Bilinear; a single value is repeated, and a size that is there already stays."""
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    before, size = ([int(n) for n in v.meta["val"].shape[2:]] for v in (source, node))
+    corners = bool(reader.argument(node, 2, "align_corners", False))
+    scales = reader.argument(node, 3, "scale_factors")
+    if scales and not corners and [n * s for n, s in zip(before, scales, strict=True)] != size:
+        raise UsageError(
+            f"layer {module_path(node)}: bilinear resizing of {before} by {scales} does not give a "
+            "whole size, and has no form here; give interpolate a size"
+        )
+    if size == before:
+        reader.alias[node] = reader.source(source)
+    elif before == [1, 1]:
+        reader.add(node, "upsample", [source], suffix="upsample", attributes={"size": size})
+    else:
+        attributes = {"size": size, "align_corners": corners}
+        reader.add(node, "resize", [source], suffix="resize", attributes=attributes)
+
+
 def pad(reader: Reader, node: FxNode) -> None:
     """Zeros around a value, or its own values, mirrored or repeated."""
     widths = [int(w) for w in node.args[1]]  # type: ignore[union-attr, arg-type]

@@ -28,6 +28,7 @@ RANDOM = {
 }
 PLANAR = {
     *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "flatten", "pad", "group_norm"),
+    "resize",
 }
 """Kinds of layers that read [N, C, H, W] or whole images."""
 

@@ -102,4 +102,5 @@ HANDLERS: dict[Any, Handler] = {
     aten.addcmul.default: arithmetic.add_product,
     aten.conv1d.default: products.conv1d,
     aten.upsample_nearest2d.vec: moves.upsample,
+    aten.upsample_bilinear2d.vec: moves.resize,
 }

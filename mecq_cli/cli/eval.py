@@ -34,6 +34,13 @@ def evaluate(
             metavar="DATA", help="Images, as in mecq quantize (default: the data of the run)."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classify|segment",
+            help="What the target does (default auto: what it is made for).",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights of a float model: .pth or .safetensors."),
@@ -82,7 +89,7 @@ def evaluate(
 ) -> None:
     """Example: [bold]mecq eval runs/latest --data DIR[/bold]
 
-    Measure top-1 and top-5 accuracy.
+    Measure top-1 and top-5 accuracy; of what segments mean IoU and pixel accuracy.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import EvalConfig, from_flags

@@ -26,7 +26,8 @@ def quantize(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A timm name, torchvision/NAME, or resnet20_cifar, resnet56_cifar, ...",
+            help="A timm name, torchvision/NAME, resnet20_cifar, resnet56_cifar, ...; to "
+            "segment lraspp_mobilenet_v3_large, deeplabv3_resnet50, ...",
             metavar="MODEL",
             show_default=False,
             autocompletion=model_names,
@@ -106,8 +107,16 @@ def quantize(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Folder with train/ and val/, each with a folder a class; or tar files, "
-            "wds/PATH, hfds/NAME.",
+            help="Folder with train/ and val/, each with a folder a class (to segment: with "
+            "images/ and masks/); or tar files, wds/PATH, hfds/NAME.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classify|segment",
+            help="What the model does (default auto: what it is made for).",
             rich_help_panel=_DATA,
         ),
     ] = None,

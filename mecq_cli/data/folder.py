@@ -61,7 +61,7 @@ def open_split(root: Path, split: str) -> Split:
     if not (root / split).is_dir():
         there = ", ".join(splits) or "neither train nor val"
         raise DataError(f"{str(root)!r} has no folder {split!r} (it has {there}); {LAYOUT}")
-    scanner = _Scanner(root)
+    scanner = Scanner(root)
     classes = scanner.class_folders("" if split == FLAT else split)
     prefix = "" if split == FLAT else f"{split}/"
     names = NameList()
@@ -83,7 +83,7 @@ def open_split(root: Path, split: str) -> Split:
     return Split(str(root), split, classes, files, rows, labels.astype(np.int64))
 
 
-class _Scanner:
+class Scanner:
     """Lists folders below one root and remembers what does not belong there."""
 
     def __init__(self, root: Path) -> None:

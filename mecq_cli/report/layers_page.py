@@ -31,28 +31,22 @@ def layers_section(document: Document) -> Iterator[str]:
         "Weight scales have the batch norm folded in. A dash: not measured, or nothing to "
         "measure.</p>"
     )
-    columns = [
-        "layer", "operation", "bits W/A", "bytes", "weight scale", "activation scale",
-        "weight entropy", "weights clipped", "activation entropy", "activations clipped",
-    ]  # fmt: skip
-    cells = [_row(row) for row in rows if row["type"] not in _CONVERSIONS]
     if any("sensitivity" in row for row in rows):
-        columns.append("sensitivity")
-        told = [
-            _or_dash(r.get("sensitivity"), ".1e") for r in rows if r["type"] not in _CONVERSIONS
-        ]
-        cells = [(*row, cell) for row, cell in zip(cells, told, strict=True)]
         yield (
-            '<p class="soft">Sensitivity is what rounding the weights of this layer alone to its '
-            "bits cost before the training; by that a target gave the layers their bits.</p>"
+            '<p class="soft">Below the bits: the sensitivity, which is what rounding the weights '
+            "of this layer alone to its bits cost before the training. By that a target gave the "
+            "layers their bits.</p>"
         )
     yield html.table(
-        columns,
-        cells,
+        [
+            "layer", "operation", "bits W/A", "bytes", "weight scale", "activation scale",
+            "weight entropy", "weights clipped", "activation entropy", "activations clipped",
+        ],
+        [_row(row) for row in rows if row["type"] not in _CONVERSIONS],
         caption="Layers in the order of execution",
-        numbers=range(2, len(columns)),
+        numbers=range(2, 10),
         kind="wide",
-    )
+    )  # fmt: skip
     notes = list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
     for note in notes:
         names = ", ".join(row["layer"] for row in rows if row.get("note") == note)
@@ -63,10 +57,12 @@ def _row(row: Document) -> tuple[str, ...]:
     shape = "×".join(str(n) for n in row.get("shape") or ())
     wbits, abits = row.get("wbits"), row.get("abits")
     weights, activations = row.get("weights"), row.get("activations")
+    cost = row.get("sensitivity")
+    below = "" if cost is None else f'<br><span class="soft">{cost:.1e}</span>'
     return (
         text(row["layer"]),
         f'{text(row["type"])} <span class="soft">{shape}</span>',
-        f"{_or_dash(wbits)}/{_or_dash(abits)}",
+        f"{_or_dash(wbits)}/{_or_dash(abits)}{below}",
         f"{row['packed_bytes']:,}" if row["packed_bytes"] else "–",
         _range(row.get("weight_scale_min"), row.get("weight_scale_max")),
         _or_dash(row.get("activation_scale"), ".3g"),

@@ -20,6 +20,8 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.memory import advising
 from mecq_cli.sites import ProductSite
 from mecq_cli.storage import sync_file
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.batch_norm import synchronise
@@ -57,6 +59,7 @@ class Trainer:
         listener: hears of every step.
         processes: which share the work; the first one writes.
         calibration: for the grids of each stage, where the bits are lowered step by step.
+        task: whose loss it is.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Trainer:
         events: Path | None = None,
         processes: Processes = ALONE,
         calibration: Images | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.keep, self.events = keep_checkpoints, events
         self.model, self.recipe, self.batches = model, recipe, batches
@@ -83,7 +87,7 @@ class Trainer:
         self.optimizer, self.schedule = make_optimizer(model, recipe)
         if processes.count > 1:
             synchronise(model)
-        self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes)
+        self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes, task)
         self.progress = state.Progress(0, False, {})
         self.stages = stages(recipe, fewest_bits(model))
         self.calibration = calibration
@@ -274,7 +278,7 @@ class Trainer:
             "loss_mec": losses.mec,
             "coding_length": losses.coding_lengths,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_top1": 100.0 * losses.correct / (len(labels) * self.processes.count),
+            self.step.task.figures.train_key: 100.0 * losses.correct / max(losses.counted, 1),
             "seconds": round(time.perf_counter() - started, 4),
             "data_seconds": round(waited, 4),
         }

@@ -32,9 +32,10 @@ from mecq_cli.settings import bytes_of
 from mecq_cli.training.signals import deferring
 from mecq_cli.workflow.common import insert_quantizers
 
-MOST_IMAGES = 256
-MOST_VALUES = 10_000_000
-"""Images that are measured on, in one batch: 256 of CIFAR, 66 of 224 pixels."""
+IMAGES = {"coding": 64, "hessian": 256, "loss": 256}
+MOST_VALUES = {"coding": 5_000_000, "hessian": 10_000_000, "loss": 10_000_000}
+"""What is measured on, in one batch: 64 or 256 images, of 224 pixels 33 or 66. The geometry of
+features needs fewer than outputs do (docs/method.md)."""
 
 Row = dict[str, Any]
 
@@ -91,8 +92,7 @@ def with_bits(
     listener.note(f"bits of each layer for {config.target}: {config.sensitivity} is measured")
     if loaded.weights == "random":
         listener.warn("the float weights are random: how sensitive they are says little")
-    wanted = min(MOST_IMAGES, MOST_VALUES // math.prod(loaded.preprocessing.input_size))
-    wanted = max(min(wanted, config.calibration_images), 2)
+    wanted = _wanted(config, math.prod(loaded.preprocessing.input_size))
     images = torch.cat(list(some_images(wanted)))[:wanted]
     sensitivities = measure(
         config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
@@ -153,6 +153,12 @@ def with_sensitivities(rows: list[Row], config: QuantizeConfig | None) -> list[R
     return [
         row | {"sensitivity": known[row["layer"]]} if row["layer"] in known else row for row in rows
     ]
+
+
+def _wanted(config: QuantizeConfig, values: int) -> int:
+    """Images of so many values."""
+    kind = config.sensitivity
+    return max(min(IMAGES[kind], MOST_VALUES[kind] // values, config.calibration_images), 2)
 
 
 def _measured(config: QuantizeConfig, loaded: LoadedModel) -> QuantizedModel:

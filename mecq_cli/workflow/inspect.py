@@ -10,6 +10,7 @@ from mecq_cli.config import InspectConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
+from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.training.metrics import read_rows
@@ -38,6 +39,7 @@ def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
         )
     model = safetensors.load(path)
     fp32 = int(model.metadata.get("fp32_bytes", 0))
+    sizes = totals(model, fp32, path.stat().st_size)
     return {
         "target": target.name,
         "model": model.metadata.get("model"),
@@ -45,9 +47,19 @@ def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
         "abits": model.metadata.get("abits"),
         "input_shape": list(model.input_shape),
         "sites": with_sensitivities(site_rows(model), settings_of(target.run)),
-        "totals": totals(model, fp32, path.stat().st_size),
+        **_allotment(model, sizes["ideal_bytes"]),
+        "totals": sizes,
         "entropy": [] if target.run is None else coding_lengths(target.run.metrics),
     }
+
+
+def _allotment(model: IntegerModel, size: int) -> dict[str, Any]:
+    """What a target for the bits of the weights came to; empty without one."""
+    known, average = model.metadata.get("allotment"), model.metadata.get("wbits")
+    if not isinstance(known, dict) or not isinstance(average, (int, float)):
+        return {}
+    told = {key: known.get(key) for key in ("sensitivity", "target_avg_bits", "target_size")}
+    return {"allotment": {**told, "average_bits": average, "weight_bytes": size}}
 
 
 def coding_lengths(metrics: Path) -> list[dict[str, Any]]:

@@ -79,7 +79,8 @@ def test_it_is_exported_bit_exact_and_evaluated(place: Path, mixed: dict[str, An
     assert shown.out.startswith("resnet20_cifar, W2.5 A4\n")
     assert "sensitivity" in shown.out
     alone = mecq("inspect", "mixed/model.safetensors", "--json", cwd=place).document
-    assert alone["wbits"] == mixed["wbits"]
+    assert alone["wbits"] == alone["allotment"]["average_bits"] == mixed["wbits"]
+    assert alone["allotment"]["weight_bytes"] == mixed["allotment"]["weight_bytes"]
 
 
 def test_a_stopped_run_keeps_its_allotment(
