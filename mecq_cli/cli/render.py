@@ -79,15 +79,16 @@ def after_quantize(document: Document) -> list[str]:
 
 
 LARGE_DROP = 5.0
-"""Points of top-1 below the float model from which on advice is given."""
+"""Points below the float model from which on advice is given."""
 
 
 def advice(document: Document) -> None:
     """Where much accuracy was lost, say on stderr what to try."""
-    reference, top1 = document.get("fp_top1"), document.get("top1")
-    if not document.get("fp_trained", True) or reference is None or top1 is None:
+    of = figures_of(document)
+    reference, value = document.get(f"fp_{of.key}"), document.get(of.key)
+    if not document.get("fp_trained", True) or reference is None or value is None:
         return
-    if reference - top1 < LARGE_DROP:
+    if reference - value < LARGE_DROP:
         return
     ways = ["--recipe best or more --epochs"]
     if document["abits"] < 4:
@@ -97,7 +98,7 @@ def advice(document: Document) -> None:
         ways.append("a larger target")
     elif wbits < 4:
         ways.append(f"--wbits {wbits + 1}, or --target-avg-bits {wbits}.5")
-    text = f"{reference - top1:.1f} points below float; to lose less: {', '.join(ways)}"
+    text = f"{reference - value:.1f} points below float; to lose less: {', '.join(ways)}"
     Console(stderr=True, highlight=False).print(Text(text), soft_wrap=True)
 
 
@@ -157,8 +158,7 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     table.add_row("kind", _plain(document["kind"]))
     of = figures_of(document)
     for key, label in {of.key: of.label, **of.others}.items():
-        # Among five classes top-5 is 100 %, whatever the network does.
-        if key != "top5" or document.get("outputs", 1000) > 5:
+        if key != "top5" or document.get("num_classes", 1000) > 5:  # else 100 %, whatever it does
             table.add_row(label, _percent(document[key]))
     for name, value in zip(document.get("classes", ()), document.get("iou", ()), strict=False):
         table.add_row(f"IoU of {_plain(name)}", "not there" if value is None else _percent(value))

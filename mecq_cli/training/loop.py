@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.distributed import ALONE, Processes
-from mecq_cli.errors import Interrupted
+from mecq_cli.errors import EnvironmentFailure, Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.memory import advising
@@ -195,7 +195,7 @@ class Trainer:
         Raises:
             NumericError: NaN or Inf; the last checkpoint is good.
             Interrupted: by a signal, after a checkpoint was written.
-            EnvironmentFailure: out of memory.
+            EnvironmentFailure: out of memory, or the run folder is gone.
         """
         recipe, progress = self.recipe, self.progress
         if progress.step >= recipe.total_steps:
@@ -226,6 +226,14 @@ class Trainer:
         # What follows takes a while too, and need not be paid for with steps.
         self.save()
         self.listener.finish("train")
+
+    def _require_folder(self) -> None:
+        """Else writing would make it anew, without what was in it."""
+        if self.processes.first and not self.metrics.exists():
+            raise EnvironmentFailure(
+                f"{self.metrics.parent}: the run folder was removed or moved while this run worked "
+                "in it; start it again"
+            )
 
     def _at_stage(self) -> bool:
         return any(0 < stage.first_step == self.progress.step for stage in self.stages)
@@ -277,8 +285,10 @@ class Trainer:
         log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
-        if progress.step % self.every == 0 and progress.step < self.recipe.total_steps:
-            self.save()
+        if progress.step % self.every == 0:
+            self._require_folder()
+            if progress.step < self.recipe.total_steps:
+                self.save()
         return row
 
     def _stop_if_asked(self, watch: SignalWatch, resume_command: str) -> None:

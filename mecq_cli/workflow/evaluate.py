@@ -75,7 +75,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         "images": measured.images,
         **measured.figures,
         **measured.details,
-        "outputs": len(opened.classes),
+        "num_classes": len(opened.classes),
         **({} if task.name == CLASSIFY else {"classes": list(opened.classes)}),
         "split": split.name,
         "seconds": round(time.perf_counter() - started, 1),
