@@ -250,6 +250,14 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
     )
     flagged = {key for key, origin in origins.items() if origin == "flag"}
     assert len(flagged) == len(given) + 5
+    # These take the place of --wbits, one of them at a time.
+    for key, value in (("target_avg_bits", 2.5), ("target_size", "90kB")):
+        target = [f"--{key.replace('_', '-')}", str(value), "--sensitivity", "loss"]
+        others = ["quantize", "resnet18", "--abits", "4", "--data", "images", "-q", "--json"]
+        assert run([*others, *target]) == 0
+        config, origins, _ = calls[-1]
+        assert (getattr(config, key), config.sensitivity) == (value, "loss")
+        flagged |= {key for key, origin in origins.items() if origin == "flag"}
     offered = {p.name for p in get_command(app).commands["quantize"].params}  # type: ignore[attr-defined]
     targets = {"target_avg_bits", "target_size", "sensitivity"}  # instead of --wbits
     assert flagged | {"force", "dry_run"} | targets == offered & set(QuantizeConfig.model_fields)
