@@ -34,7 +34,8 @@ def float_network(weights: Path) -> Callable[[Tensor], Tensor]:
 
 
 def main(scenes: Path, weights: Path, output: Path, runs: dict[str, Path]) -> None:
-    networks = {"float": float_network(weights), **{n: mecq_cli.load(r) for n, r in runs.items()}}
+    networks: dict[str, Callable[[Tensor], Tensor]] = {"float": float_network(weights)}
+    networks |= {name: mecq_cli.load(run) for name, run in runs.items()}
     titles = ["picture", "mask", *networks]
     width, height = len(titles) * (SIDE + GAP) - GAP, len(NUMBERS) * (SIDE + GAP) - GAP + TITLE
     sheet = Image.new("RGB", (width, height), "white")
