@@ -224,6 +224,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
         "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "lsq+",
         "recipe": "quick",
+        "task": "classify",
         "log": "tensorboard",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]
