@@ -39,7 +39,7 @@ def mec(
     img_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop runs early.")] = None,
     compile: Annotated[
-        str | None, typer.Option(metavar="auto|model|quantizers|off", help="As for mecq quantize.")
+        str | None, typer.Option(metavar="WHAT", help="As for mecq quantize.")
     ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -25,9 +25,9 @@ def train(
         int, typer.Option(min=1, metavar="N", help="Timed steps of each arm, in turns.")
     ] = 15,
     compile: Annotated[
-        str, typer.Option(metavar="auto|model|quantizers|off", help="The same for all arms.")
+        str, typer.Option(metavar="WHAT", help="The same for all arms, as in mecq quantize.")
     ] = "auto",
-    amp: Annotated[str, typer.Option(metavar="auto|bf16|off", help="The same for all.")] = "auto",
+    amp: Annotated[str, typer.Option(metavar="WHAT", help="The same for all.")] = "auto",
     mec_on: Annotated[str | None, typer.Option(metavar="WHAT", help="As for quantize.")] = None,
     mec_views: Annotated[str | None, typer.Option(metavar="VIEWS", help="As for quantize.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",

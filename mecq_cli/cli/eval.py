@@ -10,7 +10,7 @@ import typer
 
 from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
-from mecq_cli.cli.completion import model_names
+from mecq_cli.cli.completion import model_names, one_of
 
 if TYPE_CHECKING:
     from mecq_cli.config import EvalConfig
@@ -37,8 +37,9 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|classify|segment",
-            help="What the target does (default auto: what it is made for).",
+            autocompletion=one_of("auto", "classify", "segment"),
+            metavar="NAME",
+            help="What the target does: classify or segment (default auto: what it is made for).",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -115,8 +115,9 @@ def quantize(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|classify|segment",
-            help="What the model does (default auto: what it is made for).",
+            autocompletion=one_of("auto", "classify", "segment"),
+            metavar="NAME",
+            help="What the model does: classify or segment (default auto: what it is made for).",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -193,6 +193,17 @@ def test_every_help_opens_with_an_example_that_parses(command: str | None) -> No
     group.commands[words[0]].make_context(words[0], words[1:])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_in_a_help_is_cut_off_at_80_columns(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+    group: Any = get_command(app)
+    for parameter in group.commands[command].params:
+        # A wide name of a value would leave no room for what it means.
+        assert len(parameter.metavar or "") <= 10, parameter.name
+
+
 def test_the_defaults_in_the_help_are_those_of_the_settings() -> None:
     group: Any = get_command(app)
     kinds: dict[str, Any] = {
