@@ -37,8 +37,8 @@ COMPILE_QUANTIZERS_FROM = 100
 some seconds for the quantizers alone."""
 
 COMPILE_TOKENS_FROM = 3000
-"""The same for transformers, of which each layer has operations of its own to compile: two blocks of
-a ViT-Tiny take 51 s of one core, and each step of 8 images of 64 px then 22 ms instead of 39."""
+"""The same for transformers, of which each layer has operations of its own to compile: two blocks
+of a ViT-Tiny take 51 s of one core, and each step of 8 images of 64 px then 22 ms, not 39."""
 
 
 @dataclass(frozen=True)
