@@ -14,6 +14,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
+STYLE = """/* Room for the program's lines of 100 columns, and no model's name broken in two. */
+.md-grid { max-width: 76rem; }
+.md-typeset table:not([class]) { font-size: .68rem; }
+.md-typeset table:not([class]) th { min-width: 2.5rem; }
+.md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .5em .8em; }
+@media (min-width: 60em) { .md-typeset pre > code { white-space: pre-wrap; } }
+.md-typeset table:not([class]) code { word-break: normal; overflow-wrap: normal; }
+"""
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 
 
@@ -28,6 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
             text = text.replace(f"]({other}", f"]({target}")
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "messages.md", content=messages()))
+    files.append(File.generated(config, "site.css", content=STYLE))
     return files
 
 

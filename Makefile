@@ -45,7 +45,8 @@ faults: $(READY) ## The fault tests at full length
 
 docs: $(READY) ## Build the documentation as a site, into build/site
 	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+	# With --quiet, --strict would not see the warnings it is to stop at.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
 	@echo build/site/index.html
 
 wheel: $(READY) ## Wheel and sdist in dist/, and a test of both

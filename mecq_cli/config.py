@@ -50,6 +50,7 @@ from mecq_cli.settings import (
     Share,
     Sites,
     Size,
+    TaskName,
     UserPath,
     absolute_data,
     label_of,
@@ -144,6 +145,7 @@ class QuantizeConfig(Settings):
             mecq_cli.quantizers.QUANTIZERS (checked there: this module needs no torch).
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
+        task: classify or segment; auto is what the model is made for.
         recipe: how long the training is where ``epochs`` does not say it (training/recipe.py).
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
         batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe; the batch is that of
@@ -190,6 +192,7 @@ class QuantizeConfig(Settings):
     wbits: Bits
     abits: Bits
     data: DataName
+    task: TaskName = "auto"
     checkpoint: UserPath | None = None
     pretrained: bool = True
     reset_classifier: bool = False
@@ -267,6 +270,7 @@ class EvalConfig(Settings):
 
     target: str | None = None
     data: DataName | None = None
+    task: TaskName = "auto"
     checkpoint: UserPath | None = None
     pretrained: bool = True
     split: Name | None = None
@@ -304,10 +308,19 @@ class ExportConfig(Settings):
 
 
 class PredictConfig(Settings):
-    """What ``mecq predict`` does."""
+    """What ``mecq predict`` does.
+
+    Attributes:
+        target: run, artifact or ONNX file.
+        images: to look at.
+        output: folder for the masks of a network that segments; None is the current one.
+        force: replace masks that exist.
+    """
 
     target: Name
     images: Annotated[tuple[UserPath, ...], Field(strict=False)]
+    output: UserPath | None = None
+    force: bool = False
 
 
 class InspectConfig(Settings):

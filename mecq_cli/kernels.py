@@ -260,6 +260,17 @@ def _upsample(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]
     return inputs[0].index_select(2, rows).index_select(3, columns)
 
 
+def _resize(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    a = node.attributes
+    return resize(inputs[0], a["size"], align_corners=a["align_corners"])
+
+
+def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Bilinear, [N, C, H, W]; of one memory format, since the last bit depends on it."""
+    x = x.contiguous()
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
 def _pad(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     before, after = node.attributes["before"], node.attributes["after"]
     widths = [w for b, a in zip(reversed(before), reversed(after), strict=True) for w in (b, a)]
@@ -307,6 +318,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "upsample": _upsample,
+    "resize": _resize,
     "pad": _pad,
     "roll": token_kernels.roll,
     "matmul": token_kernels.matmul,

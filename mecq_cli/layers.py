@@ -17,9 +17,9 @@ class Layer:
         name: module path, made unique; for an add or concat the path of its block plus the kind.
         kind: conv2d, linear, affine (a depthwise convolution with a kernel of 1 x 1), add, mul,
             function, concat, max_pool2d, avg_pool2d, adaptive_avg_pool2d, global_avg_pool,
-            flatten, reshape, transpose, slice, pad, roll, upsample, relu, dropout; matmul, rescale
-            (a product with a constant), constant, layer_norm, group_norm, softmax, l2_normalize;
-            and batch_norm, until it is fused.
+            flatten, reshape, transpose, slice, pad, roll, upsample, resize (bilinear), relu,
+            dropout; matmul, rescale (a product with a constant), constant, layer_norm, group_norm,
+            softmax, l2_normalize; and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py; dropout: images (whole ones are dropped).
         module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,

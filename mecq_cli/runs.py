@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mecq_cli.errors import EnvironmentFailure, Interrupted, MecqError, UsageError
+from mecq_cli.layout import find_splits
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write, remove_leftovers
@@ -276,6 +277,11 @@ def resolve_target(text: str | None) -> Target:
     if path.is_dir():
         if RunFolder(path).is_run:
             return Target("run", text, path)
+        if find_splits(path):
+            raise UsageError(
+                f"{text}: is a folder of images, no run; name what is to be used on them, and give "
+                f"them with --data {text}"
+            )
         if not _looks_like_path(text):
             return Target("model", text)
         raise UsageError(

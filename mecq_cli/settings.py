@@ -56,6 +56,8 @@ def _joined(*names: str) -> AfterValidator:
     return _within(f"one or more of {', '.join(names)}, joined by '+'", check)
 
 
+TaskName = Literal["auto", "classify", "segment"]
+
 SITES = ("penultimate", "stages", "layers", "weights")
 Sites = Annotated[str, _joined(*SITES)]
 # The names are those of mecq_cli.entropy.EXPERTS, which is not imported: it needs torch.

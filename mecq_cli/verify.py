@@ -18,7 +18,7 @@ FLOAT_TOLERANCE = 1e-4
 in the order of its sums between two runtimes."""
 
 AGREEMENT = 0.999
-"""Share of images whose top-1 must agree where float operations lie between the integers."""
+"""Share of images (or pixels) whose top-1 must agree where floats lie between the integers."""
 
 SHOWN = 5
 """Mismatches that are listed one by one."""
@@ -30,18 +30,22 @@ class Comparison:
 
     Attributes:
         images: compared.
+        answers: one an image; of a network that segments one a pixel.
         agree: of which the top-1 is the same.
         largest_difference: of a logit, relative to the largest logit.
-        mismatches: (image number, margin of the reference) where the top-1 differs.
+        mismatches: (number of the answer, margin of the reference) where the top-1 differs.
     """
 
     images: int = 0
+    answers: int = 0
     agree: int = 0
     largest_difference: float = 0.0
     mismatches: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, expected: Array, got: Array) -> None:
-        """Compare the logits [N, classes] of a batch."""
+        """Compare the logits of a batch, [N, classes] or [N, classes, H, W]."""
+        self.images += len(expected)
+        expected, got = _rows(expected), _rows(got)
         scale = max(float(np.abs(expected).max()), 1e-6)
         difference = float(np.abs(expected - got).max()) / scale
         # a NaN anywhere is a difference, whatever the maximum says
@@ -49,11 +53,11 @@ class Comparison:
             self.largest_difference, difference if np.isfinite(difference) else float("inf")
         )
         same = expected.argmax(1) == got.argmax(1)
-        for index in np.flatnonzero(~same):
+        for index in np.flatnonzero(~same)[:SHOWN]:
             top = np.sort(expected[index])[-2:]
             margin = float(top[1] - top[0]) if len(top) == 2 else 0.0
-            self.mismatches.append((self.images + int(index), margin))
-        self.images += len(same)
+            self.mismatches.append((self.answers + int(index), margin))
+        self.answers += len(same)
         self.agree += int(same.sum())
 
     def require_images(self, what: str) -> None:
@@ -72,17 +76,23 @@ class Comparison:
                 may differ by the rounding of their last multiplication only.
         """
         self.require_images(what)
-        if exact and self.largest_difference <= FLOAT_TOLERANCE and self.agree == self.images:
+        if exact and self.largest_difference <= FLOAT_TOLERANCE and self.agree == self.answers:
             return
-        if not exact and self.agree >= AGREEMENT * self.images:
+        if not exact and self.agree >= AGREEMENT * self.answers:
             return
+        answers = f"{self.answers} {'images' if self.answers == self.images else 'pixels'}"
         listed = ", ".join(f"#{i} (margin {m:.2g})" for i, m in self.mismatches[:SHOWN])
         raise VerificationError(
             f"{what}: does not compute what the simulator computes: top-1 agrees on "
-            f"{self.agree} of {self.images} images{f' (not on {listed})' if listed else ''}, "
+            f"{self.agree} of {answers}{f' (not on {listed})' if listed else ''}, "
             f"logits differ by up to {self.largest_difference:.1e} of the largest; the file "
             "was not kept"
         )
+
+
+def _rows(logits: Array) -> Array:
+    """[answers, classes]."""
+    return logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, logits.shape[1])
 
 
 def compare(reference: Predict, other: Predict, batches: Iterable[Array]) -> Comparison:

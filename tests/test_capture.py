@@ -107,15 +107,16 @@ def test_tensorflow_padding_of_a_real_family_is_folded() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Softmax(1), "layer middle.0: a softmax over another axis"),
+        (nn.Softmax(0), "layer middle.0: a softmax over images"),
         (nn.BatchNorm2d(8), None),
         (nn.PReLU(8), "layer middle.0: a PReLU with a slope for each channel"),
         (nn.SELU(), "layer middle.0: "),
         (nn.Upsample(scale_factor=2, mode="bilinear"), "layer middle.0: .*bilinear"),
-        (nn.ReflectionPad2d(1), "layer middle.0: "),
+        (nn.ConstantPad2d(1, 0.5), "layer middle.0: only padding with zeros"),
+        (Lambda(lambda x: x + x.sum(3, keepdim=True)), "layer middle.0: only sums of up to 8"),
         (nn.BatchNorm2d(8, track_running_stats=False), "layer middle.0: .*running statistics"),
         (Lambda(lambda x: x / x.mean()), "layer middle.0: "),
-        (Lambda(lambda x: x * torch.ones(16)), "layer middle.0.*: "),
+        (Lambda(lambda x: x * torch.ones(16, 16)), "layer middle.0.*: "),
         (Lambda(lambda x: F.pad(x, (1, -1))), r"layer middle.0: padding by \[1, -1\]"),
         (
             Lambda(lambda x: torch.cat([x, x], 0)),
@@ -133,13 +134,25 @@ def test_what_has_no_integer_form_is_named(module: nn.Module, message: str | Non
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_computed_are_refused() -> None:
+def test_weights_that_are_computed_from_weights_are_computed_once() -> None:
     class Standardized(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             return F.conv2d(x, self.weight - self.weight.mean())
 
-    with pytest.raises(UsageError, match=r"layer middle\.0: .*no integer form"):
-        capture(Net(Standardized(8, 8, 1)), SHAPE)
+    module = Standardized(8, 8, 1)
+    (layer,) = [found for found in capture(Net(module), SHAPE) if found.name == "middle.0"]
+    assert isinstance(layer.module, nn.Conv2d)
+    torch.testing.assert_close(layer.module.weight, module.weight - module.weight.mean())
+    assert layer.module.weight.requires_grad
+
+
+def test_weights_that_depend_on_the_images_are_refused() -> None:
+    class Dynamic(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight * x.mean())
+
+    with pytest.raises(UsageError, match=r"layer middle\.0.*: "):
+        capture(Net(Dynamic(8, 8, 1)), SHAPE)
 
 
 def test_the_mode_of_the_model_is_kept() -> None:

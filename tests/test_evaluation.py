@@ -39,8 +39,8 @@ def test_ranks_are_counted(dataset: ImageDataset, batch_size: int) -> None:
 
     accuracy = evaluate(predict, dataset, batch_size=batch_size, device=torch.device("cpu"))
     assert accuracy.images == 21
-    assert accuracy.top1 == pytest.approx(100 * 3 / 21)
-    assert accuracy.top5 == pytest.approx(100 * 15 / 21)
+    assert accuracy.figures["top1"] == pytest.approx(100 * 3 / 21)
+    assert accuracy.figures["top5"] == pytest.approx(100 * 15 / 21)
 
 
 def test_fewer_than_five_classes(dataset: ImageDataset) -> None:
@@ -48,5 +48,5 @@ def test_fewer_than_five_classes(dataset: ImageDataset) -> None:
         return torch.tensor([[1.0, 0.0, 0.5]]).expand(len(images), 3)
 
     accuracy = evaluate(predict, dataset, batch_size=8, device=torch.device("cpu"))
-    assert accuracy.top1 == pytest.approx(100 * 3 / 21)
-    assert accuracy.top5 == pytest.approx(100 * 9 / 21)
+    assert accuracy.figures["top1"] == pytest.approx(100 * 3 / 21)
+    assert accuracy.figures["top5"] == pytest.approx(100 * 9 / 21)

@@ -188,11 +188,79 @@ class SmallMixer(nn.Module):
         return logits
 
 
+class Standardized(nn.Conv2d):
+    """A convolution whose weights have mean 0 and variance 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.flatten(1)
+        weight = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-3)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=self.padding)
+
+
+class SmallBranches(nn.Module):
+    """Branches beside each other, chosen by a softmax over them; a blur of mirrored borders."""
+
+    blur: Tensor
+
+    def __init__(self, channels: int = 3, width: int = 8) -> None:
+        super().__init__()
+        self.stem = Standardized(channels, width, 3, padding=1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, k, padding=k // 2), nn.BatchNorm2d(width), nn.ReLU()
+            )
+            for k in (1, 3)
+        )  # fmt: skip
+        self.squeeze, self.choose = nn.Conv2d(width, 4, 1), nn.Conv2d(4, 2 * width, 1)
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("blur", (line[:, None] * line).expand(width, 1, 3, 3).clone())
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = torch.stack([branch(x) for branch in self.branches], 1)
+        shares = self.choose(F.relu(self.squeeze(y.sum(1).mean((2, 3), keepdim=True))))
+        y = (y * shares.reshape(x.shape[0], 2, -1, 1, 1).softmax(1)).sum(1)
+        y = F.pad(y, (1, 1, 1, 1), mode="reflect")
+        y = F.conv2d(y, self.blur, stride=2, groups=y.shape[1])
+        logits: Tensor = self.head(F.pad(y, (2, 0, 0, 1), mode="replicate").mean((2, 3)))
+        return logits
+
+
+class SmallShared(nn.Module):
+    """PyTorch's own attention, heads that share their keys, a gate split from a linear layer."""
+
+    def __init__(self, channels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.embed, self.norm1 = nn.Conv2d(channels, width, 4, 2, 1), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm2, self.queries = nn.LayerNorm(width), nn.Linear(width, width)
+        self.keys, self.values = nn.Linear(width, 8), nn.Linear(width, 8)
+        self.norm3, self.gated = nn.LayerNorm(width), nn.Linear(width, width + 2 * 12)
+        self.mix, self.head = nn.Linear(12, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        y, (n, t, c) = self.norm2(x), x.shape
+        queries = self.queries(y).reshape(n, t, 2, c // 2).transpose(1, 2)
+        keys, values = self.keys(y).unsqueeze(1), self.values(y).unsqueeze(1)
+        y = F.scaled_dot_product_attention(queries, keys, values)
+        x = x + y.transpose(1, 2).reshape(n, t, c)
+        gate, y, rest = self.gated(self.norm3(x)).split([12, 12, c], -1)
+        x = x + self.mix(F.silu(gate) * y) + rest
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
 NETWORKS = {
     "vit": SmallViT,
     "swin": SmallSwin,
     "convnext": SmallConvNeXt,
     "mixer": SmallMixer,
+    "branches": SmallBranches,
+    "shared": SmallShared,
 }
 
 

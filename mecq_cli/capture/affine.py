@@ -9,6 +9,7 @@ has 8 bits.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,8 +103,11 @@ def _is_constant(name: str, by_name: dict[str, Layer]) -> bool:
 
 def _affine(layer: Layer, value: str, constant: Layer) -> list[Layer]:
     shape, module = layer.shape, constant.module
+    axes = [i for i, n in enumerate(constant.shape) if n != 1]
+    if len(axes) == 1 and axes[0] > 0:
+        return _turned(layer, value, constant, axes[0])
     channels = shape[0]
-    if any(n != 1 for n in constant.shape[1:]) or constant.shape[0] not in (1, channels):
+    if axes not in ([], [0]) or constant.shape[0] not in (1, channels):
         raise UsageError(
             f"layer {layer.name}: a constant {list(constant.shape)} that has more than one value "
             f"for each channel of {list(shape)} has no integer form here yet"
@@ -116,3 +120,19 @@ def _affine(layer: Layer, value: str, constant: Layer) -> list[Layer]:
     module = depthwise(weight, None if scales else given)
     kind = attributes(channels, AFFINE_BITS if scales else NORM_BITS)
     return in_a_plane(Layer(layer.name, "affine", [value], shape, kind, module))
+
+
+def _turned(layer: Layer, value: str, constant: Layer, axis: int) -> list[Layer]:
+    """The same where the channels are on another axis than the first, which they come to."""
+    order = [axis, *(i for i in range(len(layer.shape)) if i != axis)]
+    axes = [i + 1 for i in order]
+    back = [axes.index(i + 1) + 1 for i in range(len(axes))]
+    turn, inner = f"{layer.name}.turn", f"{layer.name}.turned"
+    first = replace(constant, shape=tuple(constant.shape[i] for i in order))
+    shape = tuple(layer.shape[i] for i in order)
+    affine = _affine(replace(layer, name=inner, shape=shape), turn, first)
+    return [
+        Layer(turn, "transpose", [value], shape, {"axes": axes}),
+        *affine,
+        Layer(layer.name, "transpose", [inner], layer.shape, {"axes": back}),
+    ]

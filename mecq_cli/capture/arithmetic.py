@@ -55,6 +55,20 @@ def multiply(reader: Reader, node: FxNode) -> None:
     reader.add(node, "mul", [a, b], suffix="mul")
 
 
+def add_product(reader: Reader, node: FxNode) -> None:
+    """addcmul: a value, or a constant, and the product of two."""
+    a, b, c = node.args[:3]
+    if node.kwargs.get("value", 1) != 1:
+        raise UsageError(f"layer {module_path(node)}: addcmul with a factor has no integer form")
+    if reader.is_constant(b) or reader.is_constant(c):
+        reader.add(node, "rescale", [b, c], suffix="scale")
+    else:
+        _same_rank(reader, node, b, c)
+        reader.add(node, "mul", [b, c], suffix="mul")
+    product = reader.alias[node]
+    reader.add(node, "add", [a, product], suffix="add")
+
+
 def divide(reader: Reader, node: FxNode) -> None:
     """A value divided by a number or by the length of its rows, or noise for stochastic depth."""
     a, b = node.args[0], node.args[1]

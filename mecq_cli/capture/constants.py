@@ -92,6 +92,13 @@ def is_tensor(node: FxNode) -> bool:
     return node.op == "get_attr" or isinstance(node.meta.get("val"), Tensor)
 
 
+def evaluated(graph: GraphModule, node: FxNode) -> Tensor:
+    """The value of a node that depends on no image; a parameter where it depends on some."""
+    with torch.no_grad():
+        value: Tensor = _evaluate(graph, node, {}).detach().clone()
+    return nn.Parameter(value, requires_grad=_trainable(graph, node))
+
+
 def _trainable(graph: GraphModule, node: FxNode) -> bool:
     if node.op == "get_attr":
         return isinstance(operator.attrgetter(str(node.target))(graph), nn.Parameter)

@@ -72,7 +72,7 @@ def _origin(layer: Layer, chain: list[Layer], axis: int) -> list[int] | None:
             return None
         found.insert(0, axis)
     if not chain:
-        return [1, axis] if axis == len(layer.shape) else None
+        return [1] if axis == len(layer.shape) else None
     return found if chain[0].kind == "reshape" else None
 
 

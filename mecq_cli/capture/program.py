@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from mecq_cli.capture.multihead import images_first
 from mecq_cli.errors import UsageError
 
 
@@ -23,7 +24,7 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
     batch = ({0: torch.export.Dim.DYNAMIC},)
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), images_first(model):
             warnings.simplefilter("ignore")
             for training in (True, False):  # a second head only exists in training
                 model.train(training)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from mecq_cli.capture.constants import Expression, Number, is_tensor
+from mecq_cli.capture.constants import Expression, Number, evaluated, is_tensor
 from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
@@ -28,6 +28,7 @@ RANDOM = {
 }
 PLANAR = {
     *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "flatten", "pad", "group_norm"),
+    "resize",
 }
 """Kinds of layers that read [N, C, H, W] or whole images."""
 
@@ -176,6 +177,7 @@ class Reader:
         self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any
     ) -> str:
         """Append a layer that reads others by name; returns its name, which is made unique."""
+        name = name.lstrip(".")  # of the root, which has no name
         unique, count = name, 1
         while unique in self.names:
             count += 1
@@ -225,14 +227,20 @@ class Reader:
         return tensor
 
     def parameter(self, value: Any) -> tuple[str, Tensor] | None:
-        """(path, tensor) of a get_attr node, None for None."""
+        """(path, tensor) of a get_attr node, None for None.
+
+        What is computed from parameters alone, as by weight standardization, is computed here once
+        and trained as it is from then on.
+        """
         if value is None:
             return None
+        if isinstance(value, FxNode) and value in self.constants:
+            return module_path(value), evaluated(self.graph, value)
         if not isinstance(value, FxNode) or value.op != "get_attr":
             where = module_path(value) if isinstance(value, FxNode) else ""
             raise UsageError(
-                f"layer {where or '(root)'}: a weight that is computed from other weights (weight "
-                "standardisation or sharing) has no integer form; this model cannot be quantized"
+                f"layer {where or '(root)'}: a weight that is computed from the images has no "
+                "integer form; this model cannot be quantized"
             )
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)

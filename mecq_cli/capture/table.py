@@ -42,6 +42,8 @@ HANDLERS: dict[Any, Handler] = {
     aten.scaled_dot_product_attention.default: tokens.attention,
     aten.linalg_vector_norm.default: tokens.vector_norm,
     aten.cat.default: token_moves.concat,
+    aten.stack.default: token_moves.stack,
+    aten.sum.dim_IntList: token_moves.total,
     aten.max_pool2d.default: pools.max_pool,
     aten.avg_pool2d.default: pools.avg_pool,
     aten.adaptive_avg_pool2d.default: pools.adaptive_avg_pool,
@@ -97,6 +99,8 @@ HANDLERS: dict[Any, Handler] = {
     aten.mul_.Tensor: arithmetic.multiply,
     aten.sub.Tensor: arithmetic.subtract,
     aten.sub_.Tensor: arithmetic.subtract,
+    aten.addcmul.default: arithmetic.add_product,
     aten.conv1d.default: products.conv1d,
     aten.upsample_nearest2d.vec: moves.upsample,
+    aten.upsample_bilinear2d.vec: moves.resize,
 }

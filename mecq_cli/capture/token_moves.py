@@ -16,6 +16,9 @@ aten = torch.ops.aten
 BROADCASTING = (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor)
 """Operations that repeat values by themselves."""
 
+_MOST_BRANCHES = 8
+"""Longer sums are no sums of branches, and would be as many layers."""
+
 
 def _value(node: FxNode) -> FxNode:
     source = node.args[0]
@@ -45,20 +48,30 @@ def _shaped(reader: Reader, node: FxNode, name: str, shape: tuple[int, ...]) -> 
     base = module_path(node)
     if len(shape) == 1:
         return reader.append(base or "flatten", "flatten", [name], shape)
-    attributes = {"shape": list(shape)}
-    path = f"{base}.reshape".lstrip(".")
-    return reader.append(path, "reshape", [name], shape, attributes=attributes)
+    return reshaped(reader, f"{base}.reshape".lstrip("."), name, shape)
+
+
+def reshaped(
+    reader: Reader,
+    path: str,
+    name: str,
+    shape: tuple[int, ...],
+    before: tuple[int, ...] | None = None,
+) -> str:
+    """The layer with the values of another in this shape; itself if ``before`` is the same."""
+    if shape == before:
+        return name
+    return reader.append(path, "reshape", [name], shape, attributes={"shape": list(shape)})
 
 
 def _leads(place: Layout) -> bool:
     return math.prod(place.sizes[: place.batch]) == 1
 
 
-def _around(place: Layout) -> tuple[list[int], int, list[int]]:
-    """What lies before and behind the images."""
-    before, behind = place.sizes[: place.batch], place.sizes[place.batch + 1 :]
-    count = place.sizes[place.batch]
-    return [n for n in before if n != 1], count, [n for n in behind if n != 1]
+def _around(place: Layout) -> tuple[int, int, int]:
+    """How many values lie before, on and behind the axis of the images."""
+    sizes, batch = place.sizes, place.batch
+    return math.prod(sizes[:batch]), sizes[batch], math.prod(sizes[batch + 1 :])
 
 
 def permute(reader: Reader, node: FxNode) -> None:
@@ -82,12 +95,13 @@ def _ordered(reader: Reader, node: FxNode, order: list[int]) -> None:
     a, b = layout(source), layout(node)
     axes = [a.axis(order[axis]) for axis in b.order]
     name = reader.source(source)
-    reader.alias[node] = _transposed(reader, module_path(node), name, a.shape, axes)
+    reader.alias[node] = transposed(reader, module_path(node), name, a.shape, axes)
 
 
-def _transposed(
+def transposed(
     reader: Reader, base: str, name: str, shape: tuple[int, ...], axes: list[int]
 ) -> str:
+    """The layer with the axes of another in this order, counted from 1; itself if that is its."""
     if axes == sorted(axes):
         return name
     path = f"{base}.transpose".lstrip(".")
@@ -123,17 +137,21 @@ def _cut(
     chosen = range(place.sizes[axis])[bounds[0] : bounds[1] : bounds[2]]
     if len(chosen) == place.sizes[axis]:
         return name
-    where = place.axis(axis)
+    return sliced(reader, module_path(node), name, place.shape, place.axis(axis), chosen)
+
+
+def sliced(
+    reader: Reader, base: str, name: str, shape: tuple[int, ...], axis: int, chosen: range
+) -> str:
+    """The layer with some places of an axis, counted from 1, of another of this shape."""
     attributes = {
-        "axes": [where],
+        "axes": [axis],
         "starts": [chosen.start],
         "ends": [chosen.stop],
         "steps": [chosen.step],
     }
-    shape = list(place.shape)
-    shape[where - 1] = len(chosen)
-    path = f"{module_path(node)}.slice".lstrip(".")
-    return reader.append(path, "slice", [name], tuple(shape), attributes=attributes)
+    after = (*shape[: axis - 1], len(chosen), *shape[axis:])
+    return reader.append(f"{base}.slice".lstrip("."), "slice", [name], after, attributes=attributes)
 
 
 def select(reader: Reader, node: FxNode) -> None:
@@ -198,20 +216,61 @@ def concat(reader: Reader, node: FxNode) -> None:
     axis = int(reader.argument(node, 1, "dim", 0)) % len(place.sizes)
     if axis == place.batch:
         raise UsageError(f"layer {module_path(node)}: images of a batch cannot be joined")
-    where, base = place.axis(axis), module_path(node)
-    if where == 1:
-        reader.add(node, "concat", list(values), suffix="concat")
-        return
-    order = [where, *(i + 1 for i in range(len(place.shape)) if i + 1 != where)]
-    turned = []
-    for value in values:
-        name = reader.source(value, node)
-        shape = next(layer.shape for layer in reader.layers if layer.name == name)
-        turned.append(_transposed(reader, base, name, shape, order))
-    shape = tuple(place.shape[i - 1] for i in order)
-    name = reader.append(f"{base}.concat".lstrip("."), "concat", turned, shape)
+    names = [reader.source(value, node) for value in values]
+    reader.alias[node] = joined(reader, module_path(node), names, place.shape, place.axis(axis))
+
+
+def joined(reader: Reader, base: str, names: list[str], shape: tuple[int, ...], axis: int) -> str:
+    """The layer of ``shape`` that others are joined to along an axis, counted from 1."""
+    path = f"{base}.concat".lstrip(".")
+    if axis == 1:
+        return reader.append(path, "concat", names, shape)
+    order = [axis, *(i + 1 for i in range(len(shape)) if i + 1 != axis)]
+    shapes = {layer.name: layer.shape for layer in reader.layers}
+    turned = [transposed(reader, base, name, shapes[name], order) for name in names]
+    after = tuple(shape[i - 1] for i in order)
+    name = reader.append(path, "concat", turned, after)
     back = [order.index(i + 1) + 1 for i in range(len(order))]
-    reader.alias[node] = _transposed(reader, base, name, shape, back)
+    return transposed(reader, base, name, after, back)
+
+
+def stack(reader: Reader, node: FxNode) -> None:
+    """Values beside each other along an axis of its own."""
+    values = node.args[0]
+    assert isinstance(values, (list, tuple))
+    place, base = layout(node), module_path(node)
+    axis = int(reader.argument(node, 1, "dim", 0)) % len(place.sizes)
+    if axis == place.batch or place.batch != 0:
+        raise UsageError(f"layer {base}: images of a batch cannot be stacked")
+    where = place.axis(axis)
+    shape = (*place.shape[: where - 1], 1, *place.shape[where:])
+    path = f"{base}.reshape".lstrip(".")
+    names = [reshaped(reader, path, reader.source(value, node), shape) for value in values]
+    reader.alias[node] = joined(reader, base, names, place.shape, where)
+
+
+def total(reader: Reader, node: FxNode) -> None:
+    """The sum along an axis of a few branches, as sums of two."""
+    source = _value(node)
+    place, base = layout(source), module_path(node)
+    axes = reader.argument(node, 1, "dim")
+    axes = [int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else ())]
+    if len(axes) != 1 or axes[0] == place.batch or place.sizes[axes[0]] > _MOST_BRANCHES:
+        raise UsageError(
+            f"layer {base}: only sums of up to {_MOST_BRANCHES} values along one axis have an "
+            "integer form; this model cannot be quantized"
+        )
+    where, name = place.axis(axes[0]), reader.source(source)
+    one = (*place.shape[: where - 1], 1, *place.shape[where:])
+    branches = [
+        sliced(reader, base, name, place.shape, where, range(i, i + 1))
+        for i in range(place.sizes[axes[0]])
+    ]
+    found = branches[0]
+    for branch in branches[1:]:
+        found = reader.append(f"{base}.add".lstrip("."), "add", [found, branch], one)
+    after = layout(node).shape
+    reader.alias[node] = found if after == one else _shaped(reader, node, found, after)
 
 
 def mean(reader: Reader, node: FxNode) -> None:
@@ -227,7 +286,7 @@ def mean(reader: Reader, node: FxNode) -> None:
     where = sorted(place.axis(axis) for axis in axes)
     others = [i + 1 for i in range(len(place.shape)) if i + 1 not in where]
     name = reader.source(source)
-    name = _transposed(reader, base, name, place.shape, [*others, *where])
+    name = transposed(reader, base, name, place.shape, [*others, *where])
     channels = math.prod(place.shape[i - 1] for i in others)
     count = math.prod(place.shape[i - 1] for i in where)
     plane = (channels, count, 1)

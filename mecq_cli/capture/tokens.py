@@ -12,6 +12,7 @@ from torch.fx import Node as FxNode
 from mecq_cli.capture.layout import layout
 from mecq_cli.capture.products import set_parameter
 from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.token_moves import reshaped, transposed
 from mecq_cli.errors import UsageError
 
 
@@ -56,15 +57,19 @@ def group_norm(reader: Reader, node: FxNode) -> None:
 
 
 def softmax(reader: Reader, node: FxNode) -> None:
-    """A softmax over the last axis."""
+    """A softmax; one over another axis than the last is turned there and back."""
     place = layout(node)
-    axis = place.axis(int(reader.argument(node, 1, "dim", -1)))
-    if axis != len(place.shape):
-        raise UsageError(
-            f"layer {module_path(node)}: a softmax over another axis than the last is not "
-            "supported; this model cannot be quantized"
-        )
-    reader.add(node, "softmax", [node.args[0]], suffix="softmax")
+    index = int(reader.argument(node, 1, "dim", -1)) % len(place.sizes)
+    base, last = module_path(node), len(place.shape)
+    if index == place.batch:
+        raise UsageError(f"layer {base}: a softmax over images; this model cannot be quantized")
+    order = [*range(1, last + 1)]
+    axis = place.axis(index)
+    order[axis - 1], order[-1] = order[-1], order[axis - 1]
+    name = transposed(reader, base, reader.source(node.args[0]), place.shape, order)
+    shape = tuple(place.shape[i - 1] for i in order)
+    name = reader.append(f"{base}.softmax".lstrip("."), "softmax", [name], shape)
+    reader.alias[node] = transposed(reader, base, name, shape, order)
 
 
 def matmul(reader: Reader, node: FxNode) -> None:
@@ -99,6 +104,10 @@ def attention(reader: Reader, node: FxNode) -> None:
             "quantized"
         )
     shape, keys = layout(q).shape, layout(k).shape
+    query = reader.source(q)
+    if _one_for_all_heads(shape, keys) and mask is None:
+        shape = (*keys[:-2], math.prod(shape[:-1]), shape[-1])
+        query = reshaped(reader, f"{base}.queries", query, shape)
     if layout(q).batch != 0 or layout(v).batch != 0 or shape[:-2] != keys[:-2]:
         raise UsageError(f"layer {base}: attention between {list(shape)} and {list(keys)}")
     scale = node.kwargs.get("scale")
@@ -109,9 +118,7 @@ def attention(reader: Reader, node: FxNode) -> None:
     k = reader.append(f"{base}.keys", "transpose", [reader.source(k)], turned, attributes=order)
     scores = (*shape[:-1], keys[-2])
     attributes = {"factor": factor}
-    name = reader.append(
-        f"{base}.scores", "matmul", [reader.source(q), k], scores, attributes=attributes
-    )
+    name = reader.append(f"{base}.scores", "matmul", [query, k], scores, attributes=attributes)
     if mask is not None:
         if not reader.is_constant(mask):
             terms = [name, reader.source(mask)]
@@ -122,13 +129,21 @@ def attention(reader: Reader, node: FxNode) -> None:
     if p:
         dropout = nn.Dropout(float(p))
         name = reader.append(f"{base}.dropout", "dropout", [name], scores, module=dropout)
-    reader.alias[node] = reader.append(
+    values = (*scores[:-1], layout(v).shape[-1])
+    name = reader.append(
         f"{base}.values",
         "matmul",
         [name, reader.source(v)],
-        layout(node).shape,
+        values,
         attributes={"factor": 1.0},
     )
+    reader.alias[node] = reshaped(reader, f"{base}.heads", name, layout(node).shape, values)
+
+
+def _one_for_all_heads(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
+    """Whether all heads share their keys (multi-query attention): they are more rows of one."""
+    heads = queries[:-2] != keys[:-2] and len(queries) == len(keys)
+    return heads and all(n == 1 for n in keys[:-2])
 
 
 def vector_norm(reader: Reader, node: FxNode) -> None:

@@ -43,6 +43,10 @@ class _PlainGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "rich_markup_mode": None})
+        for command in self.commands.values():
+            for parameter in command.params:
+                if getattr(parameter, "is_flag", False):
+                    parameter.metavar = ""  # else the help calls each a <bool>
 
 
 app = typer.Typer(

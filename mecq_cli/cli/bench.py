@@ -49,7 +49,8 @@ def entropy(
 ) -> None:
     """Example: [bold]mecq bench entropy --sizes 512x512,1024x2048[/bold]
 
-    Error against float64, time of forward and backward, and which expert of the mixture answered.
+    Error against float64, time of forward and backward, and which expert of
+    the mixture answered.
     """
     from mecq_cli.cli import render
 

@@ -92,7 +92,8 @@ def deploy(
         int | None, typer.Option(metavar="N", help="How many (default 32).")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.svg", help="Draw the result (needs mecq[report]).")
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Draw the result (needs mecq\\[report])."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace that file.")] = False,
     as_json: JsonFlag = False,
@@ -101,8 +102,9 @@ def deploy(
 ) -> None:
     """Example: [bold]mecq bench deploy resnet18 --wbits 2 --abits 2[/bold]
 
-    Latency, throughput and size of the ONNX export, of the float model, and of onnxruntime's own
-    static INT8, measured in turns. Speed does not depend on the weights: random ones will do.
+    Latency, throughput and size of the ONNX export, of the float model, and
+    of onnxruntime's own static INT8, measured in turns. Speed does not depend
+    on the weights: random ones will do.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import from_flags

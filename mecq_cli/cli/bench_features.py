@@ -27,8 +27,9 @@ def features(
 ) -> None:
     """Example: [bold]mecq bench features runs/with runs/without --plot spectra.svg[/bold]
 
-    Spectra, effective rank and coding length of the features, likeness to the FP network,
-    accuracy by class, and the gap between training and evaluation images.
+    Spectra, effective rank and coding length of the features, likeness to the
+    FP network, accuracy by class, and the gap between training and evaluation
+    images.
     """
     from mecq_cli.cli import render
 

@@ -47,7 +47,8 @@ def mec(
 ) -> None:
     """Example: [bold]mecq bench mec resnet20_cifar --wbits 2 --abits 2 --data DIR ...[/bold]
 
-    Quantize once for each arm and seed, with everything else equal, and tabulate the accuracy.
+    Quantize once for each arm and seed, with everything else equal, and
+    tabulate the accuracy.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve

@@ -43,7 +43,8 @@ def train(
 ) -> None:
     """Example: [bold]mecq bench train resnet18 --batch-size 8[/bold]
 
-    Time and memory of a training step: of the FP network, with quantizers, with the regularizer.
+    Time and memory of a training step: of the FP network, with quantizers,
+    with the regularizer.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve

@@ -35,7 +35,8 @@ def compare(
 ) -> None:
     """Example: [bold]mecq compare runs/a runs/b --html compare.html[/bold]
 
-    Accuracy, size, time, final losses, and the settings that differ, from what the runs wrote.
+    Accuracy, size, time, final losses, and the settings that differ, from what
+    the runs wrote.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import CompareConfig, from_flags
@@ -59,6 +60,7 @@ _BESIDE = 4
 
 _SHORT = {
     "top1": "top-1",
+    "miou": "mIoU",
     "drop": "change",
     "packed_bytes": "artifact",
     "steps": "steps",
@@ -105,10 +107,12 @@ def _rows(document: Mapping[str, Any], called: list[str]) -> Iterable[Renderable
     """A row a run, and one a setting."""
     from mecq_cli.report.comparison import setting, written
 
-    table = _table("run", *_SHORT.values())
-    for name, run in zip(called, document["runs"], strict=True):
+    runs = document["runs"]
+    short = {key: title for key, title in _SHORT.items() if any(r[key] is not None for r in runs)}
+    table = _table("run", *short.values())
+    for name, run in zip(called, runs, strict=True):
         end = "" if run["finished"] else " (not finished)"
-        table.add_row(name + end, *(written(key, run[key]) for key in _SHORT))
+        table.add_row(name + end, *(written(key, run[key]) for key in short))
     yield table
     if document["differing"]:
         settings = _table("settings that differ", "in the order of the runs", left=True)

@@ -26,9 +26,9 @@ def start() -> None:
 def show(ctx: typer.Context, **given: Any) -> None:
     """Example: [bold]mecq config show resnet18 --wbits 2 --config my.toml[/bold]
 
-    Every setting of mecq quantize with its value and origin: default, file, or flag.
-
-    MODEL may be a run folder: then its settings, as the file and these flags would change them.
+    Every setting of mecq quantize with its value and origin: default, file, or
+    flag. MODEL may be a run folder: then its settings, as the file and these
+    flags would change them.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import explain

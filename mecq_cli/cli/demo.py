@@ -27,7 +27,8 @@ def demo(
 ) -> None:
     """Example: [bold]mecq demo[/bold]
 
-    Train, quantize to 2 bits, evaluate, export and verify a small net: about a minute, offline.
+    Train, quantize to 2 bits, evaluate, export and verify a small net: about
+    a minute, offline.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import DemoConfig, from_flags

@@ -10,8 +10,8 @@ from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
 def doctor(as_json: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFlag = False) -> None:
     """Example: [bold]mecq doctor[/bold]
 
-    Look for what mecq needs and could use: versions, CPU, GPU, compiler, disk, extras. Exit code 6
-    where something is missing that it cannot do without.
+    Look for what mecq needs and could use: versions, CPU, GPU, compiler, disk,
+    extras. Exit code 6 where something is missing that it cannot do without.
     """
     from mecq_cli.cli import render
 

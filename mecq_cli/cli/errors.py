@@ -20,6 +20,8 @@ _DISK = {
     errno.ENFILE: "too many files are open on this machine",
 }
 
+_OF_COMMANDS = ("--json", "--quiet", "-q", "--debug")
+
 _VALUES = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -53,7 +55,15 @@ def _usage(error: typer.TyperException) -> str:
 
     cause = error.__cause__
     if not (isinstance(error, typer.BadParameter) and isinstance(cause, ValidationError)):
-        return error.format_message()
+        # A group without a command says nothing: it shows its help.
+        message = error.format_message().removesuffix(".") or "missing: a command"
+        context = getattr(error, "ctx", None)
+        option = getattr(error, "option_name", None)
+        if context is not None and context.parent is None and option in _OF_COMMANDS:
+            return f"{option}: belongs behind the command: mecq COMMAND {option}"
+        if context is None or message.endswith("?"):
+            return message
+        return f"{message}; see {context.command_path} --help"
     problem = cause.errors(include_url=False)[0]
     option = error.param.opts[0] if error.param is not None else "value"
     allowed = _VALUES.get(problem["type"], problem["msg"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 from mecq_cli.cli.completion import model_names
 
@@ -33,6 +34,13 @@ def evaluate(
             metavar="DATA", help="Images, as in mecq quantize (default: the data of the run)."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classify|segment",
+            help="What the target does (default auto: what it is made for).",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights of a float model: .pth or .safetensors."),
@@ -48,7 +56,8 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Folder in DIR (default: the first of val, validation, test)."
+            metavar="NAME",
+            help="Folder in DIR (default: the first of val, valid, validation, test).",
         ),
     ] = None,
     simulator: Annotated[
@@ -80,12 +89,13 @@ def evaluate(
 ) -> None:
     """Example: [bold]mecq eval runs/latest --data DIR[/bold]
 
-    Measure top-1 and top-5 accuracy.
+    Measure top-1 and top-5 accuracy; of what segments mean IoU and pixel accuracy.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import EvalConfig, from_flags
 
     config = from_flags(EvalConfig, flags_of(ctx))
+    early.check_target(config.target, config.data, config.checkpoint)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.evaluate import evaluate as evaluate_target
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
+from mecq_cli.cli.completion import FORMATS, one_of
 
 
 def export(
@@ -25,8 +27,9 @@ def export(
         typer.Option(
             "--format",
             "-f",
-            metavar="onnx|safetensors|compressed-tensors",
-            help="What to write (default onnx).",
+            autocompletion=one_of(*FORMATS),
+            metavar="NAME",
+            help="What to write: onnx (default), safetensors or compressed-tensors.",
         ),
     ] = None,
     profile: Annotated[
@@ -34,9 +37,10 @@ def export(
         typer.Option(
             "--profile",
             "-p",
-            metavar="ort|portable|qonnx",
-            help="Form of the ONNX file: packed weights for onnxruntime (ort, if not given), int8 "
-            "for others too, or QONNX.",
+            autocompletion=one_of("ort", "portable", "qonnx"),
+            metavar="NAME",
+            help="Form of the ONNX file: ort (default; packed weights, for onnxruntime), portable "
+            "(int8, for others too) or qonnx.",
         ),
     ] = None,
     verify: Annotated[
@@ -66,13 +70,15 @@ def export(
 ) -> None:
     """Example: [bold]mecq export --format onnx --output model.onnx[/bold]
 
-    Write the integer model, load it again, and compare it with the simulator on real images.
+    Write the integer model, load it again, and compare it with the simulator
+    on real images.
     docs/export.md says what the profiles are for.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import ExportConfig, from_flags
 
     config = from_flags(ExportConfig, flags_of(ctx))
+    early.check_target(config.run, config.data)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.export import export as export_run
 

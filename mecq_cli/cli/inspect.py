@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 
@@ -31,6 +32,7 @@ def inspect(
     from mecq_cli.config import InspectConfig, from_flags
 
     config = from_flags(InspectConfig, flags_of(ctx))
+    early.check_target(config.target)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.inspect import inspect as inspect_target
 

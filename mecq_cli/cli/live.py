@@ -26,9 +26,12 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.sparkline import Sparkline
 from mecq_cli.events import Listener
+from mecq_cli.tasks.figures import FIGURES
 
 SLOW_DATA = 0.1
 """The time waited for images is shown where it is more than this share of the step's."""
+_TRAINED = {of.train_key for of in FIGURES.values()}
+"""What is right in a batch, by the key of each task."""
 CURVE = 20
 """Columns of a curve beside its number."""
 PLAIN_INTERVAL = 10.0
@@ -58,7 +61,9 @@ class QuietListener(Listener):
         self._say(f"warning: {text}", "yellow")
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(one_line(text), style=style), soft_wrap=True)
+        # A terminal breaks between words; the line of a file stays one.
+        whole = not self._console.is_terminal
+        self._console.print(Text(one_line(text), style=style), soft_wrap=whole)
 
 
 class PlainListener(QuietListener):
@@ -184,7 +189,7 @@ _FOLLOWED = (
     ("loss_task", "task loss", "{:.3f}"),
     ("loss_mec", "entropy term", "{:.3f}"),
     ("length", "coding length", "{:.1f}"),
-    ("train_top1", "train top-1", "{:.1f} %"),
+    *((of.train_key, f"train {of.train_label.split()[0]}", "{:.1f} %") for of in FIGURES.values()),
 )
 """What has a curve: its key, its name, and how it is written."""
 
@@ -196,7 +201,7 @@ def _followed(row: Mapping[str, Any]) -> dict[str, float]:
         "loss_task": row.get("loss_task"),
         "loss_mec": row.get("loss_mec") or None,
         "length": sum(lengths.values()) / len(lengths) if lengths else None,
-        "train_top1": row.get("train_top1"),
+        **{of.train_key: row.get(of.train_key) for of in FIGURES.values()},
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -230,7 +235,7 @@ class _Task:
         self.done = 0
         # A resumed training starts in the middle: speed counts from the first report on.
         self._first: tuple[float, int] | None = None
-        self._train_top1: float | None = None
+        self._right, self._batches = 0.0, 0
 
     def reach(self, done: int, now: float, row: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take a report; returns its row, with the accuracy of some 50 batches, not of one."""
@@ -238,10 +243,11 @@ class _Task:
         if self._first is None:
             self._first = (now, done)
         shown = dict(row or {})
-        top1 = shown.get("train_top1")
-        if top1 is not None:
-            before = top1 if self._train_top1 is None else self._train_top1
-            self._train_top1 = shown["train_top1"] = before + (top1 - before) / 50
+        for key in _TRAINED & shown.keys():
+            # A plain mean until there are 50: else the first batch would weigh on all of them.
+            self._batches = min(self._batches + 1, 50)
+            self._right += (shown[key] - self._right) / self._batches
+            shown[key] = self._right
         return shown
 
     def progress(self, now: float) -> str:
@@ -277,8 +283,8 @@ def row_text(row: Mapping[str, Any]) -> str:
         parts.append(f"lr {row['lr']:.2g}")
     if row.get("top1") is not None:
         parts.append(f"top-1 {row['top1']:.2f} %")
-    elif row.get("train_top1") is not None:
-        parts.append(f"train {row['train_top1']:.1f} %")
+    else:
+        parts += [f"train {row[key]:.1f} %" for key in _TRAINED if row.get(key) is not None]
     if row.get("seconds") is not None:
         parts.append(f"{1000 * row['seconds']:.0f} ms")
         if _waits(row):

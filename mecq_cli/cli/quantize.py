@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from mecq_cli import launch
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
-from mecq_cli.cli.completion import model_names
+from mecq_cli.cli.completion import ESTIMATORS, QUANTIZERS, model_names, one_of
 
 _START = "Where it starts"
 _BITS = "Bits"
 _DATA = "Images"
 _TRAINING = "Training"
+_ENTROPY = "Entropy regularizer"
+_FINER = "Training, finer points"
 _RUN = "Run"
 
 
@@ -23,7 +26,8 @@ def quantize(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A timm name, torchvision/NAME, or resnet20_cifar, resnet56_cifar, ...",
+            help="A timm name, torchvision/NAME, resnet20_cifar, resnet56_cifar, ...; to "
+            "segment lraspp_mobilenet_v3_large, deeplabv3_resnet50, ...",
             metavar="MODEL",
             show_default=False,
             autocompletion=model_names,
@@ -61,9 +65,10 @@ def quantize(
     sensitivity: Annotated[
         str | None,
         typer.Option(
-            metavar="coding|hessian|loss",
-            help="What such a target goes by: what rounding a layer does to the features, by the "
-            "loss's curvature, or to the outputs (default coding).",
+            autocompletion=one_of("coding", "hessian", "loss"),
+            metavar="NAME",
+            help="What such a target goes by: what rounding a layer does to the features (coding; "
+            "the default), by the loss's curvature (hessian), or to the outputs (loss).",
             rich_help_panel=_BITS,
         ),
     ] = None,
@@ -92,6 +97,7 @@ def quantize(
     quantizer: Annotated[
         str | None,
         typer.Option(
+            autocompletion=one_of(*QUANTIZERS),
             metavar="NAME",
             help="How values are rounded (default auto); docs/method.md explains the names.",
             rich_help_panel=_BITS,
@@ -101,8 +107,16 @@ def quantize(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Folder with train/ and val/, each with a folder a class; or tar files, "
-            "wds/PATH, hfds/NAME.",
+            help="Folder with train/ and val/, each with a folder a class (to segment: with "
+            "images/ and masks/); or tar files, wds/PATH, hfds/NAME.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|classify|segment",
+            help="What the model does (default auto: what it is made for).",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -170,8 +184,10 @@ def quantize(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="quick|standard|best",
-            help="How long to train: minutes, an hour, as long as it takes (default standard).",
+            autocompletion=one_of("quick", "standard", "best"),
+            metavar="NAME",
+            help="How long to train: quick (minutes), standard (an hour; the default) or best "
+            "(as long as it takes).",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -193,14 +209,6 @@ def quantize(
             metavar="N", help="Images a step, of all processes together.", rich_help_panel=_TRAINING
         ),
     ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            help="Compute each batch in K parts, for less memory (default 1).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
     lr: Annotated[
         float | None, typer.Option(metavar="F", help="Learning rate.", rich_help_panel=_TRAINING)
     ] = None,
@@ -210,118 +218,6 @@ def quantize(
             "--distill/--no-distill",
             help="Learn from the float model's outputs too, or not.",
             show_default=False,
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_weight: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Weight of the entropy regularizer; 0 switches it off.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_distortion: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Distortion of its coding length (default 0.06).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHAT",
-            help="What is coded: penultimate, stages, layers, weights; joined by +.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_views: Annotated[
-        str | None,
-        typer.Option(
-            metavar="quantized|fp+quantized",
-            help="Code the quantized features alone, or jointly with the float model's.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_term: Annotated[
-        str | None,
-        typer.Option(
-            metavar="entropy|divergence|...",
-            help="With both: spread them together, or pull one's geometry to the other's.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_align: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="With both: weight of their agreement beside the joint coding length.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_grid: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Average feature maps in N x N cells; 1: over the whole image.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_experts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME+...",
-            help="Experts that the estimator moe may use (default all).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_order: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Order of the series of the estimator taylor (default 4).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_estimator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="exact|taylor|moe",
-            help="How the coding length is estimated.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    mec_warmup: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Share of the steps over which its distortion falls (default 0.1).",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Keep a moving average of the weights with this decay; 0 keeps the last ones.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    freeze_oscillations: Annotated[
-        float | None,
-        typer.Option(
-            metavar="F",
-            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    lower_from: Annotated[
-        int | None,
-        typer.Option(
-            metavar="B",
-            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -337,20 +233,147 @@ def quantize(
             metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto).", rich_help_panel=_TRAINING
         ),
     ] = None,
+    mec_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Weight of the entropy regularizer; 0 switches it off.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What is coded: penultimate, stages, layers, weights; joined by +.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_views: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=one_of("quantized", "fp+quantized"),
+            metavar="WHAT",
+            help="Code the quantized features alone (quantized), or jointly with the float "
+            "model's (fp+quantized).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_term: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=one_of("entropy", "divergence"),
+            metavar="NAME",
+            help="With both: spread them together (entropy), or pull one's geometry to the "
+            "other's (divergence).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_align: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="With both: weight of their agreement beside the joint coding length.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_distortion: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Distortion of its coding length (default 0.06).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_warmup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Share of the steps over which its distortion falls (default 0.1).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_grid: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Average feature maps in N x N cells; 1: over the whole image.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_estimator: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=one_of(*ESTIMATORS),
+            metavar="NAME",
+            help="How the coding length is estimated: moe (default), exact or taylor.",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Experts that the estimator moe may use (default all).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    mec_order: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Order of the series of the estimator taylor (default 4).",
+            rich_help_panel=_ENTROPY,
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Compute each batch in K parts, for less memory (default 1).",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
     amp: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|bf16|off",
-            help="Mixed precision of the training step (default auto).",
-            rich_help_panel=_TRAINING,
+            autocompletion=one_of("auto", "bf16", "off"),
+            metavar="WHAT",
+            help="Mixed precision of the training step: auto (default), bf16 or off.",
+            rich_help_panel=_FINER,
         ),
     ] = None,
     compile: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|model|quantizers|off",
-            help="torch.compile of the training step (default auto).",
-            rich_help_panel=_TRAINING,
+            autocompletion=one_of("auto", "model", "quantizers", "off"),
+            metavar="WHAT",
+            help="torch.compile of the training step: auto (default), model, quantizers or off.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Keep a moving average of the weights with this decay; 0 keeps the last ones.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    freeze_oscillations: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
+            rich_help_panel=_FINER,
+        ),
+    ] = None,
+    lower_from: Annotated[
+        int | None,
+        typer.Option(
+            metavar="B",
+            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
+            rich_help_panel=_FINER,
         ),
     ] = None,
     config: Annotated[
@@ -389,8 +412,9 @@ def quantize(
     log: Annotated[
         str | None,
         typer.Option(
-            metavar="none|tensorboard",
-            help="Metrics for TensorBoard too, in the run (default none).",
+            autocompletion=one_of("none", "tensorboard"),
+            metavar="WHERE",
+            help="Metrics in the run for tensorboard too (default none).",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -416,15 +440,17 @@ def quantize(
 ) -> None:
     """Example: [bold]mecq quantize resnet18 --wbits 4 --abits 4 --data DIR[/bold]
 
-    Train a model with quantized weights and activations, and write it down as integers.
-
-    Each layer its own bits: [bold]mecq quantize resnet18 --target-avg-bits 2.5 --abits 4 ...[/bold]
+    Train a model with quantized weights and activations, and write it down
+    as integers. For classes of your own in DIR/CLASS/*.jpg, without a val/:
+    --reset-classifier --val-split 0.2. To try it out: --recipe quick.
+    A size instead of bits: [bold]--target-avg-bits 2.5[/bold] or --target-size 300kB.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import resolve
 
     first = launch.rank() == 0
     settings, origins = resolve(config, flags_of(ctx, "config"), restarts=launch.restarts())
+    early.check_training(settings.data, settings.val_split, settings.checkpoint)
     with working(quiet=quiet or not first) as listener:
         if launch.alone_by_mistake():
             listener.warn(
@@ -441,4 +467,5 @@ def quantize(
         return
     render.show(document, render.summary, as_json=as_json)
     if not (as_json or quiet):
+        render.advice(document)
         render.next_command(render.after_quantize(document))

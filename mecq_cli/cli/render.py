@@ -20,6 +20,7 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.live import duration
 from mecq_cli.errors import UsageError
+from mecq_cli.tasks.figures import figures_of
 
 Document = Mapping[str, Any]
 View = Callable[[Document], Iterable[RenderableType]]
@@ -77,6 +78,30 @@ def after_quantize(document: Document) -> list[str]:
     return about_run("export", run)
 
 
+LARGE_DROP = 5.0
+"""Points below the float model from which on advice is given."""
+
+
+def advice(document: Document) -> None:
+    """Where much accuracy was lost, say on stderr what to try."""
+    of = figures_of(document)
+    reference, value = document.get(f"fp_{of.key}"), document.get(of.key)
+    if not document.get("fp_trained", True) or reference is None or value is None:
+        return
+    if reference - value < LARGE_DROP:
+        return
+    ways = ["--recipe best or more --epochs"]
+    if document["abits"] < 4:
+        ways.append("--abits 4 (the file stays as small)")
+    wbits = document["wbits"]
+    if not isinstance(wbits, int):  # the average of a target
+        ways.append("a larger target")
+    elif wbits < 4:
+        ways.append(f"--wbits {wbits + 1}, or --target-avg-bits {wbits}.5")
+    text = f"{reference - value:.1f} points below float; to lose less: {', '.join(ways)}"
+    Console(stderr=True, highlight=False).print(Text(text), soft_wrap=True)
+
+
 def about_run(command: str, run: str) -> list[str]:
     """A command on a run; the latest one need not be named."""
     from mecq_cli.runs import latest_run
@@ -102,9 +127,17 @@ def summary(document: Document) -> Iterable[RenderableType]:
     """The result of ``mecq quantize``."""
     yield _title(f"{document['model']}, W{document['wbits']} A{document['abits']}")
     table = _pairs()
-    reference = document.get("fp_top1")
-    table.add_row("float top-1", _percent(reference))
-    for key, label in (("simulator_top1", "quantized, simulator"), ("top1", "quantized, integer")):
+    of = figures_of(document)
+    reference = document.get(f"fp_{of.key}")
+    if document.get("fp_trained", True):
+        table.add_row(f"float {of.label}", _percent(reference))
+    else:
+        table.add_row(f"float {of.label}", f"{_percent(reference)}  (untrained: no measure)")
+        reference = None
+    for key, label in (
+        (f"simulator_{of.key}", "quantized, simulator"),
+        (of.key, "quantized, integer"),
+    ):
         table.add_row(label, _percent(document.get(key)) + _drop(document.get(key), reference))
     _add_allotment(table, document.get("allotment"))
     _add_sizes(table, document.get("sizes"))
@@ -123,8 +156,12 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     yield _title(document["target"])
     table = _pairs()
     table.add_row("kind", _plain(document["kind"]))
-    table.add_row("top-1", _percent(document["top1"]))
-    table.add_row("top-5", _percent(document["top5"]))
+    of = figures_of(document)
+    for key, label in {of.key: of.label, **of.others}.items():
+        if key != "top5" or document.get("num_classes", 1000) > 5:  # else 100 %, whatever it does
+            table.add_row(label, _percent(document[key]))
+    for name, value in zip(document.get("classes", ()), document.get("iou", ()), strict=False):
+        table.add_row(f"IoU of {_plain(name)}", "not there" if value is None else _percent(value))
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))
     yield table
@@ -157,7 +194,14 @@ def predictions(document: Document) -> Iterable[RenderableType]:
     for prediction in document["predictions"]:
         yield _title(prediction["image"])
         table = _pairs()
-        for candidate in prediction["top5"]:
+        for found in prediction.get("classes", ()):
+            table.add_row(
+                f"{found['share']:6.2f} %", f"{_plain(found['class'])} ({found['index']})"
+            )
+        for key in ("mask", "overlay"):
+            if key in prediction:
+                table.add_row(key, _plain(prediction[key]))
+        for candidate in prediction.get("top5", ()):
             probability = f"{100 * candidate['probability']:6.2f} %"
             table.add_row(probability, f"{_plain(candidate['class'])} ({candidate['index']})")
         yield table
@@ -204,6 +248,10 @@ def models(document: Document) -> Iterable[RenderableType]:
     for row in document["models"]:
         table.add_row(_plain(row["model"]), row["level"], _plain(row["reason"]))
     yield table
+    yield Text(
+        "verified: quantized, exported, compared; captured: gets its quantizers; no: is refused",
+        style="dim",
+    )
 
 
 def _add_forecast(table: Table, document: Document) -> None:
@@ -388,6 +436,8 @@ def _verified(document: Document) -> str:
     images, agreement = document["images"], document.get("top1_agreement", 100.0)
     if document.get("profile") == "qonnx":
         return f"by layers; top-1 as in the simulator on {agreement:.2f} % of {images} images"
+    if agreement < 100.0 and document.get("pixels"):
+        return f"same class as in the simulator for {agreement:.4f} % of pixels, {images} images"
     return f"equal to the simulator on {images} images"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
 
 
@@ -41,13 +42,15 @@ def report(
 ) -> None:
     """Example: [bold]mecq report runs/latest[/bold]
 
-    Write one HTML page about a run, which works offline: accuracy, curves, bits and entropy of
-    each layer, histograms, what went wrong, sizes and speed. --json prints its numbers too.
+    Write one HTML page about a run, which works offline: accuracy, curves,
+    bits and entropy of each layer, histograms, what went wrong, sizes and
+    speed. --json prints its numbers too.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import ReportConfig, from_flags
 
     config = from_flags(ReportConfig, flags_of(ctx))
+    early.check_target(config.run, config.data)
     with working(quiet=quiet) as listener:
         from mecq_cli.workflow.report import report as report_run
 

@@ -1,4 +1,4 @@
-"""A data set in a folder: train/ and val/ (or validation/, test/), each with one folder per class.
+"""A data set in a folder: train/ and val/ (or another name), each with one folder per class.
 
 Only names are looked at here, so a million files open in seconds; pixels are read by `images`.
 Hidden files and what file managers leave behind are passed over; anything else that is no image
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,7 @@ import numpy as np
 
 from mecq_cli.data.split import NameList, Names, Split
 from mecq_cli.errors import DataError, UsageError
-
-TRAIN = "train"
-EVALUATION = ("val", "validation", "test")
-"""Names of the folder to evaluate on; the first one present is taken."""
-FLAT = "."
-"""Name of the split of a folder that holds the class folders itself."""
+from mecq_cli.layout import FLAT, LAYOUT, find_splits, readable
 
 # fmt: off
 EXTENSIONS = frozenset((
@@ -31,7 +25,6 @@ EXTENSIONS = frozenset((
 ))
 # fmt: on
 _JUNK = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin"))
-LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
 
 
 @dataclass(frozen=True)
@@ -51,17 +44,6 @@ class FolderFiles:
         return f"{self.root}/{self.paths[index]}"
 
 
-def find_splits(root: Path) -> tuple[str, ...]:
-    """Which of train, val, validation and test are there, in this order.
-
-    Raises:
-        DataError: ``root`` is missing, no folder, or not readable.
-    """
-    with readable(root), os.scandir(root) as entries:
-        folders = {entry.name for entry in entries if entry.is_dir()}
-    return tuple(name for name in (TRAIN, *EVALUATION) if name in folders)
-
-
 def open_split(root: Path, split: str) -> Split:
     """List the images of ``root/split``; `FLAT` means that ``root`` holds the class folders.
 
@@ -79,7 +61,7 @@ def open_split(root: Path, split: str) -> Split:
     if not (root / split).is_dir():
         there = ", ".join(splits) or "neither train nor val"
         raise DataError(f"{str(root)!r} has no folder {split!r} (it has {there}); {LAYOUT}")
-    scanner = _Scanner(root)
+    scanner = Scanner(root)
     classes = scanner.class_folders("" if split == FLAT else split)
     prefix = "" if split == FLAT else f"{split}/"
     names = NameList()
@@ -88,7 +70,7 @@ def open_split(root: Path, split: str) -> Split:
         images = scanner.images(f"{prefix}{name}")
         counts.append(len(images))
         names.extend(images)
-    scanner.check_no_others(split)
+    scanner.check_no_others()
     for name, count in zip(classes, counts, strict=True):
         if not count:
             raise DataError(
@@ -101,7 +83,7 @@ def open_split(root: Path, split: str) -> Split:
     return Split(str(root), split, classes, files, rows, labels.astype(np.int64))
 
 
-class _Scanner:
+class Scanner:
     """Lists folders below one root and remembers what does not belong there."""
 
     def __init__(self, root: Path) -> None:
@@ -172,14 +154,18 @@ class _Scanner:
         else:
             self.others.append(path)
 
-    def check_no_others(self, split: str) -> None:
+    def check_no_others(self) -> None:
         """Raise DataError where `images` met files that are none."""
-        if self.others:
-            raise DataError(
-                f"{len(self.others)} files in the class folders of {split!r} in {self.root!r} "
-                f"are no images, the first {min(self.others)!r}; move them away "
-                "(known are .jpg, .png, .webp, .bmp, .tif, .ppm, .gif and their kin)"
-            )
+        if not self.others:
+            return
+        first, count = min(self.others), len(self.others)
+        found = (
+            f"{first!r} in {self.root!r} is no image that can be read; move it away, or convert it"
+            if count == 1
+            else f"{count} files in the class folders of {self.root!r} are no images that can be "
+            f"read, the first {first!r}; move them away, or convert them"
+        )
+        raise DataError(f"{found} (known are .jpg, .png, .webp, .bmp, .tif, .gif and their kin)")
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
         where = f"{self.root}/{folder}" if folder else self.root
@@ -216,18 +202,3 @@ def _are_all_images(names: list[str]) -> bool:
 def is_passed_over(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by a file manager."""
     return name.startswith(".") or name.lower() in _JUNK
-
-
-@contextmanager
-def readable(folder: str | Path) -> Iterator[None]:
-    """Turn what the system says of a folder into one line."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"no data folder {str(folder)!r}; {LAYOUT}") from error
-    except NotADirectoryError as error:
-        raise DataError(f"{str(folder)!r} is a file, not a data folder; {LAYOUT}") from error
-    except PermissionError as error:
-        raise DataError(f"no permission to read the folder {str(folder)!r}") from error
-    except OSError as error:
-        raise DataError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error

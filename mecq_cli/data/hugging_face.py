@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mecq_cli.data.folder import EVALUATION, FLAT, TRAIN
 from mecq_cli.data.split import Encoded, Indices, Split
 from mecq_cli.errors import DataError, EnvironmentFailure
+from mecq_cli.layout import EVALUATION, FLAT, TRAIN
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,13 @@ def read_image(path: str | os.PathLike[str] | Encoded) -> NDArray[np.uint8]:
 
 def open_rgb(path: str | os.PathLike[str] | Encoded) -> Image.Image:
     """As `read_image`, but a Pillow image of mode RGB, decoded and detached from its file."""
-    with _opened(path) as image:
+    with opened(path) as image:
         return to_rgb(image)
 
 
 def check_header(path: str | os.PathLike[str] | Encoded) -> None:
     """Raise DataError where the head of the file already tells that it cannot be used."""
-    with _opened(path):
+    with opened(path):
         pass
 
 
@@ -99,7 +99,7 @@ def scan(
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
+def opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     """The open image with its head checked; whatever fails inside becomes a DataError."""
     try:
         with path.open() if isinstance(path, Encoded) else open(path, "rb") as file:

@@ -31,6 +31,7 @@ from torch.utils.data import (
 
 from mecq_cli.data.images import to_rgb
 from mecq_cli.data.loader import Batch, ImageDataset
+from mecq_cli.data.masks import MaskDataset, PairFiles
 from mecq_cli.data.split import Encoded, Indices, Split
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
@@ -114,7 +115,8 @@ def dataset_of(
     seed: int = 0,
 ) -> ImageDataset:
     """The images of a split as the model sees them, wherever they come from."""
-    kind = FloatDataset if isinstance(split.files, FloatFiles) else ImageDataset
+    kinds = ((FloatFiles, FloatDataset), (PairFiles, MaskDataset))
+    kind = next((made for files, made in kinds if isinstance(split.files, files)), ImageDataset)
     return kind(split, preprocessing, label_indices, train, seed)
 
 

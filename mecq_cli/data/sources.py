@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mecq_cli import layout
 from mecq_cli.data import folder
-from mecq_cli.data.folder import EVALUATION, FLAT, TRAIN
 from mecq_cli.data.hugging_face import HuggingFace
 from mecq_cli.data.shards import Shards
 from mecq_cli.data.split import Split, check_same_classes, hold_out
 from mecq_cli.errors import DataError, UsageError
+from mecq_cli.layout import EVALUATION, FLAT, TRAIN
 from mecq_cli.settings import OWN, split_data_name
 
 
@@ -28,7 +29,7 @@ class Source(Protocol):
     """A data set that was found."""
 
     def splits(self) -> tuple[str, ...]:
-        """Which of train, val, validation and test are there, in this order."""
+        """Which of train, val, valid, validation and test are there, in this order."""
 
     def open(self, split: str) -> Split:
         """The images of one; `FLAT` for all of a source without splits."""
@@ -39,7 +40,7 @@ class _Folder:
     root: Path
 
     def splits(self) -> tuple[str, ...]:
-        return folder.find_splits(self.root)
+        return layout.find_splits(self.root)
 
     def open(self, split: str) -> Split:
         return folder.open_split(self.root, split)
@@ -75,13 +76,13 @@ def _source(data: str | Path) -> Source:
     root = Path(where)
     if root.suffix == ".tar" and root.is_file():
         return Shards(where)
-    if root.is_dir() and not folder.find_splits(root) and any(root.glob("*.tar")):
+    if root.is_dir() and not layout.find_splits(root) and any(root.glob("*.tar")):
         return Shards(where)
     return _Folder(root)
 
 
 def find_splits(data: str | Path) -> tuple[str, ...]:
-    """Which of train, val, validation and test are there, in this order.
+    """Which of train, val, valid, validation and test are there, in this order.
 
     Raises:
         DataError: ``data`` is missing or not readable.
@@ -99,7 +100,7 @@ def open_split(data: str | Path, split: str) -> Split:
 
 
 def open_evaluation(data: str | Path, split: str | None = None) -> Split:
-    """The split to evaluate on: ``split``, or the first present of val, validation, test.
+    """The split to evaluate on: ``split``, or the first present of val, valid, validation, test.
 
     Raises:
         DataError: there is none, or as `open_split`.
@@ -111,10 +112,7 @@ def _evaluation(source: Source, data: str | Path, split: str | None = None) -> S
     if split is None:
         split = next((name for name in source.splits() if name in EVALUATION), None)
     if split is None:
-        raise DataError(
-            f"{str(data)!r} has no val/, validation/ or test/ to evaluate on; add one, name "
-            "another folder with --split, or, to quantize, hold images out with --val-split 0.1"
-        )
+        raise layout.nothing_to_evaluate_on(str(data))
     return source.open(split)
 
 
@@ -130,24 +128,17 @@ def open_training(
         seed: of the choice of the images held out.
 
     Raises:
-        DataError: as `open_split`, no train or no val, or their classes differ.
+        DataError: as `open_split`, no train or no val, a single class, or their classes differ.
         UsageError: ``val_split`` although there is a second split, or not between 0 and 1.
     """
     source = _source(data)
     splits = source.splits()
-    second = next((name for name in splits if name in EVALUATION), None)
-    if TRAIN not in splits and (second or val_split is None):
-        raise DataError(
-            f"{str(data)!r} has no folder 'train'; {folder.LAYOUT}, "
-            "or class folders directly in it with --val-split 0.1"
-        )
+    layout.check_splits(str(data), splits, val_split)
     if val_split is not None:
-        if second is not None:
-            raise UsageError(
-                f"--val-split {val_split} was given, but {str(data)!r} has a folder {second!r}; "
-                "leave out --val-split, or move that folder away"
-            )
-        return hold_out(source.open(TRAIN if splits else FLAT), val_split, seed)
+        whole = source.open(TRAIN if splits else FLAT)
+        layout.check_classes(whole.root, whole.classes, flat=not splits)
+        return hold_out(whole, val_split, seed)
     train, val = source.open(TRAIN), _evaluation(source, data)
     check_same_classes(train, val)
+    layout.check_classes(train.root, train.classes, flat=False)
     return train, val

@@ -210,6 +210,19 @@ def _upsample(writer: _Writer, layer: Layer) -> None:
     writer.values[layer.name] = value
 
 
+def _resize(writer: _Writer, layer: Layer) -> None:
+    sizes = writer.constant(np.array(layer.attributes["size"], np.int64), f"{layer.name}::sizes")
+    corners = layer.attributes["align_corners"]
+    writer.layer(
+        layer,
+        "Resize",
+        ["", "", sizes],
+        mode="linear",
+        coordinate_transformation_mode="align_corners" if corners else "half_pixel",
+        axes=[2, 3],
+    )
+
+
 def _adaptive_avg_pool2d(writer: _Writer, layer: Layer) -> None:
     """Products with matrices of zeros and ones, and a division."""
     node = Node(layer.name, layer.kind, (), None, layer.attributes)
@@ -242,6 +255,7 @@ _EMITTERS: dict[str, Callable[[_Writer, Layer], None]] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "upsample": _upsample,
+    "resize": _resize,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "add": lambda writer, layer: writer.layer(layer, "Add"),
     "concat": lambda writer, layer: writer.layer(layer, "Concat", axis=1),

@@ -36,6 +36,7 @@ from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_pointwise import emit_lookup, emit_mul
 from mecq_cli.export.onnx_products import emit_product
+from mecq_cli.export.onnx_resize import emit_resize
 from mecq_cli.export.onnx_thresholds import emit_threshold
 from mecq_cli.export.onnx_tokens import TOKENS
 from mecq_cli.integer.geometry import adaptive_places, windows
@@ -235,5 +236,6 @@ _EMITTERS: dict[str, Callable[[Builder, Node], None]] = {
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "resize": emit_resize,
     **TOKENS,
 }

@@ -47,11 +47,11 @@ def _constant(builder: Builder, node: Node) -> None:
     value = node.tensors["value"]
     stored = builder.constant(value[None], f"{node.name}::stored")
     rest = builder.constant(np.ones(value.ndim, np.int64), f"ones::{value.ndim}")
-    shape = builder.emit("Concat", [_batch(builder), rest], f"{node.name}::shape", axis=0)
+    shape = builder.emit("Concat", [batch_size(builder), rest], f"{node.name}::shape", axis=0)
     builder.emit("Expand", [stored, shape], node.name)
 
 
-def _batch(builder: Builder) -> str:
+def batch_size(builder: Builder) -> str:
     """The number of images, as a vector of one."""
     if not builder.has(_BATCH):
         shape = builder.emit("Shape", [INPUT], "batch::shape")

@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import product_operator
 from mecq_cli.export.onnx_moves import MOVES, pads
+from mecq_cli.export.onnx_resize import emit_resize_of_one
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
 from mecq_cli.integer.geometry import adaptive_places, windows
 from mecq_cli.integer.ir import Grid, IntegerModel, Node
@@ -300,4 +301,5 @@ _EMITTERS: dict[str, Callable[[QonnxBuilder, Node], None]] = {
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool": _global_avg_pool,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "resize": emit_resize_of_one,
 }

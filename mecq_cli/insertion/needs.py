@@ -10,7 +10,10 @@ PASSING = (
     *("reshape", "transpose", "roll", "upsample"),
 )
 POOLS = ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d")
-FLOATING = (*("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),)
+FLOATING = (
+    *("layer_norm", "group_norm", "softmax", "l2_normalize", "rescale", "constant"),
+    "resize",
+)
 """Kinds of layers that compute in float, whatever the bits."""
 EDGE_BITS = 8
 """Bits of the edges that are neither read by a convolution nor residual: pools."""

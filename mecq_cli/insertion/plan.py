@@ -69,7 +69,7 @@ def assign_bits(layers: list[Layer], plan: BitPlan) -> Assigned:
         raise UsageError("this model has no convolution or linear layer to quantize")
     by_name = {layer.name: layer for layer in layers}
     firsts = [p.name for p in products if first_above(p.inputs[0], by_name) == INPUT]
-    lasts = last_products(layers[-1].name, by_name)
+    lasts = makers_of_logits(layers)
     ends = {*firsts, *lasts}
     bits = {}
     for layer in products:
@@ -130,6 +130,48 @@ def first_above(name: str, by_name: dict[str, Layer]) -> str:
     while name != INPUT and by_name[name].kind not in PRODUCTS:
         if by_name[name].kind in ("add", "mul", "constant", "matmul"):
             return name
+        name = by_name[name].inputs[0]
+    return name
+
+
+def makers_of_logits(layers: list[Layer]) -> list[str]:
+    """The products that make the logits, of an image or of each pixel."""
+    by_name = {layer.name: layer for layer in layers}
+    if len(layers[-1].shape) != 3:
+        return last_products(layers[-1].name, by_name)
+    logits = dense_logits(layers)
+    found = [layer.name for layer in layers if layer.name in logits and layer.kind in PRODUCTS]
+    return found or last_products(layers[-1].name, by_name)
+
+
+def dense_logits(layers: list[Layer]) -> set[str]:
+    """Of a network that segments: layers that hold logits, a map for each class.
+
+    From the output upwards through resizing and sums of several heads, to the products that make
+    them. A sum of something else is a residual one, and holds no logits.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    found: set[str] = set()
+    waiting = [layers[-1].name] if len(layers[-1].shape) == 3 else []
+    while waiting:
+        layer = by_name.get(waiting.pop())
+        if layer is None or layer.shape[0] != layers[-1].shape[0]:
+            continue
+        heads = [by_name.get(_above_resizing(name, by_name)) for name in layer.inputs]
+        of_heads = all(head is not None and head.kind in PRODUCTS for head in heads)
+        if layer.kind in PRODUCTS:
+            found.add(layer.name)
+        elif layer.kind in _RESIZING or (layer.kind == "add" and of_heads):
+            found.add(layer.name)
+            waiting += layer.inputs
+    return found
+
+
+_RESIZING = ("resize", "upsample")
+
+
+def _above_resizing(name: str, by_name: dict[str, Layer]) -> str:
+    while name in by_name and by_name[name].kind in _RESIZING:
         name = by_name[name].inputs[0]
     return name
 

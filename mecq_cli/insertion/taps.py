@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mecq_cli.insertion.needs import POOLS, PRODUCTS
-from mecq_cli.insertion.plan import first_above
+from mecq_cli.insertion.plan import dense_logits, first_above
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer, axis_before
 
@@ -36,6 +36,8 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
 
 def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     by_name = {layer.name: layer for layer in layers}
+    # Of a network that segments neither its logits are a stage nor the gates of its head.
+    dense = dense_logits(layers)
     convolved = {p.shape[1:] for p in products if p.kind == "conv2d"}
     # Behind the last residual add of a resolution only the next stage's narrow beginning
     # may follow, so an add is the end of a stage where there is one.
@@ -45,6 +47,7 @@ def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
             layer.shape[1:]: layer.name
             for layer in layers
             if len(layer.shape) == 3 and layer.shape[1:] in convolved and layer.kind in kinds
+            if layer.name not in dense and not (dense and layer.shape[1:] == (1, 1))
         }
     # The logits of a convolutional classifier are no stage.
     logits = first_above(layers[-1].name, by_name)

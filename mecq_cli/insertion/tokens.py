@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, Need
+from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, FLOATING, Need
 from mecq_cli.layers import Layer
 from mecq_cli.sites import (
     ConstantSite,
@@ -15,6 +15,7 @@ from mecq_cli.sites import (
     NormalizeSite,
     NormSite,
     RescaleSite,
+    ResizeSite,
     Site,
     SoftmaxSite,
 )
@@ -36,6 +37,18 @@ def _norm_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
     return Need(EDGE_BITS)
 
 
+def _resize_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
+    """Floats for the logits; else steps that are powers of two.
+
+    On these, resizing by a power of two is exact in every order of operations.
+    """
+    source = inserter.origin(layer.inputs[0])
+    floats = source is None or source.name in inserter.floats
+    if inserter.plan.abits == 32 or floats or layer is inserter.layers[-1]:
+        return FLOAT
+    return Need(EDGE_BITS, power_of_two=True)
+
+
 def _float_need(inserter: Inserter, layer: Layer, output: Need) -> Need:
     return FLOAT
 
@@ -46,6 +59,7 @@ TOKEN_NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
     "group_norm": _norm_need,
     "l2_normalize": _norm_need,
     "softmax": _float_need,
+    "resize": _resize_need,
     "rescale": _float_need,
     "constant": _float_need,
 }
@@ -76,13 +90,13 @@ def _site(layer: Layer) -> Site:
         return NormalizeSite(layer.name, eps=layer.attributes["eps"])
     if layer.kind == "rescale":
         return RescaleSite(layer.name, [None, None])
+    if layer.kind == "resize":
+        return ResizeSite(layer.name, **layer.attributes)
     assert isinstance(layer.module, (nn.LayerNorm, nn.GroupNorm))
     return NormSite(layer.name, module=layer.module)
 
 
 TOKEN_BUILDERS: Mapping[str, Callable[[Inserter, Layer], None]] = {
     "matmul": _matmul,
-    **dict.fromkeys(
-        ("layer_norm", "group_norm", "l2_normalize", "softmax", "rescale", "constant"), _float
-    ),
+    **dict.fromkeys(FLOATING, _float),
 }

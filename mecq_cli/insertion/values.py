@@ -14,7 +14,7 @@ def nonnegative(layers: Sequence[Layer]) -> set[str]:
     """Layers whose values cannot be negative: ReLU, softmax, what moves or adds such."""
     found: set[str] = set()
     for layer in layers:
-        keeps = layer.kind in (*PASSING, "add", "mul", *AVERAGES)
+        keeps = layer.kind in (*PASSING, "add", "mul", "resize", *AVERAGES)
         known = layer.kind == "softmax" or layer.ceiling is not None
         if known or (keeps and found.issuperset(layer.inputs)):
             found.add(layer.name)

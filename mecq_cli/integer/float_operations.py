@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.integer.ir import Node
+from mecq_cli.integer.resizing import resize
 
 Array = NDArray[Any]
 
@@ -58,11 +59,16 @@ def _l2_normalize(node: Node, inputs: Sequence[Array]) -> Array:
     return unit
 
 
+def _resize(node: Node, inputs: Sequence[Array]) -> Array:
+    return resize(node, inputs[0])
+
+
 FLOAT_OPERATIONS: Mapping[str, Callable[[Node, Sequence[Array]], Array]] = {
     "constant": _constant,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "softmax": _softmax,
     "l2_normalize": _l2_normalize,
+    "resize": _resize,
 }
 """By name; inputs and output are float32 and have the batch axis."""

@@ -44,6 +44,7 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | transpose       | any    | axes in another order, the batch stays first; grid of the input       |
 | upsample        | any    | row i and column j of the result are floor(i h / H) and floor(j w / W)|
 |                 |        | of the input; grid of the input                                       |
+| resize          | float  | bilinear: between the two nearest rows and columns   (float output)   |
 | pad             | any    | zeros around (the zero point on a grid); grid of the input            |
 | roll            | any    | moved along ``axes`` by ``shifts``, cyclically; grid of the input     |
 | matmul          | 2 grid | acc = sum (q_a - z_a) (q_b - z_b) over the last axis of a and the     |
@@ -59,8 +60,9 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
 
 A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`,
-`l2_normalize` and float products compute is said up to the order of their sums, so their last bits
-are a runtime's own; the integer operations behind them are exact given what they read.
+`l2_normalize`, `resize` and float products compute is said up to the order of their sums, so their
+last bits are a runtime's own; the integer operations behind them are exact given what they read.
+Where all steps are powers of two, resizing by a power of two is exact, too.
 
 Inputs of add and mul are of one rank, and an axis of length 1 is repeated.
 
@@ -145,7 +147,8 @@ class Node:
             pad: before, after (an int for each of the axes 1, 2, 3);
             reshape: shape (of the output, without the batch);
             transpose: axes (a permutation of 1 to the number of axes);
-            upsample, adaptive_avg_pool2d: size (two ints: H, W of the output);
+            upsample, adaptive_avg_pool2d, resize: size (two ints: H, W of the output);
+            resize: align_corners (bool; see integer/resizing.py);
             roll: axes, shifts (lists of ints of one length); matmul: factor (a float32);
             layer_norm, l2_normalize: eps; group_norm: groups, eps;
             threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;

@@ -376,6 +376,7 @@ RULES = {
         _transpose, 1, "any", "same", {"axes": Ints(None, 1, MOST_AXES, most=MOST_AXES)}
     ),
     "upsample": Rule(_upsample, 1, "any", "same", {"size": Ints(2, 1)}),
+    "resize": Rule(_sized, 1, "float", "float", {"size": Ints(2, 1), "align_corners": "bool"}),
     "pad": Rule(_pad, 1, "any", "same", {"before": Ints(3, 0), "after": Ints(3, 0)}),
     "roll": Rule(
         _roll,

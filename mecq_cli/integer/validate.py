@@ -50,8 +50,10 @@ def validate(model: IntegerModel) -> None:
             where = f"node {_short(node.name)} ({_short(node.op)})"
             raise ArtifactError(f"{where}: {reason}") from reason
     logits = values[model.output.name]
-    if len(logits.shape) != 1:
-        raise ArtifactError(f"the last node must yield logits [N, classes], not {logits}")
+    if len(logits.shape) not in (1, 3):
+        raise ArtifactError(
+            f"the last node must yield logits [N, classes] or [N, classes, H, W], not {logits}"
+        )
     classes = model.metadata.get("classes")
     if classes is not None and not (
         isinstance(classes, list | tuple)

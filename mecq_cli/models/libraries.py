@@ -17,6 +17,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.models import cifar_resnet
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.segmentation import TorchvisionSegmentation, segmentation_names
 from mecq_cli.models.supported import near
 from mecq_cli.settings import OWN
 
@@ -51,6 +52,7 @@ class LibraryModel(Protocol):
         unused: submodules that its published weights hold and `build` leaves out.
         preprocessing: that the library's weights count on.
         published: where the library's weights are; None where it has none.
+        task: what it is for, by the name of the task.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LibraryModel(Protocol):
     unused: tuple[str, ...]
     preprocessing: Preprocessing
     published: PublishedWeights | None
+    task: str
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         """Make the net; a classifier of another size than the pretrained one is random."""
@@ -66,6 +69,8 @@ class LibraryModel(Protocol):
 
 class TimmModel:
     """A model of timm's, the CIFAR ResNets of this package among them."""
+
+    task = "classify"
 
     def __init__(self, name: str) -> None:
         cfg = get_pretrained_cfg(name) or PretrainedCfg()
@@ -98,6 +103,8 @@ class TimmModel:
 
 class TorchvisionModel:
     """A classification model of torchvision's, with its default weights."""
+
+    task = "classify"
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -159,6 +166,9 @@ def find(name: str) -> LibraryModel:
             f"{name.removeprefix(OWN)} is a module of the program that started this run, which "
             "alone can make it; go on there: mecq_cli.quantize(..., output=..., resume=True)"
         )
+    arch = name.removeprefix(TORCHVISION)
+    if arch in segmentation_names():  # also by its own name alone, which timm has not
+        return TorchvisionSegmentation(name, arch)
     if name.startswith(TORCHVISION):
         if name in _torchvision_names():
             return TorchvisionModel(name)
@@ -173,7 +183,7 @@ def find(name: str) -> LibraryModel:
 
 def model_names() -> list[str]:
     """Every name that `find` takes, timm's first; timm's may be followed by ``.TAG``."""
-    return [*timm.list_models(), *_torchvision_names()]
+    return [*timm.list_models(), *_torchvision_names(), *segmentation_names()]
 
 
 def _torchvision_names() -> list[str]:

@@ -32,6 +32,7 @@ class LoadedModel:
         num_classes: outputs it has.
         weights: "library", "random", or the name of the checkpoint file.
         imagenet: whether the outputs are the classes of ImageNet-1k, in its order.
+        task: what it is for, see mecq_cli.tasks.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LoadedModel:
     num_classes: int
     weights: Literal["library", "random"] | str
     imagenet: bool
+    task: str = "classify"
 
 
 def load_model(
@@ -92,6 +94,7 @@ def load_model(
         num_classes=classes,
         weights=weights,
         imagenet=classes == model.num_classes == _IMAGENET_CLASSES,
+        task=model.task,
     )
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mecq_cli.errors import CheckpointError
+from mecq_cli.layout import check_weight_file
 
 # Where training scripts keep the weights in a checkpoint. Averaged weights come first: where a
 # script keeps both, they are the ones it reports.
@@ -39,12 +41,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, it cannot be read, it holds more than tensors,
             or no state dict.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; --checkpoint takes the weight file in it")
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such weight file; --checkpoint takes .pth, .pt or .safetensors"
-        )
+    check_weight_file(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file; a weight file is needed")
     try:
@@ -107,9 +104,16 @@ def fit_state_dict(
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get("format", "")
+        if not kind.startswith("mecq"):
+            return load_file(path)
     except Exception as error:
         raise _damaged(path, error) from error
+    raise CheckpointError(
+        f"{path} is a file of a quantized network ({kind}); --checkpoint takes the float weights "
+        "that it is made from, and TARGET of mecq eval, export and predict an integer model"
+    )
 
 
 def _read_torch(path: Path) -> object:

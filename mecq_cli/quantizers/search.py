@@ -65,10 +65,13 @@ def best_activation_grid(
     best = (span / qmax, 0)
     best_error = float("inf")
     tried: set[tuple[float, int]] = set()
-    for i in range(1, CANDIDATES + 1):
-        scale = span * (i / CANDIDATES) / qmax
-        if power_of_two:
-            scale = 2.0 ** round(float(torch.log2(torch.tensor(scale))))
+    steps = [span * (i / CANDIDATES) / qmax for i in range(1, CANDIDATES + 1)]
+    if power_of_two:
+        # Up to the one that holds the largest value: the nearest may end at 0.71 of it, which is
+        # the middle of what a gate puts out, or below.
+        steps = [2.0 ** round(math.log2(step)) for step in steps]
+        steps.append(2.0 ** math.ceil(math.log2(span / qmax)))
+    for scale in steps:
         share = -low / span
         zero_point = min(max(round(share * qmax), 0), qmax)
         if low < 0.0 and zero_point == 0 and qmax > 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mecq_cli.report import figures, html
 from mecq_cli.report.html import percent, signed, size, text
+from mecq_cli.tasks.figures import FIGURES
 
 Document = Mapping[str, Any]
 
@@ -16,8 +17,8 @@ def _minus(value: float) -> str:
 
 
 ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("top1", "integer top-1", percent),
-    ("fp_top1", "float top-1", percent),
+    *((of.key, f"integer {of.label}", percent) for of in FIGURES.values()),
+    *((f"fp_{of.key}", f"float {of.label}", percent) for of in FIGURES.values()),
     ("drop", "change, in points", signed),
     ("images", "images", "{:,}".format),
     ("packed_bytes", "artifact", size),
@@ -27,7 +28,7 @@ ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("step_seconds", "step at the end, s", "{:.3f}".format),
     ("loss_task", "task loss at the end", "{:.3f}".format),
     ("loss_mec", "entropy term at the end", _minus),
-    ("train_top1", "training top-1 at the end", percent),
+    *((of.train_key, f"{of.train_label}, at the end", percent) for of in FIGURES.values()),
 )
 """What is said of each run: its key, its name, and how it is written."""
 
@@ -109,7 +110,7 @@ def _training(trainings: Sequence[Document], called: Sequence[str]) -> Iterator[
     panels = [
         ("loss_task", "Task loss", ""),
         ("loss_mec", "Entropy term", ""),
-        ("train_top1", "Top-1 on training batches", "%"),
+        *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
         ("lr", "Learning rate", ""),
         ("seconds", "Time of a step", "s"),
     ]

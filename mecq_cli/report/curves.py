@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mecq_cli.tasks.figures import FIGURES
+
 POINTS = 300
 """Of a curve; where there are more steps, each point is the mean of neighbouring ones."""
 
@@ -17,7 +19,7 @@ SMOOTHED = 0.05
 KEYS = {
     "loss_task": "task loss",
     "loss_mec": "entropy term",
-    "train_top1": "top-1 on training batches",
+    **{of.train_key: of.train_label for of in FIGURES.values()},
     "lr": "learning rate",
     "seconds": "seconds of a step",
 }

@@ -10,6 +10,7 @@ from mecq_cli.report import figures, html
 from mecq_cli.report.answers_page import answers_section
 from mecq_cli.report.html import number, percent, signed, size, text
 from mecq_cli.report.layers_page import histograms_section, layers_section
+from mecq_cli.tasks.figures import FIGURES, figures_of
 
 Document = Mapping[str, Any]
 
@@ -56,13 +57,19 @@ def _sections(
 
 def _headline(document: Document) -> Iterator[str]:
     summary = document["summary"]
-    fp, top1 = summary.get("fp_top1"), summary.get("top1")
+    of = figures_of(summary)
+    fp, reached = summary.get(f"fp_{of.key}"), summary.get(of.key)
     if summary:
-        drop = "" if fp is None or top1 is None else f"{signed(top1 - fp)} points against float"
+        trained = summary.get("fp_trained", True)
+        known = trained and fp is not None and reached is not None
+        drop = f"{signed(reached - fp)} points against float" if known else ""
+        of_float = f"on {summary.get('images', 0):,} images"
+        if not trained:
+            of_float = "its last layer, or all of it, was untrained: no measure"
         yield html.tiles(
             [
-                ("integer top-1", percent(top1), drop),
-                ("float top-1", percent(fp), f"on {summary.get('images', 0):,} images"),
+                (f"integer {of.label}", percent(reached), drop),
+                (f"float {of.label}", percent(fp), of_float),
                 *_size_tile(document),
                 ("verification", *_verification(document)),
             ]
@@ -97,16 +104,17 @@ def _verification(document: Document) -> tuple[str, str]:
 
 def _headline_rows(document: Document) -> Iterator[tuple[str, str]]:
     summary = document["summary"]
-    fp = summary.get("fp_top1")
+    of = figures_of(summary)
+    fp = summary.get(f"fp_{of.key}") if summary.get("fp_trained", True) else None
     for key, label in (
-        ("fp_top1", "float network"),
-        ("simulator_top1", "quantized, simulator"),
-        ("top1", "quantized, integer artifact"),
+        (f"fp_{of.key}", "float network"),
+        (f"simulator_{of.key}", "quantized, simulator"),
+        (of.key, "quantized, integer artifact"),
     ):
         value = summary.get(key)
         if value is not None:
-            against = "" if key == "fp_top1" or fp is None else f" ({signed(value - fp)})"
-            yield f"{label}, top-1", percent(value) + against
+            against = "" if key == f"fp_{of.key}" or fp is None else f" ({signed(value - fp)})"
+            yield f"{label}, {of.label}", percent(value) + against
     if summary.get("images"):
         yield "measured on", f"{summary['images']:,} images"
     sizes = document.get("sizes")
@@ -149,7 +157,7 @@ def _training(training: Document) -> Iterator[str]:
     panels = [
         ("loss_task", "Task loss", ""),
         ("loss_mec", "Entropy term", ""),
-        ("train_top1", "Top-1 on training batches", "%"),
+        *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
         ("lr", "Learning rate", ""),
         ("seconds", "Time of a step", "s"),
     ]

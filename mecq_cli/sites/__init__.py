@@ -21,6 +21,7 @@ from mecq_cli.sites.tokens import (
     NormalizeSite,
     NormSite,
     RescaleSite,
+    ResizeSite,
     SoftmaxSite,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "QuantizeSite",
     "Reference",
     "RescaleSite",
+    "ResizeSite",
     "Site",
     "SoftmaxSite",
     "threshold",

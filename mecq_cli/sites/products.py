@@ -16,6 +16,7 @@ from mecq_cli.integer_conv import conv2d as integer_conv2d
 from mecq_cli.normalization import batch_norm
 from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
 from mecq_cli.sites.base import Site
+from mecq_cli.sites.ties import away_from_halves
 
 BIAS_LIMIT = 2**30
 """Integer biases beyond this would leave int32; such a channel is a constant."""
@@ -138,8 +139,12 @@ class ProductSite(Site):
             tensors = _float_bias(weight, scale, bias, zeroless=zeroless)
         else:
             # exact: a power of two
-            scale = scale / np.float32(weight_multiplier(self.wbits, mid_rise=mid_rise))
-            tensors = _integer_bias(weight, scale, bias, source.grid().scale, zeroless=zeroless)
+            multiplier = weight_multiplier(self.wbits, mid_rise=mid_rise)
+            scale = scale / np.float32(multiplier)
+            grid, target = source.grid(), self.output_grid()
+            tensors = _integer_bias(weight, scale, bias, grid.scale, zeroless=zeroless)
+            if target is not None and self.op == "conv2d" and weight[0].size == 1:
+                tensors = away_from_halves(tensors, multiplier, grid, target)
         return Node(
             self.name,
             self.op,

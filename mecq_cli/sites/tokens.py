@@ -1,4 +1,4 @@
-"""What transformers are made of beside linear layers: attention's products, norms, constants."""
+"""Operations that stay in float: attention's products, norms, constants, resizing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid, Node
+from mecq_cli.kernels import resize
 from mecq_cli.quantizers import ActivationQuantizer
 from mecq_cli.sites.base import Site
 
@@ -113,6 +114,30 @@ class NormalizeSite(FloatSite):
     def node(self, inputs: tuple[str, ...]) -> Node:
         """With the bound."""
         return Node(self.name, self.op, inputs, None, {"eps": self.eps})
+
+
+class ResizeSite(FloatSite):
+    """Bilinear resizing.
+
+    Args:
+        size: (H, W) of the output.
+        align_corners: as in torch's interpolate.
+    """
+
+    op = "resize"
+
+    def __init__(self, name: str, *, size: Sequence[int], align_corners: bool) -> None:
+        super().__init__(name)
+        self.size, self.align_corners = tuple(size), align_corners
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """[N, C, H, W]."""
+        return resize(inputs[0], self.size, align_corners=self.align_corners)
+
+    def node(self, inputs: tuple[str, ...]) -> Node:
+        """With the size."""
+        a = {"size": list(self.size), "align_corners": self.align_corners}
+        return Node(self.name, self.op, inputs, None, a)
 
 
 class RescaleSite(Site):

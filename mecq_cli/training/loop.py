@@ -14,12 +14,14 @@ from torch import Tensor
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.distributed import ALONE, Processes
-from mecq_cli.errors import Interrupted
+from mecq_cli.errors import EnvironmentFailure, Interrupted
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.memory import advising
 from mecq_cli.sites import ProductSite
 from mecq_cli.storage import sync_file
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.batch_norm import synchronise
@@ -57,6 +59,7 @@ class Trainer:
         listener: hears of every step.
         processes: which share the work; the first one writes.
         calibration: for the grids of each stage, where the bits are lowered step by step.
+        task: whose loss it is.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Trainer:
         events: Path | None = None,
         processes: Processes = ALONE,
         calibration: Images | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.keep, self.events = keep_checkpoints, events
         self.model, self.recipe, self.batches = model, recipe, batches
@@ -83,7 +87,7 @@ class Trainer:
         self.optimizer, self.schedule = make_optimizer(model, recipe)
         if processes.count > 1:
             synchronise(model)
-        self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes)
+        self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes, task)
         self.progress = state.Progress(0, False, {})
         self.stages = stages(recipe, fewest_bits(model))
         self.calibration = calibration
@@ -191,7 +195,7 @@ class Trainer:
         Raises:
             NumericError: NaN or Inf; the last checkpoint is good.
             Interrupted: by a signal, after a checkpoint was written.
-            EnvironmentFailure: out of memory.
+            EnvironmentFailure: out of memory, or the run folder is gone.
         """
         recipe, progress = self.recipe, self.progress
         if progress.step >= recipe.total_steps:
@@ -199,6 +203,9 @@ class Trainer:
             return
         more_parts = 2 * recipe.accumulate
         self.model.train()
+        if recipe.compile != "off":
+            takes = "about a minute" if recipe.compile == "model" else "some seconds"
+            self.listener.note(f"the first step compiles the network, which takes {takes}")
         self.listener.start("train", recipe.total_steps)
         with SignalWatch() as watch, self._log() as log, self._event_log() as events:
             self._stop_if_asked(watch, resume_command)
@@ -219,6 +226,14 @@ class Trainer:
         # What follows takes a while too, and need not be paid for with steps.
         self.save()
         self.listener.finish("train")
+
+    def _require_folder(self) -> None:
+        """Else writing would make it anew, without what was in it."""
+        if self.processes.first and not self.metrics.exists():
+            raise EnvironmentFailure(
+                f"{self.metrics.parent}: the run folder was removed or moved while this run worked "
+                "in it; start it again"
+            )
 
     def _at_stage(self) -> bool:
         return any(0 < stage.first_step == self.progress.step for stage in self.stages)
@@ -263,15 +278,17 @@ class Trainer:
             "loss_mec": losses.mec,
             "coding_length": losses.coding_lengths,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_top1": 100.0 * losses.correct / (len(labels) * self.processes.count),
+            self.step.task.figures.train_key: 100.0 * losses.correct / max(losses.counted, 1),
             "seconds": round(time.perf_counter() - started, 4),
             "data_seconds": round(waited, 4),
         }
         log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
-        if progress.step % self.every == 0 and progress.step < self.recipe.total_steps:
-            self.save()
+        if progress.step % self.every == 0:
+            self._require_folder()
+            if progress.step < self.recipe.total_steps:
+                self.save()
         return row
 
     def _stop_if_asked(self, watch: SignalWatch, resume_command: str) -> None:

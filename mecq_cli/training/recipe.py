@@ -199,6 +199,7 @@ def _reasons(
             length.most_epochs: ", the most: the images are few",
         }.get(epochs, "")
         yield (
+            f"recipe {config.recipe} (of {', '.join(LENGTHS)}): "
             f"{epochs} epochs of {steps_per_epoch} steps{bound} (about {length.steps:,} steps in "
             f"all are the aim)"
         )

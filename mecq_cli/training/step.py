@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mecq_cli import integer_conv
@@ -18,10 +17,13 @@ from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.diagnosis import is_finite, label, not_finite
 from mecq_cli.training.integer_teacher import IntegerTeacher
+from mecq_cli.training.limits import StepLimit
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -30,7 +32,8 @@ from mecq_cli.training.teacher import Teacher
 class Losses:
     """Loss parts of one step, as plain numbers.
 
-    ``total = task + mec_weight * mec``; ``correct`` of the batch's images were classified right.
+    ``total = task + mec_weight * mec``; ``correct`` of the batch's ``counted`` images, or pixels,
+    were classified right.
     All of it is of the batch of all processes;
     ``coding_lengths`` are nats by site.
     """
@@ -39,6 +42,7 @@ class Losses:
     task: float
     mec: float
     correct: int
+    counted: int
     coding_lengths: dict[str, float]
 
 
@@ -68,6 +72,7 @@ class TrainingStep:
         optimizer: of the model's parameters.
         listener: hears of a compiler that is missing.
         processes: which share the batch.
+        task: whose loss it is.
     """
 
     def __init__(
@@ -78,7 +83,9 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         listener: Listener,
         processes: Processes = ALONE,
+        task: Task = CLASSIFICATION,
     ) -> None:
+        self.task = task
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.processes = processes
         self.two_views = recipe.mec_weight > 0 and recipe.mec_views == 2
@@ -86,6 +93,7 @@ class TrainingStep:
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
         self.regularizer = EntropyRegularizer(recipe.mec)
         self.followers: tuple[Follower, ...] = ()
+        self.limit = StepLimit(model, optimizer)
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()
@@ -114,7 +122,7 @@ class TrainingStep:
 
         Args:
             images: normalised, float32 [N, C, H, W]; of several processes, this one's part.
-            labels: int64 [N].
+            labels: int64 [N], or what else the task has.
             step: number of the step, from 0.
 
         Raises:
@@ -131,7 +139,7 @@ class TrainingStep:
         task = self._task(logits, target, labels)
         mec, lengths = self._entropy(features, other, step)
         total = task + self.recipe.mec_weight * mec
-        values, correct = self._together(total, task, mec, logits, labels)
+        values, correct, counted = self._together(total, task, mec, logits, labels)
         if not all(math.isfinite(v) for v in values):
             raise NumericError(
                 f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
@@ -141,24 +149,24 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self._check_gradients(step)
-        self.optimizer.step()
+        with self.limit:
+            self.optimizer.step()
         self.model.project()
         for follower in self.followers:
             follower.update((step + 1) / max(self.recipe.total_steps, 1))
-        return Losses(*values, correct, lengths)
+        return Losses(*values, correct, counted, lengths)
 
     def _together(
         self, total: Tensor, task: Tensor, mec: Tensor, logits: Tensor, labels: Tensor
-    ) -> tuple[tuple[float, float, float], int]:
-        """The losses and the number of right answers, of all processes.
+    ) -> tuple[tuple[float, float, float], int, int]:
+        """The losses and the numbers of right answers and of all, of all processes.
 
         So all of them see a loss that is not finite, before the first waits for the gradients.
         """
         values = [float(total.detach()), float(task.detach()), float(mec.detach())]
-        hits = int((logits.argmax(1) == labels).sum())
-        *sums, hits_of_all = self.processes.sums([*values, hits])
+        *sums, hits, counted = self.processes.sums([*values, *self.task.counts(logits, labels)])
         loss, of_task, of_mec = (value / self.processes.count for value in sums)
-        return (loss, of_task, of_mec), int(hits_of_all)
+        return (loss, of_task, of_mec), int(hits), int(counted)
 
     def _entropy(
         self, features: Sequence[Tensor], other: Sequence[Tensor] | None, step: int
@@ -179,14 +187,11 @@ class TrainingStep:
         return term.loss, {name: float(value) for name, value in term.coding_lengths.items()}
 
     def _task(self, logits: Tensor, target: Tensor | None, labels: Tensor) -> Tensor:
-        cross_entropy = F.cross_entropy(logits, labels)
+        cross_entropy = self.task.loss(logits, labels)
         if target is None or self.recipe.distill_weight == 0:
             return cross_entropy
         t, share = self.recipe.distill_temperature, self.recipe.distill_weight
-        student = F.log_softmax(logits / t, 1)
-        teacher = F.log_softmax(target.float() / t, 1)
-        distance = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
-        return (1 - share) * cross_entropy + share * distance
+        return (1 - share) * cross_entropy + share * self.task.distance(logits, target, t)
 
     def _cause(self, images: Tensor) -> str:
         """Where a loss that is not finite comes from."""

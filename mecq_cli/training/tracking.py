@@ -16,12 +16,13 @@ from typing import Any
 
 from mecq_cli.errors import EnvironmentFailure
 from mecq_cli.storage import write_failure
+from mecq_cli.tasks.figures import FIGURES, figures_of
 
 _TAGS = {
     "loss": "loss/total",
     "loss_task": "loss/task",
     "loss_mec": "loss/entropy",
-    "train_top1": "accuracy/train_top1",
+    **{of.train_key: f"accuracy/{of.train_key}" for of in FIGURES.values()},
     "lr": "schedule/lr",
     "epoch": "schedule/epoch",
     "seconds": "time/step_seconds",
@@ -110,7 +111,7 @@ def write_results(
 
     Args:
         folder: of the event files; where there are none, those of ``rows`` are written first.
-        summary: with fp_top1, simulator_top1, top1 and steps.
+        summary: with steps and the figures of its task (fp_top1, simulator_top1, top1).
         rows: of metrics.jsonl.
 
     Raises:
@@ -123,7 +124,8 @@ def write_results(
 
     try:
         writer = SummaryWriter(str(folder), filename_suffix=".results")
-        for key in ("fp_top1", "simulator_top1", "top1"):
+        main = figures_of(summary).key
+        for key in (f"fp_{main}", f"simulator_{main}", main):
             writer.add_scalar(f"accuracy/{key}", summary[key], summary["steps"])
         writer.close()
     except OSError as error:

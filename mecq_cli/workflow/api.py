@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -22,14 +23,17 @@ from mecq_cli.config import (
     from_flags,
     resolve,
 )
-from mecq_cli.data import Split, open_training, split_of
+from mecq_cli.data import Split, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.segmentation import OUT, logits_only
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
+from mecq_cli.tasks.figures import CLASSIFY, SEGMENT
+from mecq_cli.workflow.common import task_for
 from mecq_cli.workflow.export import export
 from mecq_cli.workflow.load import Classifier, load
 from mecq_cli.workflow.quantize import quantize as run_quantize
@@ -45,6 +49,7 @@ IMAGENET = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 class Settings(TypedDict, total=False):
     """The settings of ``mecq quantize`` beside model, bits and data; see `QuantizeConfig`."""
 
+    task: Literal["auto", "classify", "segment"]
     checkpoint: str | Path
     pretrained: bool
     reset_classifier: bool
@@ -111,8 +116,9 @@ class Quantized:
 
     Attributes:
         module: the integer model as a torch module.
-        float_top1: of the float model, in percent, on the evaluation images.
-        top1: of the integer model, read back from its file.
+        float_top1: of the float model, in percent, on the evaluation images; NaN of a model
+            that segments, which has ``float_miou`` instead.
+        top1: of the integer model, read back from its file; NaN, and ``miou``, likewise.
         images: how many those were.
         run: the run folder, for ``mecq eval``, ``mecq export``, ``resume=True`` ...
         summary: all figures, as in the summary.json of the run.
@@ -125,6 +131,16 @@ class Quantized:
     run: Path
     summary: Mapping[str, Any] = field(repr=False)
     val: Split = field(repr=False)
+
+    @property
+    def float_miou(self) -> float | None:
+        """Mean IoU of the float model in percent; None of one that classifies."""
+        return self.summary.get("fp_miou")
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU of the integer model in percent; None of one that classifies."""
+        return self.summary.get("miou")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.module(images)  # type: ignore[no-any-return]
@@ -189,7 +205,8 @@ def quantize(
     """Train a model with quantized weights and activations, down to integers.
 
     Args:
-        model: a trained classifier [N, C, H, W] -> [N, classes], any forward that torch.export
+        model: a trained classifier [N, C, H, W] -> [N, classes], or a network that segments, ->
+            [N, classes, H, W] (or a dict with that as "out"), any forward that torch.export
             reads; it stays as it is. Or a name, as ``mecq quantize`` takes it.
         data: what ``--data`` takes, as a folder; or (train, val): two data sets in map style, or
             DataLoaders of such, that give (image, label). An image is a Pillow image or a uint8
@@ -217,10 +234,11 @@ def quantize(
                 "classes of a folder are its class folders, and a model that is named has a "
                 "preprocessing of its own (img_size and crop_pct change it); leave them out"
             )
-        splits = open_training(config.data, config.val_split, config.seed)
         loaded = None
         if not isinstance(model, str):
             loaded = _loaded(model, preprocessing or IMAGENET, config)
+        task = task_for(config.task, config.model, loaded)
+        splits = task.open_training(config.data, config.val_split, config.seed)
     elif isinstance(model, str):
         raise UsageError(f"model {model!r}: a name takes a folder of images; give the module")
     else:
@@ -228,7 +246,7 @@ def quantize(
     summary = run_quantize(config, origins, listener or Listener(), splits, loaded)
     run = Path(summary["run"])
     module = load(run / "model.safetensors")
-    figures = (summary["fp_top1"], summary["top1"], summary["images"])
+    figures = (summary.get("fp_top1", nan), summary.get("top1", nan), summary["images"])
     return Quantized(module, *figures, run, summary, splits[1])
 
 
@@ -280,6 +298,11 @@ def _with_items(
         plain = Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], "bilinear", crop_pct=1.0)
         preprocessing = replace(preprocessing or plain, input_size=shape)
     loaded = _loaded(model, preprocessing, config)
+    if loaded.task != CLASSIFY:
+        raise UsageError(
+            f"data: {loaded.name} segments, and data sets of a program give one label an image; "
+            "give a folder with images/ and masks/ (docs/segmentation.md)"
+        )
     names = tuple(classes or _names(data[0]) or map(str, range(loaded.num_classes)))
     if len(names) != loaded.num_classes:
         raise UsageError(
@@ -307,6 +330,19 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
             f"model: {name} fails at images of {size} ({type(error).__name__}: {error}); say what "
             "it takes: preprocessing=mecq_cli.Preprocessing(input_size=..., mean=..., std=...)"
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 1:
-        raise UsageError(f"model: {name} gives no logits [N, classes]; a classifier is needed")
-    return LoadedModel(name, own, preprocessing, logits.shape[1], "module", imagenet=False)
+    if isinstance(logits, dict) and OUT in logits:
+        own, logits = logits_only(own), logits[OUT]
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+    dense = len(shape) == 4
+    if len(shape) not in (2, 4) or shape[0] != 1:
+        raise UsageError(
+            f"model: {name} gives no logits [N, classes], and no [N, classes, H, W] (or a dict "
+            "with these as 'out'); a network that classifies or segments is needed"
+        )
+    if dense and shape[2:] != preprocessing.input_size[1:]:
+        raise UsageError(
+            f"model: {name} gives logits of {shape[2]} x {shape[3]} for images of {size[1]} x "
+            f"{size[2]}; let it resize them to the size of the image, as torch's interpolate does"
+        )
+    task = SEGMENT if dense else CLASSIFY
+    return LoadedModel(name, own, preprocessing, shape[1], "module", imagenet=False, task=task)

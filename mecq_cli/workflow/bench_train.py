@@ -25,6 +25,8 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
+from mecq_cli.models.order import channels_last
+from mecq_cli.tasks.registry import task_named
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.integer_teacher import make_teacher
 from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer, of_tokens
@@ -164,7 +166,7 @@ def _recipe(name: str, bench: Bench, device: torch.device, *, tokens: bool) -> R
 def _fp_step(
     network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, listener: Listener
 ) -> Step:
-    network.train().to(memory_format=torch.channels_last)
+    channels_last(network.train())
     fused = can_fuse(images.device) or None
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
@@ -200,17 +202,18 @@ def qat_step(
     teacher = None
     if recipe.distill_weight or (recipe.mec_weight and recipe.mec_views == 2):
         plain = copy.deepcopy(loaded.module).to(images.device).eval().requires_grad_(False)
-        plain.to(memory_format=torch.channels_last)
+        channels_last(plain)
         shape = loaded.preprocessing.input_size
         teacher = make_teacher(
             plain, shape, taps_of(config), config.mec_grid, recipe, lambda: [images]
         )
     model = insert_quantizers(loaded, config).to(images.device)
-    model.to(memory_format=torch.channels_last)
+    channels_last(model)
     calibrate(model, iter([images]), 1)
     model.train()
     optimizer, _ = make_optimizer(model, replace(recipe, lr=1e-4))
-    train = TrainingStep(model, teacher, recipe, optimizer, listener)
+    task = task_named(loaded.task)
+    train = TrainingStep(model, teacher, recipe, optimizer, listener, task=task)
     count = 0
 
     def step() -> None:

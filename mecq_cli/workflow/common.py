@@ -12,9 +12,13 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import ImageDataset, Split, dataset_of
 from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
-from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models import libraries
+from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.figures import CLASSIFY
+from mecq_cli.tasks.registry import choose, task_named
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,6 +41,15 @@ def pick_device(name: str) -> torch.device:
     except Exception as error:
         raise EnvironmentFailure(f"--device {name}: not usable here; try --device cpu") from error
     return device
+
+
+def task_for(asked: str, name: str, model: LoadedModel | None = None) -> Task:
+    """The task of the model of such a name, or of one that is here already.
+
+    Raises:
+        UsageError: another one was asked for, or there is no such model.
+    """
+    return choose(asked, libraries.find(name).task if model is None else model.task, name)
 
 
 def load_for_data(
@@ -63,7 +76,8 @@ def load_for_data(
         img_size=img_size,
         crop_pct=crop_pct,
     )
-    return loaded, match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
+    task = task_named(loaded.task)
+    return loaded, task.match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
 
 
 def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMap) -> ImageDataset:
@@ -115,6 +129,8 @@ def artifact_metadata(
     if config.allotted:
         keys = ("target_avg_bits", "target_size", "sensitivity")
         named["allotment"] = {key: getattr(config, key) for key in keys}
+    if loaded.task != CLASSIFY:
+        named["task"] = loaded.task
     return {
         **named,
         "model": loaded.name,

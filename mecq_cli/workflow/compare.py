@@ -11,6 +11,7 @@ from mecq_cli.events import Listener
 from mecq_cli.report import comparison, curves, figures
 from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.storage import atomic_write
+from mecq_cli.tasks.figures import FIGURES, figures_of
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.report import may_replace
 from mecq_cli.workflow.report_material import read_summary
@@ -68,7 +69,9 @@ def _one(
 ) -> dict[str, Any]:
     summary = read_summary(run)
     sizes = summary.get("sizes") or {}
-    fp, top1 = summary.get("fp_top1"), summary.get("top1")
+    of = figures_of(summary)
+    fp, reached = summary.get(f"fp_{of.key}"), summary.get(of.key)
+    keys = [key for o in FIGURES.values() for key in (f"fp_{o.key}", o.key)]
     training = curves.gather(rows)
     found = training.get("curves", {})
     lengths = found.get("coding_length", {})
@@ -79,9 +82,8 @@ def _one(
         "model": summary.get("model") or (config.model if config else None),
         "wbits": summary.get("wbits") or (config.wbits if config else None),
         "abits": summary.get("abits") or (config.abits if config else None),
-        "fp_top1": fp,
-        "top1": top1,
-        "drop": None if fp is None or top1 is None else top1 - fp,
+        **{key: summary.get(key) for key in keys},
+        "drop": None if fp is None or reached is None else reached - fp,
         "images": summary.get("images"),
         "packed_bytes": sizes.get("packed_bytes"),
         "ratio": sizes.get("ratio"),
@@ -90,7 +92,7 @@ def _one(
         "step_seconds": ends.get("seconds"),
         "loss_task": ends.get("loss_task"),
         "loss_mec": ends.get("loss_mec"),
-        "train_top1": ends.get("train_top1"),
+        **{o.train_key: ends.get(o.train_key) for o in FIGURES.values()},
         "coding_length": {site: curve["last"] for site, curve in lengths.items()},
     }
 

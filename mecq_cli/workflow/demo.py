@@ -20,9 +20,10 @@ from torch import nn
 
 from mecq_cli.config import DemoConfig, ExportConfig, QuantizeConfig
 from mecq_cli.data import ImageDataset, normalize, open_training, train_batches
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
+from mecq_cli.models.order import channels_last
 from mecq_cli.runs import RUNS
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.export import export
@@ -44,11 +45,18 @@ def demo(config: DemoConfig, listener: Listener) -> dict[str, Any]:
 
     Raises:
         UsageError: the folder is in use and ``force`` was not given.
+        EnvironmentFailure: it cannot be made.
     """
     folder = config.output or RUNS / "demo"
     run = folder / "run"
     if run.exists() and not config.force:
         raise UsageError(f"{folder}: there was a demo before; --force starts it over")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"{folder}: cannot be made: {error.strerror}; give another --output"
+        ) from error
     data, weights = folder / "digits", folder / "float.safetensors"
     write_digits(data)
     listener.note(f"wrote 1,797 handwritten digits to {data}")
@@ -95,7 +103,7 @@ def train_float(data: Path, weights: Path, listener: Listener) -> None:
     """A float network to start from, as a .safetensors state dict."""
     torch.manual_seed(0)
     loaded = load_model(MODEL, pretrained=False, num_classes=10, img_size=SIZE)
-    model: nn.Module = loaded.module.to(memory_format=torch.channels_last).train()
+    model: nn.Module = channels_last(loaded.module).train()
     split, _ = open_training(data)
     dataset = ImageDataset(split, loaded.preprocessing, train=True)
     steps = FP_EPOCHS * (len(dataset) // 64)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.data import ImageDataset, eval_batches, find_splits, normalize, open_split
-from mecq_cli.data.folder import FLAT
 from mecq_cli.errors import ArtifactError, UsageError, VerificationError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx as integer_onnx
@@ -26,6 +25,7 @@ from mecq_cli.export.static_int8 import static_int8
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import integerize
+from mecq_cli.layout import FLAT
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import Target

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from mecq_cli.config import EvalConfig
+from mecq_cli.config import EvalConfig, QuantizeConfig
 from mecq_cli.data import Split, dataset_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
-from mecq_cli.models.classes import match_classes
-from mecq_cli.runs import Target, resolve_target
-from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device
+from mecq_cli.models.order import channels_last
+from mecq_cli.runs import RunFolder, Target, resolve_target
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.figures import CLASSIFY
+from mecq_cli.tasks.registry import choose, task_named
+from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device, task_for
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
     Opened,
@@ -31,7 +34,7 @@ _ADVICE = "give the --data it was made for"
 
 
 def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
-    """Top-1 and top-5 in percent on the evaluation split.
+    """Top-1 and top-5, or mean IoU and pixel accuracy, in percent on the evaluation split.
 
     Raises:
         MecqError: see mecq_cli.errors.
@@ -39,51 +42,84 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     started = time.perf_counter()
     device = pick_device(config.device)
     target = resolve_target(config.target)
-    settings = settings_of(target.run)
-    split = evaluation_split(settings, config.data, config.split)
-    opened = _open(config, target, split, device)
-    classes = match_classes(
+    settings = settings_of(_run_of(target))
+    _check(config, target)
+    stored = None if config.simulator else _stored(target)
+    task = _task(config, target, stored, settings)
+    split = evaluation_split(settings, config.data, config.split, task)
+    opened = stored or _with_weights(config, target, split, device)
+    classes = task.match_classes(
         split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
     )
-    if opened.kind != "model" and not opened.imagenet and classes.names != opened.classes:
+    stored_classes = opened.kind != "model" and not opened.imagenet
+    if stored_classes and not task.same_classes(classes, opened.classes):
         raise DataError(
             f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
             f"{target.name} ({', '.join(opened.classes[:3])}, ...); give the --data it was made for"
         )
     dataset = dataset_of(split, opened.preprocessing, classes.indices)
-    accuracy = evaluate_on(
+    measured = evaluate_on(
         opened.predict,
         dataset,
         batch_size=config.batch_size or eval_batch_size(opened.preprocessing),
         device=device,
         workers=loader_workers(config.workers, device),
         listener=listener,
+        task=task,
+        outputs=len(opened.classes),
     )
     return {
         "target": target.name,
         "kind": opened.kind,
-        "images": accuracy.images,
-        "top1": accuracy.top1,
-        "top5": accuracy.top5,
+        "task": task.name,
+        "images": measured.images,
+        **measured.figures,
+        **measured.details,
+        "num_classes": len(opened.classes),
+        **({} if task.name == CLASSIFY else {"classes": list(opened.classes)}),
         "split": split.name,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _open(config: EvalConfig, target: Target, split: Split, device: torch.device) -> Opened:
-    run = target.run
-    if config.simulator and run is None:
+def _run_of(target: Target) -> RunFolder | None:
+    """The run that a target is, or whose artifact or ONNX file it is."""
+    if target.run is not None or target.path is None:
+        return target.run
+    run = RunFolder(target.path.parent)
+    return run if run.summary.is_file() else None
+
+
+def _check(config: EvalConfig, target: Target) -> None:
+    """Refuse options that the target has no use for."""
+    if config.simulator and target.run is None:
         raise UsageError(f"--simulator: {target.name} is no run folder; only a run has a simulator")
     if target.kind != "model":
         _refuse_preprocessing(config, target)
-    if run is not None:
-        if config.simulator:
-            return open_simulator(run, split.classes, device)
-        return open_artifact(require_artifact(run))
+
+
+def _stored(target: Target) -> Opened | None:
+    """An artifact or ONNX file, which says itself what it is for; None for a float model."""
+    if target.run is not None:
+        return open_artifact(require_artifact(target.run))
     if target.kind == "model":
-        return _fp_model(config, target.name, split, device)
+        return None
     assert target.path is not None
     return open_artifact(target.path) if target.kind == "artifact" else open_onnx(target.path)
+
+
+def _task(
+    config: EvalConfig, target: Target, stored: Opened | None, settings: QuantizeConfig | None
+) -> Task:
+    if stored is not None:
+        return choose(config.task, stored.task.name, target.name)
+    return task_for(config.task, target.name if settings is None else settings.model)
+
+
+def _with_weights(config: EvalConfig, target: Target, split: Split, device: torch.device) -> Opened:
+    if target.run is not None:
+        return open_simulator(target.run, split.classes, device)
+    return _fp_model(config, target.name, split, device)
 
 
 def _refuse_preprocessing(config: EvalConfig, target: Target) -> None:
@@ -106,5 +142,8 @@ def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device)
         img_size=config.img_size,
         crop_pct=config.crop_pct,
     )
-    module: nn.Module = loaded.module.to(device).to(memory_format=torch.channels_last).eval()
-    return Opened("model", module, loaded.preprocessing, classes.names, loaded.imagenet)
+    module: nn.Module = channels_last(loaded.module.to(device)).eval()
+    return Opened(
+        "model", module, loaded.preprocessing, classes.names, loaded.imagenet,
+        task_named(loaded.task),
+    )  # fmt: skip

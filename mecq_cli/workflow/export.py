@@ -30,6 +30,7 @@ from mecq_cli.workflow.targets import (
     preprocessing_of,
     require_artifact,
     settings_of,
+    task_of,
 )
 from mecq_cli.workflow.verification import verify, verify_file
 
@@ -89,7 +90,8 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
     if profile in ORT_PROFILES and model.input_shape[0] in MODES:
         code = output.with_suffix(".py")
         preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
-        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile])
+        task = task_of(model.metadata, source).name
+        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile], task)
         atomic_write(code, text.encode(), force=True)
         document["snippet"] = str(code)
     return document
@@ -162,7 +164,8 @@ def _images(
     split: Split | None,
 ) -> Iterator[Array]:
     """Some evaluation images, evenly from all classes."""
-    split = split or evaluation_split(settings_of(run), config.data)
+    task = task_of(model.metadata, source)
+    split = split or evaluation_split(settings_of(run), config.data, task=task)
     count = min(config.images, len(split))
     chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
     preprocessing = preprocessing_of(model.metadata, source)

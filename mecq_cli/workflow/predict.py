@@ -1,10 +1,12 @@
-"""`mecq predict`: the five likeliest classes of single images."""
+"""`mecq predict`: the five likeliest classes of single images, or their masks."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,14 +16,17 @@ from mecq_cli.data.augmentation import eval_transform
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.runs import resolve_target
+from mecq_cli.storage import atomic_write
+from mecq_cli.tasks.drawing import as_image, over
+from mecq_cli.tasks.figures import SEGMENT
 from mecq_cli.workflow.targets import Opened, open_artifact, open_onnx, require_artifact
 
 
 def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
-    """Classes and probabilities (softmax of the logits) of each image.
+    """Classes and probabilities (softmax of the logits) of each image, or masks.
 
     Raises:
-        UsageError: the target is an FP model's name.
+        UsageError: the target is an FP model's name, or a mask exists already.
         DataError: an image cannot be read.
     """
     target = resolve_target(config.target)
@@ -36,20 +41,32 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
             f"{target.name}: no such run or file; give a run folder, an integer .safetensors or an "
             ".onnx file; for FP models there is mecq eval"
         )
-    return {
-        "target": target.name,
-        "predictions": [_one(opened, path) for path in config.images],
-    }
+    if opened.task.name == SEGMENT:
+        predictions = segmented(config, opened)
+    elif config.output is not None:
+        raise UsageError(f"--output: {target.name} classifies; only masks are written to files")
+    else:
+        predictions = [_one(opened, path) for path in config.images]
+    return {"target": target.name, "predictions": predictions}
+
+
+def looked_at(opened: Opened, path: Path) -> tuple[Image.Image, torch.Tensor]:
+    """A picture, and the logits of it."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give an image")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give its images, such as {path / '*.jpg'}")
+    if not path.is_file():
+        # Before it is opened: opening a pipe would wait for a writer.
+        raise DataError(f"cannot use image {str(path)!r}: it is not a regular file; give an image")
+    picture = Image.fromarray(read_image(path))
+    pixels = torch.tensor(eval_transform(opened.preprocessing)(picture))[None]
+    with torch.no_grad():
+        return picture, opened.predict(normalize(pixels, opened.preprocessing))[0]
 
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        # Before it is opened: opening a pipe would wait for a writer.
-        raise DataError(f"cannot use image {str(path)!r}: it is not a regular file; give an image")
-    transform = eval_transform(opened.preprocessing)
-    pixels = torch.tensor(transform(Image.fromarray(read_image(path))))[None]
-    with torch.no_grad():
-        logits = opened.predict(normalize(pixels, opened.preprocessing))[0]
+    _, logits = looked_at(opened, path)
     probabilities = torch.softmax(logits.double(), 0)
     best = probabilities.topk(min(5, len(probabilities)))
     return {
@@ -58,4 +75,50 @@ def _one(opened: Opened, path: Path) -> dict[str, Any]:
             {"class": opened.classes[i], "index": int(i), "probability": float(p)}
             for p, i in zip(best.values, best.indices, strict=True)
         ],
+    }
+
+
+def segmented(config: PredictConfig, opened: Opened) -> list[dict[str, Any]]:
+    """Masks as PNG files, and drawn over their pictures.
+
+    Raises:
+        UsageError: one of the files exists, or two would have one name.
+    """
+    folder = config.output or Path()
+    names = [path.stem for path in config.images]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two images are called {twice!r}, and so would their masks; rename one")
+    files = [{key: folder / f"{name}.{key}.png" for key in ("mask", "overlay")} for name in names]
+    taken = next((f for pair in files for f in pair.values() if f.exists()), None)
+    if taken is not None and not config.force:
+        raise UsageError(f"{taken} exists; --force overwrites it, --output names another folder")
+    return [
+        _mask(opened, path, pair, force=config.force)
+        for path, pair in zip(config.images, files, strict=True)
+    ]
+
+
+def _mask(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) -> dict[str, Any]:
+    picture, logits = looked_at(opened, path)
+    mask, count = logits.argmax(0).to(torch.uint8).numpy(), len(opened.classes)
+    preprocessing = opened.preprocessing
+    if preprocessing.crop_mode == "squash" and preprocessing.crop_pct == 1:
+        resized = Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)
+        mask = np.asarray(resized)
+    else:  # a part of the picture, as the network saw it
+        picture = Image.fromarray(eval_transform(preprocessing)(picture).transpose(1, 2, 0))
+    drawn = {"mask": as_image(mask, count), "overlay": over(picture, mask, count)}
+    for key, image in drawn.items():
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        atomic_write(files[key], data.getvalue(), force=force)
+    shares = 100 * np.bincount(mask.ravel(), minlength=count) / mask.size
+    order = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
+    return {
+        "image": str(path),
+        "classes": [
+            {"class": opened.classes[i], "index": i, "share": float(shares[i])} for i in order
+        ],
+        **{key: str(file) for key, file in files.items()},
     }

@@ -29,7 +29,6 @@ from mecq_cli.data import (
     batches_per_epoch,
     dataset_of,
     normalize,
-    open_training,
     train_batches,
 )
 from mecq_cli.distributed import Processes, check_divides, joined
@@ -42,12 +41,14 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
-from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
+from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.training import tracking
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
@@ -69,6 +70,7 @@ from mecq_cli.workflow.common import (
     load_for_data,
     pick_device,
     taps_of,
+    task_for,
 )
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.forecast import forecast
@@ -96,6 +98,7 @@ class Job:
     recipe: Recipe
     listener: Listener
     processes: Processes
+    task: Task
     workers: int = 0
     phases: Phases = field(default_factory=Phases)
     allotment: dict[str, Any] | None = None
@@ -146,9 +149,9 @@ class Job:
             self.listener.advance(task, number)
         self.listener.finish(task)
 
-    def top1(self, model: nn.Module) -> tuple[float, int]:
-        """Top-1 in percent and the number of images, in float32."""
-        accuracy = evaluate(
+    def measured(self, model: nn.Module) -> Measured:
+        """The figures of a model on the evaluation images, in float32."""
+        return evaluate(
             model,
             self.val,
             batch_size=eval_batch_size(self.loaded.preprocessing),
@@ -156,8 +159,9 @@ class Job:
             workers=self.workers,
             listener=self.listener,
             processes=self.processes,
+            task=self.task,
+            outputs=self.loaded.num_classes,
         )
-        return accuracy.top1, accuracy.images
 
 
 def quantize(
@@ -224,7 +228,7 @@ def _quantize(
                 _continue_allotment(job, run)
                 _store_settings(job, run)  # it can be continued already, if it is stopped here
                 _allot(job)
-            job.config = _resolved(job.config, job.recipe)
+            job.config = _resolved(job.config, job.recipe, job.task)
             _store_settings(job, run)
             return _work(job, run, command, started)
 
@@ -264,7 +268,7 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
         return None
     make_latest(run)
     summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-    return summary
+    return {**summary, "run": str(run.path)}  # which may have been moved
 
 
 def _open(
@@ -276,9 +280,12 @@ def _open(
     processes: Processes,
 ) -> Job:
     device = processes.device or pick_device(config.device)
-    train_split, val_split = splits or open_training(config.data, config.val_split, config.seed)
+    task = task_for(config.task, config.model, model)
+    train_split, val_split = splits or task.open_training(
+        config.data, config.val_split, config.seed
+    )
     if model is not None:
-        loaded, classes = model, match_classes(train_split.classes, model.num_classes)
+        loaded, classes = model, task.match_classes(train_split.classes, model.num_classes)
     else:
         loaded, classes = load_for_data(
             config.model,
@@ -289,14 +296,18 @@ def _open(
             img_size=config.img_size,
             crop_pct=config.crop_pct,
         )
-    untrained = loaded.weights == "random" or config.reset_classifier
-    if untrained and config.distill and origins.get("distill", "default") == "default":
+    if (
+        not _is_trained(loaded, config)
+        and config.distill
+        and origins.get("distill", "default") == "default"
+    ):
         listener.note("the float classifier is random: nothing to distil from it")
         config = config.model_copy(update={"distill": False})
     if loaded.weights == "random" and origins.get("mec_views", "default") == "default":
         # Features of a random network are no example to follow.
         sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
+    config = _regularized(config, origins, task, listener)
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
         len(train_split), preprocessing.input_size[1]
@@ -317,13 +328,35 @@ def _open(
     steps = batches_per_epoch(len(train_split), batch_size)
     recipe = choose(config, steps, batch_size, device, tokens=of_tokens(loaded.module))
     workers = loader_workers(config.workers, device, launch.local_processes())
-    return Job(config, device, loaded, classes, train, val, recipe, listener, processes, workers)
+    return Job(
+        config, device, loaded, classes, train, val, recipe, listener, processes, task, workers
+    )
 
 
-def _resolved(config: QuantizeConfig, recipe: Recipe) -> QuantizeConfig:
+def _is_trained(loaded: LoadedModel, config: QuantizeConfig) -> bool:
+    """Whether the float model knows the classes: else its accuracy is that of guessing."""
+    return loaded.weights != "random" and not config.reset_classifier
+
+
+def _regularized(
+    config: QuantizeConfig, origins: Mapping[str, str], task: Task, listener: Listener
+) -> QuantizeConfig:
+    """Without the entropy term where its default weight is another task's."""
+    if task.regularized or origins.get("mec_weight", "default") != "default":
+        return config
+    if config.epochs != 0:
+        listener.note(
+            f"the entropy regularizer is off: its weight is not tuned for the task {task.name}; "
+            "--mec-weight turns it on"
+        )
+    return config.model_copy(update={"mec_weight": 0.0})
+
+
+def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
     """The settings with every "chosen by the program" filled in."""
     return config.model_copy(
         update={
+            "task": task.name,
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
             "optimizer": recipe.optimizer,
@@ -369,7 +402,7 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
-    plain.to(memory_format=torch.channels_last)
+    channels_last(plain)
     teacher = None
     with deferring():
         if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
@@ -381,7 +414,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
             if isinstance(teacher, IntegerTeacher):
                 listener.note("the float model teaches by its integers of 8 bits")
         model = insert_quantizers(job.loaded, config).to(job.device)
-        model.to(memory_format=torch.channels_last)
+        channels_last(model)
     if job.allotment is not None:
         allot.tell(config, model, listener)
     _describe(job, model)
@@ -398,6 +431,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         events=run.tensorboard if config.log == "tensorboard" else None,
         processes=job.processes,
         calibration=lambda: job.some_images(CALIBRATION_EPOCH, config.calibration_images),
+        task=job.task,
     )
     need = disk_need(config, recipe, model, trainer.optimizer, run)
     listener.note(job.processes.from_first(lambda: need.require(run.path)))
@@ -427,9 +461,10 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
             job.train.preload(job.workers, listener)
     listener.note("the float model is evaluated first")
     with job.phases("float evaluation"):
-        top1, images = job.top1(plain)
-    listener.note(f"float top-1 {top1:.2f} % on {images} images")
-    trainer.progress.facts = {"fp_top1": top1, **same}
+        measured = job.measured(plain)
+    of, value = job.task.figures, measured.figures[job.task.figures.key]
+    listener.note(f"float {of.label} {value:.2f} % on {measured.images} images")
+    trainer.progress.facts = {f"fp_{of.key}": value, **same}
     if job.allotment is not None:
         trainer.progress.facts["allotment"] = job.allotment
     listener.note("calibration: first activation scales")
@@ -498,9 +533,10 @@ def _describe(job: Job, model: QuantizedModel) -> None:
     ]
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     if recipe.total_steps and recipe.reasons:
-        job.listener.note(f"recipe {config.recipe}: {'; '.join(recipe.reasons)}")
+        job.listener.note("; ".join(recipe.reasons))
     job.listener.note(
-        f"{config.model} {bits} on {job.device}: {how}{'; ' + parts if parts else ''}"
+        f"{config.model} {bits} on {job.device}, task {job.task.name}: {how}"
+        f"{'; ' + parts if parts else ''}"
     )
 
 
@@ -517,18 +553,21 @@ def _finish(
         trainer.progress.finished = True
         trainer.save()
     with job.phases("evaluation"):
-        simulator_top1, images = job.top1(model)
-        top1 = _artifact_top1(job, run.artifact)
+        simulated = job.measured(model)
+        measured = _of_artifact(job, run.artifact)
+    key = job.task.figures.key
     summary = {
         "run": str(run.path),
         "model": job.config.model,
         "wbits": allot.shown_wbits(job.config, model),
         "abits": job.config.abits,
         **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
-        "fp_top1": trainer.progress.facts["fp_top1"],
-        "simulator_top1": simulator_top1,
-        "top1": top1,
-        "images": images,
+        "task": job.task.name,
+        f"fp_{key}": trainer.progress.facts[f"fp_{key}"],
+        "fp_trained": _is_trained(job.loaded, job.config),
+        f"simulator_{key}": simulated.figures[key],
+        key: measured.figures[key],
+        "images": simulated.images,
         "sizes": sizes,
         "steps": trainer.progress.step,
         "seconds": round(time.perf_counter() - started, 1),
@@ -556,7 +595,7 @@ def _write_artifact(job: Job, run: RunFolder, model: QuantizedModel) -> dict[str
     return totals(integer, fp32, run.artifact.stat().st_size)
 
 
-def _artifact_top1(job: Job, path: Path) -> float:
-    """Accuracy of what was written, read back."""
+def _of_artifact(job: Job, path: Path) -> Measured:
+    """The figures of what was written, read back."""
     stored: IntegerModel = job.processes.from_first(lambda: safetensors.load(path))
-    return job.top1(IntegerModule(stored))[0]
+    return job.measured(IntegerModule(stored))

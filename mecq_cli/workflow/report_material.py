@@ -17,13 +17,13 @@ from mecq_cli.errors import ArtifactError, InputError, MecqError
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
-from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers, load_for_data
-from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of
+from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of, task_of
 
 
 @dataclass
@@ -79,18 +79,19 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
         return material
     model = material.model = safetensors.load(run.artifact)
     preprocessing = material.preprocessing = preprocessing_of(model.metadata, run.artifact)
+    task = task_of(model.metadata, run.artifact)
     if asked.data is not None:  # named, so it has to be there
-        material.split = evaluation_split(config, asked.data)
+        material.split = evaluation_split(config, asked.data, task=task)
     else:
         material.split = material.attempt(
             "Answers, activations and verification need the images",
-            lambda: evaluation_split(config, None),
+            lambda: evaluation_split(config, None, task=task),
         )
     names = tuple(str(name) for name in model.metadata.get("classes", ()))
     material.classes = ClassMap(names, tuple(range(len(names))))
     if material.split is not None:
         imagenet = bool(model.metadata.get("imagenet", False))
-        material.classes = match_classes(material.split.classes, len(names), imagenet=imagenet)
+        material.classes = task.match_classes(material.split.classes, len(names), imagenet=imagenet)
     if config is None:
         material.left_out.append("The float network: the folder holds an artifact and no settings.")
         return material

@@ -93,7 +93,7 @@ def _verified(model: IntegerModel, runners: dict[str, OrtRunner], images: Tensor
     found = compare(simulated, runners["integer"].run, batches)
     return {
         "images": found.images,
-        "top1_agreement": 100.0 * found.agree / found.images,
+        "top1_agreement": 100.0 * found.agree / found.answers,
         "largest_difference": found.largest_difference,
         "equal": found.largest_difference == 0.0,
     }

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mecq_cli.data import ImageDataset, eval_batches, normalize
+from mecq_cli.data import ImageDataset, dataset_of, eval_batches, normalize
+from mecq_cli.data.masks import MaskDataset
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import Grid, IntegerModel
@@ -47,7 +48,7 @@ class Seen:
         if split is not None and classes is not None and material.preprocessing is not None:
             self.total = len(split)
             chosen = split.take(_evenly(len(split), images))
-            self.dataset = ImageDataset(chosen, material.preprocessing, classes.indices)
+            self.dataset = dataset_of(chosen, material.preprocessing, classes.indices)
         fp = None
         if material.fp is not None:
             fp = insert(copy.deepcopy(material.fp), model.input_shape, BitPlan(32, 32)).eval()
@@ -60,14 +61,19 @@ class Seen:
         if self.dataset is None:
             return
         self._watch(listener)
-        self._answers = self._answer(listener)
+        if isinstance(self.dataset, MaskDataset):
+            self.material.left_out.append(
+                "Answers by class: the network segments; mecq eval has the IoU of each class."
+            )
+        else:
+            self._answers = self._answer(listener)
 
     def _watch(self, listener: Listener) -> None:
         assert self.dataset is not None
         split = self.dataset.split
         part = split.take(_evenly(len(split), WATCHED_IMAGES))
         preprocessing = self.dataset.preprocessing
-        dataset = ImageDataset(part, preprocessing)
+        dataset = dataset_of(part, preprocessing)
         size = min(eval_batch_size(preprocessing), 32)
         batches = [
             normalize(batch.images, preprocessing).contiguous()

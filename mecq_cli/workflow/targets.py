@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mecq_cli.config import QuantizeConfig, from_toml
-from mecq_cli.data import Split, open_evaluation, open_training
+from mecq_cli.data import Split
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export import safetensors
 from mecq_cli.export.onnx_file import read
@@ -22,6 +22,9 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.figures import CLASSIFY, FIGURES
+from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers, load_for_data
 
@@ -36,6 +39,7 @@ class Opened:
         preprocessing: of its images.
         classes: a name for each output.
         imagenet: whether the outputs are ImageNet-1k's.
+        task: what it does.
     """
 
     kind: str
@@ -43,6 +47,7 @@ class Opened:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     imagenet: bool
+    task: Task = CLASSIFICATION
 
 
 def open_artifact(path: Path) -> Opened:
@@ -77,7 +82,10 @@ def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.devic
     model: QuantizedModel = insert_quantizers(loaded, config)
     state.load_model(run.checkpoints, model)
     model.to(device).eval()
-    return Opened("simulator", model, loaded.preprocessing, classes.names, loaded.imagenet)
+    return Opened(
+        "simulator", model, loaded.preprocessing, classes.names, loaded.imagenet,
+        task_named(loaded.task),
+    )  # fmt: skip
 
 
 def run_config(run: RunFolder) -> QuantizeConfig:
@@ -122,7 +130,10 @@ def data_of(config: QuantizeConfig | None, data: str | None) -> str:
 
 
 def evaluation_split(
-    config: QuantizeConfig | None, data: str | None, split: str | None = None
+    config: QuantizeConfig | None,
+    data: str | None,
+    split: str | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Split:
     """The images to evaluate on, of ``data`` or of the run with the settings ``config``.
 
@@ -130,11 +141,23 @@ def evaluation_split(
     """
     root = data_of(config, data)
     if config is not None and root == config.data and config.val_split is not None and not split:
-        return open_training(root, config.val_split, config.seed)[1]
-    return open_evaluation(root, split)
+        return task.open_training(root, config.val_split, config.seed)[1]
+    return task.open_evaluation(root, split)
 
 
 def _described(kind: str, predict: Callable[[Tensor], Tensor], metadata: Any, path: Path) -> Opened:
     preprocessing = preprocessing_of(metadata, path)
     classes = tuple(str(name) for name in metadata.get("classes", ()))
-    return Opened(kind, predict, preprocessing, classes, bool(metadata.get("imagenet", False)))
+    imagenet = bool(metadata.get("imagenet", False))
+    return Opened(kind, predict, preprocessing, classes, imagenet, task_of(metadata, path))
+
+
+def task_of(metadata: Any, path: Path) -> Task:
+    """What the model in a file is for; those that do not say it classify."""
+    name = metadata.get("task", CLASSIFY)
+    if name not in FIGURES:
+        raise ArtifactError(
+            f"{path}: is for the task {str(name)[:40]!r}, which this version does not know; known "
+            f"are {', '.join(FIGURES)}"
+        )
+    return task_named(name)

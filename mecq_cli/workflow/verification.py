@@ -115,10 +115,12 @@ def verify_artifact(
 
 
 def _verified(comparison: Comparison) -> dict[str, Any]:
+    dense = comparison.answers > comparison.images
     return {
         "verified": True,
         "images": comparison.images,
-        "top1_agreement": 100.0 * comparison.agree / comparison.images,
+        **({"pixels": comparison.answers} if dense else {}),
+        "top1_agreement": 100.0 * comparison.agree / comparison.answers,
         "largest_difference": comparison.largest_difference,
     }
 

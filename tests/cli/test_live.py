@@ -54,7 +54,7 @@ def test_a_file_gets_a_line_now_and_then() -> None:
     assert len(lines) == 1 + 100 // PLAIN_INTERVAL + 2
     assert lines[1] == (
         "train 510/1000 (51%, 8:10 left)  epoch 12  task 1.457  mec -0.235  H 12.5  "
-        "lr 0.012  train 90.8 %  310 ms"
+        "lr 0.012  train 50.0 %  310 ms"
     )
     assert "top-1 81.23 %" in lines[-2]
     assert lines[-1] == "train: 600 of 1000 in 1:40"

@@ -112,6 +112,10 @@ def mecq(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def replace(monkeypatch: pytest.MonkeyPatch) -> Replace:
     """``replace(name, call)`` puts ``call`` in place of a workflow; returns its arguments."""
 
+    # Nothing that these workflows are told to read is there.
+    for check in ("check_training", "check_target"):
+        monkeypatch.setattr(f"mecq_cli.cli.early.{check}", lambda *_: None)
+
     def install(name: str, call: Call) -> list[Any]:
         calls: list[Any] = []
 
@@ -255,7 +259,8 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         assert (getattr(config, key), config.sensitivity) == (value, "loss")
         flagged |= {key for key, origin in origins.items() if origin == "flag"}
     offered = {p.name for p in get_command(app).commands["quantize"].params}  # type: ignore[attr-defined]
-    assert flagged | {"force", "dry_run"} == offered & set(QuantizeConfig.model_fields)
+    targets = {"target_avg_bits", "target_size", "sensitivity"}  # instead of --wbits
+    assert flagged | {"force", "dry_run"} | targets == offered & set(QuantizeConfig.model_fields)
 
 
 def test_the_other_commands_hand_their_flags_over(replace: Replace, tmp_path: Path) -> None:
@@ -332,6 +337,19 @@ def test_a_result_is_a_table_and_the_next_command(
     assert run(QUANTIZE) == 0
     assert capsys.readouterr().err == "next: mecq quantize --resume --output runs/x\n"
 
+    replace("quantize", lambda *_: {**SUMMARY, "top1": 80.0})
+    assert run(QUANTIZE) == 0
+    assert capsys.readouterr().err == (
+        "12.5 points below float; to lose less: --recipe best or more --epochs, "
+        "--abits 4 (the file stays as small), --wbits 3, or --target-avg-bits 2.5\n"
+        "next: mecq export runs/x\n"
+    )
+
+    replace("quantize", lambda *_: {**SUMMARY, "fp_top1": 33.33, "fp_trained": False})
+    assert run(QUANTIZE) == 0
+    assert "33.33 %  (untrained: no measure)" in (shown := capsys.readouterr().out)
+    assert "88.10 %\n" in shown, "nothing to compare with"
+
     assert run([*QUANTIZE, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -349,7 +367,7 @@ def test_a_result_is_a_table_and_the_next_command(
         ([*QUANTIZE, "--wbits", "9"], "--wbits: got 9; allowed: 1 to 8, or 32"),
         ([*QUANTIZE, "--config", "no.toml"], "settings file no.toml: No such file"),
         (["quantize"], "missing: MODEL, --wbits, --abits, --data"),
-        (["predict", "runs/x"], "Missing argument 'IMAGE'"),
+        (["predict", "runs/x"], "Missing argument 'IMAGE'; see mecq predict --help"),
         (["export", "--images", "0"], "--images: got 0; allowed: 1 or more"),
     ],
 )

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mecq_cli.cli import completion
 from mecq_cli.cli.completion import NAMES
 from mecq_cli.config import QuantizeConfig, to_toml
+from mecq_cli.entropy import ESTIMATORS
+from mecq_cli.export.formats import FORMATS
 from mecq_cli.models.loading import model_names
+from mecq_cli.quantizers import QUANTIZERS
 from mecq_cli.workflow import doctor as station
 from tests.cli.test_main import ROOT, processor_seconds
 from tests.e2e.command import mecq
@@ -49,6 +53,13 @@ def test_completion_knows_models_commands_and_options_and_is_quick() -> None:
     assert complete("mecq eval torchvision/resnet18") == ["torchvision/resnet18"]
     assert complete("mecq do") == ["doctor"]
     assert "--mec-weight" in complete("mecq quantize resnet18 --mec-w")
+
+
+def test_completion_offers_the_names_that_are_allowed() -> None:
+    assert complete("mecq quantize --recipe ") == ["quick", "standard", "best"]
+    assert set(completion.QUANTIZERS) == set(QUANTIZERS)
+    assert set(completion.ESTIMATORS) == set(ESTIMATORS)
+    assert set(completion.FORMATS) == {"onnx", *FORMATS, "compressed-tensors"}
 
 
 def test_the_list_of_names_is_that_of_the_libraries() -> None:

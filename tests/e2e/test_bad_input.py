@@ -216,7 +216,11 @@ def test_wrong_targets(pictures: Path, run_folder: Path, tmp_path: Path) -> None
     refused(mecq("export", cwd=tmp_path), 2, "no latest run")
     refused(mecq("inspect", "runs/no", cwd=tmp_path), 2, "runs/no", "no such file")
     refused(mecq("eval", "a.onnx", "--data", pictures, cwd=tmp_path), 2, "a.onnx", "no such file")
-    refused(mecq("eval", run_folder / "model.safetensors", cwd=tmp_path), 2, "--data DIR")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run_folder / "model.safetensors").read_bytes())
+    refused(mecq("eval", alone, cwd=tmp_path), 2, "--data DIR")
+    within = mecq("eval", run_folder / "model.safetensors", cwd=tmp_path)
+    assert (within.code, "of val" in within.out) == (0, True), "the images of its run"
     refused(mecq("predict", "resnet18", "a.png", cwd=tmp_path), 2, "resnet18", "run folder")
     done = mecq("predict", run_folder, tmp_path / "a.png", cwd=tmp_path)
     refused(done, 3, "a.png", "no such file")

@@ -225,6 +225,14 @@ class Maker:
         size = [int(n * self.rng.choice([1, 2, 1.5, 0.7])) for n in self.shape(source)[1:]]
         return self.plain("upsample", source, size=tuple(size))
 
+    def resize(self, source: str, bits: int, factor: float) -> str:
+        """By a power of two between steps that are one: exact, though in floats."""
+        last = self.requantize(source, bits, power_of_two=True)
+        last = self.append(Node(self.name("dequantize"), "dequantize", (last,), None))
+        size = tuple(int(n * factor) for n in self.shape(source)[1:])
+        last = self.plain("resize", last, size=size, align_corners=False)
+        return self.quantize(last, bits)
+
 
 BITS = st.integers(1, 8)
 
@@ -244,6 +252,7 @@ def integer_models(draw: st.DrawFn) -> Maker:
     kinds = ["conv", "conv", "depthwise", "grouped", "add", "concat", "requantize", "max", "avg"]
     kinds += ["pad", "slice", "float", "threshold"]
     kinds += ["lookup", "lookup", "mul", "gate", "shuffle", "upsample", "adaptive"]
+    kinds += ["resize"]
     for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6)):
         last = _grow(draw, maker, last, kind)
     return _head(draw, maker, last)
@@ -281,6 +290,10 @@ def _grow(draw: st.DrawFn, maker: Maker, source: str, kind: str) -> str:
         return maker.shuffle(source)
     if kind == "upsample":
         return maker.upsample(source) if min(shape[1:]) >= 4 and max(shape[1:]) < 20 else source
+    if kind == "resize":
+        factors = [2.0, 4.0] if max(shape[1:]) < 12 else []
+        factors += [] if any(n % 2 for n in shape[1:]) else [0.5]
+        return maker.resize(source, bits, draw(st.sampled_from(factors))) if factors else source
     if kind == "adaptive":
         size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
         return maker.pool("adaptive_avg_pool2d", source, draw(st.none() | BITS), size=size)

@@ -261,3 +261,9 @@ def test_a_giant_that_takes_no_space_is_refused(tmp_path: Path) -> None:
     torch.save({**net().state_dict(), "0.weight": torch.zeros(1).expand(2**40)}, path)
     with pytest.raises(CheckpointError, match="another shape"):
         fit_state_dict(net(), load_state_dict(path), source="it")
+
+
+def test_a_file_of_a_quantized_network_is_no_weight_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(net().state_dict(), path, metadata={"format": "mecq-integer"})
+    assert "quantized network" in refused(path)

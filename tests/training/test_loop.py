@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_rows_are_written_and_heard_step_by_step(tmp_path: Path) -> None:
     for row in rows:
         total = row["loss_task"] + one.recipe.mec_weight * row["loss_mec"]
         assert row["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_run_whose_folder_is_removed_stops_and_does_not_make_half_of_it_anew(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    one = trainer(folder, Recorder({5: lambda: shutil.rmtree(folder)}))
+    with pytest.raises(EnvironmentFailure, match=r"run: the run folder was removed or moved"):
+        one.train("go on")
+    assert one.progress.step == 6
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

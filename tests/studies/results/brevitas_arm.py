@@ -102,7 +102,7 @@ def main() -> None:
     train = ImageDataset(split, preprocessing, classes.indices, train=True, seed=given.seed)
     val = evaluation_data(open_evaluation(given.data), preprocessing, classes)
     train.preload(0)
-    fp_top1 = evaluate(loaded.module.eval(), val, batch_size=256, device=device).top1
+    fp_top1 = evaluate(loaded.module.eval(), val, batch_size=256, device=device).figures["top1"]
 
     config = QuantizeConfig.model_validate({
         "model": given.model, "data": given.data, "wbits": given.wbits, "abits": given.abits,
@@ -141,7 +141,7 @@ def main() -> None:
             optimizer.step()
             step += 1
     renew_statistics(network, images(2**20))
-    top1 = evaluate(network.eval(), val, batch_size=256, device=device).top1
+    top1 = evaluate(network.eval(), val, batch_size=256, device=device).figures["top1"]
     seconds = round(time.perf_counter() - started, 1)
     record = {"top1": top1, "fp_top1": fp_top1, "seconds": seconds}
     sys.stdout.write(json.dumps(record) + "\n")

@@ -19,7 +19,7 @@ class Model(NamedTuple):
 MODELS = [
     Model("resnet20_cifar", "ResNet", 32, 2),
     Model("resnet18", "ResNet", 64, 2),
-    Model("resnet50", "ResNet"),
+    Model("resnet50", "ResNet", 64, 2),
     Model("resnet18d", "ResNet-D"),
     Model("resnext50_32x4d", "ResNeXt"),
     Model("wide_resnet50_2", "Wide ResNet"),

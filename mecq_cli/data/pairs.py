@@ -1,0 +1,272 @@
+"""Where images with masks are found: a folder of pairs, or the layout of Pascal VOC.
+
+    DATA/{train,val}/images/*       any image; folders inside are kept apart
+    DATA/{train,val}/masks/*.png    of the same name
+    DATA/classes.txt                a class a line, in the order of the indices
+
+    DATA/JPEGImages/*, DATA/SegmentationClass/*.png
+    DATA/ImageSets/Segmentation/{train,val}.txt     a name a line, without ending
+
+Without classes.txt the classes are numbers, up to the largest one in any mask, which takes a look
+at all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mecq_cli.data.folder import Scanner
+from mecq_cli.data.masks import IGNORED, PairFiles, read_mask
+from mecq_cli.data.order import Purpose, permutation
+from mecq_cli.data.split import NameList, Split
+from mecq_cli.errors import DataError, UsageError
+from mecq_cli.layout import EVALUATION, FLAT, TRAIN, VOC_LISTS, find_splits, readable
+from mecq_cli.settings import OWN, split_data_name
+
+IMAGES, MASKS = "images", "masks"
+VOC_IMAGES, VOC_MASKS = "JPEGImages", "SegmentationClass"
+CLASS_NAMES = "classes.txt"
+LAYOUT = (
+    "expected train/ and val/ in it, each with images/ and masks/, or JPEGImages/, "
+    "SegmentationClass/ and ImageSets/Segmentation/ as in Pascal VOC"
+)
+_MOST_CLASSES = 255
+
+Pair = tuple[str, str]
+"""Paths of an image and its mask, relative to the data folder."""
+
+
+def is_numbered(names: Sequence[str]) -> bool:
+    """Whether classes have no names but their numbers."""
+    return tuple(names) == tuple(map(str, range(len(names))))
+
+
+def require_no_masks(data: str) -> None:
+    """Raise DataError where a folder is one of images with masks: nothing to classify by."""
+    prefix, where = split_data_name(data)
+    if not prefix and not data.startswith(OWN) and _splits(Path(where)):
+        raise DataError(
+            f"{where!r} holds images with masks, which is data for segmentation, and the model "
+            "classifies: give one that segments (lraspp_mobilenet_v3_large, deeplabv3_resnet50, "
+            "...), or a folder with a folder of images per class"
+        )
+
+
+def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
+    """The pairs to train on and those to evaluate on.
+
+    Args:
+        data: the folder.
+        val_split: share of the training pairs to hold out where there is no second split.
+        seed: of the choice of those.
+
+    Raises:
+        DataError: a part of the layout is missing, or a file is no image or mask.
+        UsageError: ``val_split`` although there is a second split, or data that is no folder.
+    """
+    root, splits = _found(data)
+    second = next((name for name in splits if name in EVALUATION), None)
+    first = next((name for name in (TRAIN, FLAT) if name in splits), None)
+    if first is None or (second is None and val_split is None):
+        missing = "train" if first is None else "val"
+        raise DataError(
+            f"{str(root)!r} has no {missing!r} of images and masks; {LAYOUT} (or, without val, "
+            "--val-split 0.1 holds a tenth out)"
+        )
+    if val_split is not None:
+        if second is not None:
+            raise UsageError(
+                f"--val-split {val_split} was given, but {str(root)!r} has a split {second!r}; "
+                "leave out --val-split, or move that split away"
+            )
+        return _hold_out(_open(root, first, (first,)), val_split, seed)
+    assert second is not None
+    train, val = (_open(root, name, (first, second)) for name in (first, second))
+    return train, val
+
+
+def open_evaluation(data: str, split: str | None = None) -> Split:
+    """The split to evaluate on: ``split``, or the first present of val, validation, test.
+
+    Raises:
+        DataError, UsageError: as `open_training`.
+    """
+    root, splits = _found(data)
+    chosen = split or next((name for name in splits if name in EVALUATION), None)
+    if chosen is None or chosen not in splits:
+        wanted = f"{split!r}" if split else "val, validation or test"
+        raise DataError(
+            f"{str(root)!r} has no {wanted} of images and masks (it has "
+            f"{', '.join(splits)}); name another one with --split"
+        )
+    return _open(root, chosen, (chosen,))
+
+
+def _found(data: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder, and the splits that it has."""
+    prefix, where = split_data_name(data)
+    if data.startswith(OWN):
+        raise DataError(
+            "the images of this run were data sets of the program that started it; give others "
+            "with --data DIR"
+        )
+    root = Path(where).absolute()
+    if prefix or root.suffix == ".tar":
+        raise UsageError(f"--data {data}: masks are read from a folder; {LAYOUT}")
+    with readable(root):
+        list(root.iterdir())
+    splits = _splits(root)
+    if splits:
+        return root, splits
+    classes = any((root / name).is_dir() for name in (TRAIN, *EVALUATION))
+    hint = "it looks like data for classification, and the model segments: " if classes else ""
+    raise DataError(f"{where!r} holds no images with masks; {hint}{LAYOUT}")
+
+
+def _splits(root: Path) -> tuple[str, ...]:
+    """The splits of pairs that a folder has; none where it is another kind of folder."""
+    if not root.is_dir():
+        return ()
+    if _is_voc(root):
+        lists = root / VOC_LISTS
+        return tuple(n for n in (TRAIN, *EVALUATION) if (lists / f"{n}.txt").is_file())
+    found = tuple(n for n in find_splits(root) if _has_pairs(root / n))
+    return found or ((FLAT,) if _has_pairs(root) else ())
+
+
+def _is_voc(root: Path) -> bool:
+    return all((root / part).is_dir() for part in (VOC_IMAGES, VOC_MASKS, VOC_LISTS))
+
+
+def _has_pairs(folder: Path) -> bool:
+    return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
+
+
+def _open(root: Path, name: str, of_classes: Iterable[str]) -> Split:
+    """One split, with the classes of all ``of_classes``."""
+    pairs = {split: _pairs(root, split) for split in dict.fromkeys((name, *of_classes))}
+    names = _class_names(root)
+    if names is None:
+        names = _numbers(root, [mask for found in pairs.values() for _, mask in found])
+    images, masks = NameList(), NameList()
+    images.extend([image for image, _ in pairs[name]])
+    masks.extend([mask for _, mask in pairs[name]])
+    count = len(pairs[name])
+    files = PairFiles(str(root), images.packed(), masks.packed())
+    rows = np.arange(count, dtype=np.int64)
+    return Split(str(root), name, names, files, rows, np.zeros(count, np.int64))
+
+
+def _pairs(root: Path, split: str) -> list[Pair]:
+    pairs = _voc_pairs(root, split) if _is_voc(root) else _folder_pairs(root, split)
+    if not pairs:
+        raise DataError(f"{str(root)!r} has no images in {split!r}; {LAYOUT}")
+    return pairs
+
+
+def _folder_pairs(root: Path, split: str) -> list[Pair]:
+    prefix = "" if split == FLAT else f"{split}/"
+    images, masks = (_listed(root, f"{prefix}{kind}") for kind in (IMAGES, MASKS))
+    there = set(masks)
+    pairs = []
+    for image in images:
+        stem = image.rpartition(".")[0].removeprefix(f"{prefix}{IMAGES}/")
+        pairs.append((image, f"{prefix}{MASKS}/{stem}.png"))
+    _require_masks(root, pairs, there)
+    lonely = sorted(there - {mask for _, mask in pairs})
+    if lonely:
+        raise DataError(
+            f"{len(lonely)} masks in {str(root)!r} have no image, the first {lonely[0]!r}; add "
+            "the images, or move the masks away"
+        )
+    return pairs
+
+
+def _voc_pairs(root: Path, split: str) -> list[Pair]:
+    images = {path.rpartition(".")[0]: path for path in _listed(root, VOC_IMAGES)}
+    listed = root / VOC_LISTS / f"{split}.txt"
+    stems = [line.strip() for line in _lines(listed) if line.strip()]
+    missing = [stem for stem in stems if f"{VOC_IMAGES}/{stem}" not in images]
+    if missing:
+        raise DataError(
+            f"{str(listed)!r} names {len(missing)} images that are not in {VOC_IMAGES}/, the first "
+            f"{missing[0]!r}; correct the list"
+        )
+    pairs = [(images[f"{VOC_IMAGES}/{stem}"], f"{VOC_MASKS}/{stem}.png") for stem in stems]
+    _require_masks(root, pairs, set(_listed(root, VOC_MASKS)))
+    return pairs
+
+
+def _listed(root: Path, folder: str) -> list[str]:
+    """Images in a folder, relative to the root."""
+    scanner = Scanner(root)
+    found = scanner.images(folder)
+    if scanner.others:
+        raise DataError(
+            f"{len(scanner.others)} files in {folder!r} of {str(root)!r} are no images, the first "
+            f"{min(scanner.others)!r}; move them away"
+        )
+    return found
+
+
+def _require_masks(root: Path, pairs: list[Pair], there: set[str]) -> None:
+    missing = [pair for pair in pairs if pair[1] not in there]
+    if missing:
+        image, mask = missing[0]
+        raise DataError(
+            f"{len(missing)} images in {str(root)!r} have no mask: there is no {mask!r} for "
+            f"{image!r}; add the masks, or move the images away"
+        )
+
+
+def _class_names(root: Path) -> tuple[str, ...] | None:
+    """Those of classes.txt; None without it."""
+    path = root / CLASS_NAMES
+    if not path.is_file():
+        return None
+    names = [line.strip() for line in _lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if not names or "" in names or len({*names}) < len(names) or len(names) > _MOST_CLASSES:
+        raise DataError(
+            f"{str(path)!r} names {len(names)} classes; it must have 1 to {_MOST_CLASSES} "
+            "different names, one a line, in the order of the indices"
+        )
+    return tuple(names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {str(path)!r} as text: {error}") from error
+
+
+def _numbers(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
+    """Numbers up to the largest index in any mask."""
+    largest = -1
+    for mask in masks:
+        indices = read_mask(f"{root}/{mask}")
+        counted = indices[indices != IGNORED]
+        largest = max(largest, int(counted.max()) if counted.size else -1)
+    if largest < 0:
+        raise DataError(
+            f"every pixel of the masks in {str(root)!r} is ignored (255); a mask holds the index "
+            "of a class in each pixel that counts"
+        )
+    return tuple(map(str, range(largest + 1)))
+
+
+def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Some pairs to evaluate on: at least one, and at least one stays."""
+    if len(split) < 2:
+        raise DataError(f"{split.root!r} has {len(split)} image; holding some out needs 2 or more")
+    count = min(max(round(fraction * len(split)), 1), len(split) - 1)
+    order = permutation(len(split), Purpose.HOLD_OUT, seed, 0)
+    aside, rest = np.sort(order[:count]), np.sort(order[count:])
+    name = "held out" if split.name == FLAT else f"{split.name} (held out)"
+    return split.take(rest), replace(split.take(aside), name=name)

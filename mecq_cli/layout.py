@@ -1,0 +1,178 @@
+"""What lies in a data folder, by the names of its folders alone.
+
+Needs no torch, so what is wrong with --data is said at once, not after the seconds in which torch
+is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mecq_cli.errors import CheckpointError, DataError, UsageError
+from mecq_cli.settings import OWN, split_data_name
+
+TRAIN = "train"
+EVALUATION = ("val", "valid", "validation", "test")
+"""Names of the folder to evaluate on; the first one present is taken."""
+FLAT = "."
+"""Name of the split of a folder that holds the class folders itself."""
+VOC_LISTS = "ImageSets/Segmentation"
+"""Where Pascal VOC has a list of names for each split, of images with masks."""
+LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
+
+_LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
+
+
+@contextmanager
+def readable(folder: str | Path) -> Iterator[None]:
+    """Turn what the system says of a folder into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"no data folder {str(folder)!r}; {LAYOUT}") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{str(folder)!r} is a file, not a data folder; {LAYOUT}") from error
+    except PermissionError as error:
+        raise DataError(f"no permission to read the folder {str(folder)!r}") from error
+    except OSError as error:
+        raise DataError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def folders_in(root: Path) -> tuple[str, ...]:
+    """Names of the folders in ``root``, sorted, without hidden ones.
+
+    Raises:
+        DataError: ``root`` is missing, no folder, or not readable.
+    """
+    with readable(root), os.scandir(root) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+
+
+def find_splits(root: Path) -> tuple[str, ...]:
+    """Which of train, val, valid, validation and test are there, in this order.
+
+    Raises:
+        DataError: as `folders_in`.
+    """
+    folders = set(folders_in(root))
+    return tuple(name for name in (TRAIN, *EVALUATION) if name in folders)
+
+
+def check_splits(data: str, splits: Collection[str], val_split: float | None) -> None:
+    """Whether these splits are enough to train on and to evaluate on.
+
+    Args:
+        data: as ``--data`` has it.
+        splits: that are there.
+        val_split: share to hold out, as ``--val-split`` has it.
+
+    Raises:
+        DataError: no train, or nothing to evaluate on.
+        UsageError: ``val_split`` although there is a split to evaluate on.
+    """
+    second = next((name for name in EVALUATION if name in splits), None)
+    if TRAIN not in splits and (second or val_split is None):
+        raise DataError(
+            f"{data!r} has no folder 'train'{_hint(Path(data))}; {LAYOUT}, "
+            "or class folders directly in it with --val-split 0.1"
+        )
+    if val_split is not None and second is not None:
+        raise UsageError(
+            f"--val-split {val_split} was given, but {data!r} has a folder {second!r}; "
+            "leave out --val-split, or move that folder away"
+        )
+    if val_split is None and second is None:
+        raise nothing_to_evaluate_on(data)
+
+
+def nothing_to_evaluate_on(data: str) -> DataError:
+    """There is no split for it."""
+    return DataError(
+        f"{data!r} has no val/, valid/, validation/ or test/ to evaluate on; add one, name "
+        "another folder with --split (. is the folder itself), or, to quantize, hold images out "
+        "with --val-split 0.1"
+    )
+
+
+def check_classes(root: str, classes: Collection[str], *, flat: bool) -> None:
+    """Whether the class folders are what they look like.
+
+    Args:
+        root: of the data, for the message.
+        classes: names of the class folders.
+        flat: they lie in the data folder itself, where folders like Train and Val are no classes.
+
+    Raises:
+        DataError: a single class, or folders that are splits by other names.
+    """
+    if flat:
+        splits = sorted(name for name in classes if name.lower() in _LIKE_SPLITS)
+        if splits:
+            raise DataError(
+                f"{root!r} has no folder 'train', but {' and '.join(map(repr, splits[:3]))}, which "
+                "would be taken for classes; rename to 'train' and 'val', in small letters"
+            )
+    if len(classes) == 1:
+        raise DataError(
+            f"{root!r} has a single class folder, {next(iter(classes))!r}; to tell classes apart "
+            "takes at least two: is --data the folder that holds the class folders?"
+        )
+
+
+def splits_if_folder(data: str) -> tuple[str, ...] | None:
+    """`find_splits` where ``--data`` names a folder of images; None for other data sets.
+
+    Raises:
+        DataError: as `folders_in`.
+    """
+    prefix, where = split_data_name(data)
+    root = Path(where)
+    if prefix or data.startswith((OWN, "pipe:")) or "://" in where:
+        return None
+    if root.suffix == ".tar" and root.is_file():
+        return None
+    if (root / VOC_LISTS).is_dir():
+        return None  # its splits are lists of names
+    splits = find_splits(root)
+    return splits if splits or not any(root.glob("*.tar")) else None
+
+
+def check_weight_file(path: Path) -> None:
+    """Whether a weight file is there.
+
+    Raises:
+        CheckpointError: it is not, or it is no file.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; --checkpoint takes the weight file in it")
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: no such weight file; --checkpoint takes .pth, .pt or .safetensors"
+        )
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path} is an ONNX file; --checkpoint takes weights to train on from: .pth, .pt or "
+            ".safetensors"
+        )
+
+
+def _hint(root: Path) -> str:
+    """What is there instead of train/, in brackets; nothing where that does not help."""
+    if not root.is_dir():
+        return ""
+    folders = folders_in(root)
+    alike = [name for name in folders if name.lower() in _LIKE_SPLITS]
+    if alike:
+        return f" (but {', '.join(map(repr, alike[:3]))}; the names are train and val)"
+    for name in folders[:20]:
+        if (root / name / TRAIN).is_dir():
+            return f" (did you mean {str(root / name)!r}?)"
+    if root.absolute().name in (TRAIN, *EVALUATION) and (root.absolute().parent / TRAIN).is_dir():
+        return f" (did you mean {os.path.normpath(root / '..')!r}?)"
+    if not folders:
+        return " (and no other)"
+    more = ", ..." if len(folders) > 3 else ""
+    return f" ({len(folders)} others: {', '.join(map(repr, folders[:3]))}{more})"

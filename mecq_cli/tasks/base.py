@@ -1,0 +1,93 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mecq_cli.data import Split
+from mecq_cli.models.classes import ClassMap
+from mecq_cli.tasks.figures import Figures
+
+ADVICE = (
+    "use data of the model's classes, or give --reset-classifier to train a new last layer for "
+    "these"
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation yields.
+
+    Attributes:
+        images: how many were seen.
+        figures: by the keys of the task's `Figures`, in percent.
+        details: what else there is to tell, for documents.
+    """
+
+    images: int
+    figures: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """Counts, on one process; the sums of all processes give the figures."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take a batch: float32 logits and labels of the data set, both on the CPU."""
+
+    def sums(self) -> list[float]:
+        """What was counted so far; as many numbers in every process."""
+
+    def measured(self, images: int, sums: Sequence[float]) -> Measured:
+        """The figures of ``images`` images whose sums are these."""
+
+
+class Task(Protocol):
+    """What a model is for.
+
+    Attributes:
+        name: as ``--task`` takes it.
+        figures: what its figures are called.
+        regularized: whether the entropy regularizer is on where no weight is given: its default
+            weight was found for this task.
+    """
+
+    name: str
+    figures: Figures
+    regularized: bool
+
+    def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
+        """Images to train on and to evaluate on; see `mecq_cli.data.open_training`."""
+
+    def open_evaluation(self, data: str, split: str | None = None) -> Split:
+        """Images to evaluate on; see `mecq_cli.data.open_evaluation`."""
+
+    def match_classes(
+        self, names: Sequence[str], outputs: int, *, imagenet: bool = False, advice: str = ADVICE
+    ) -> ClassMap:
+        """Which output of a model belongs to which class of the data; UsageError if none does."""
+
+    def same_classes(self, data: ClassMap, model: Sequence[str]) -> bool:
+        """Whether the classes of the data are those a quantized model was made for."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of a batch; a float32 scalar."""
+
+    def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        """The Kullback-Leibler divergence from the float network's logits; a float32 scalar."""
+
+    def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
+        """How many answers of a batch are right, and how many there are."""
+
+    def metric(self, outputs: int) -> Metric:
+        """A new metric for a model of so many outputs."""
+
+    def some_labels(
+        self, images: int, outputs: int, size: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """Labels for ``images`` images of a size (H, W), to measure a step with."""

@@ -1,0 +1,79 @@
+"""One class an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mecq_cli.data import Split, open_evaluation, open_training
+from mecq_cli.data.pairs import require_no_masks
+from mecq_cli.models.classes import ClassMap, match_classes
+from mecq_cli.tasks.base import ADVICE, Measured, Metric
+from mecq_cli.tasks.figures import CLASSIFY, FIGURES
+
+
+class Classification:
+    """Logits [N, classes], labels [N]."""
+
+    name = CLASSIFY
+    figures = FIGURES[CLASSIFY]
+    regularized = True
+
+    def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
+        require_no_masks(data)
+        return open_training(data, val_split, seed)
+
+    def open_evaluation(self, data: str, split: str | None = None) -> Split:
+        require_no_masks(data)
+        return open_evaluation(data, split)
+
+    def match_classes(
+        self, names: Sequence[str], outputs: int, *, imagenet: bool = False, advice: str = ADVICE
+    ) -> ClassMap:
+        return match_classes(names, outputs, imagenet=imagenet, advice=advice)
+
+    def same_classes(self, data: ClassMap, model: Sequence[str]) -> bool:
+        return data.names == tuple(model)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
+
+    def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        t = temperature
+        student = F.log_softmax(logits / t, 1)
+        teacher = F.log_softmax(target.float() / t, 1)
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
+
+    def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
+        return int((logits.argmax(1) == labels).sum()), len(labels)
+
+    def metric(self, outputs: int) -> Metric:
+        return _TopK()
+
+    def some_labels(
+        self, images: int, outputs: int, size: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        return torch.arange(images, device=device) % outputs
+
+
+class _TopK:
+    """Top-1 and top-5."""
+
+    def __init__(self) -> None:
+        self.top1 = self.top5 = 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        ranked = logits.topk(min(5, logits.shape[1]), 1).indices
+        hits = ranked == labels[:, None]
+        self.top1 += int(hits[:, 0].sum())
+        self.top5 += int(hits.any(1).sum())
+
+    def sums(self) -> list[float]:
+        return [self.top1, self.top5]
+
+    def measured(self, images: int, sums: Sequence[float]) -> Measured:
+        top1, top5 = (int(total) for total in sums)
+        return Measured(images, {"top1": 100.0 * top1 / images, "top5": 100.0 * top5 / images})

@@ -1,0 +1,173 @@
+"""Semantic segmentation through the command line: quantize, resume, eval, export, predict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+import mecq_cli
+from mecq_cli.errors import UsageError
+from tests.e2e.command import mecq, write_patterns
+from tests.e2e.test_bad_input import refused
+from tests.scenes import CLASSES, write_scenes
+from tests.test_segmentation_networks import Pyramid
+
+MODEL = "lraspp_mobilenet_v3_large"
+SETTINGS = "bn_images = 8\ncalibration_images = 8\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes and a run of two steps on them."""
+    folder = tmp_path_factory.mktemp("segment")
+    write_scenes(folder / "scenes", {"train": 8, "val": 4}, 32)
+    (folder / "settings.toml").write_text(SETTINGS)
+    done = mecq(
+        "quantize", MODEL, "--wbits", 4, "--abits", 4, "--no-pretrained", "--data", "scenes",
+        "--img-size", 32, "--max-steps", 2, "--batch-size", 4, "--checkpoint-every", 1,
+        "--config", "settings.toml", "--device", "cpu", "--compile", "off", "--output", "run",
+        cwd=folder,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert f"{MODEL} W4 A4 on cpu, task segment" in done.err
+    assert "the entropy regularizer is off" in done.err
+    assert "float mIoU" in done.out
+    return folder
+
+
+def summary(run: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return document
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
+
+
+def test_a_run_that_is_continued_ends_as_one_that_was_not_stopped(place: Path) -> None:
+    stopped = Path(shutil.copytree(place / "run", place / "stopped"))
+    sorted((stopped / "checkpoints").iterdir())[-1].unlink()
+    for name in ("summary.json", "model.safetensors"):
+        (stopped / name).unlink()
+    resumed = mecq("quantize", "--resume", "--output", "stopped", "--json", cwd=place).document
+    assert resumed["resumed_at"] == 1
+    assert rows(stopped) == rows(place / "run")
+    assert {"train_pixels", "loss_task"} <= rows(stopped)[0].keys()
+    files = [run / "model.safetensors" for run in (stopped, place / "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for key in ("task", "fp_miou", "simulator_miou", "miou", "images"):
+        assert resumed[key] == summary(place / "run")[key]
+
+
+def test_run_artifact_and_onnx_have_one_mean_iou(place: Path) -> None:
+    exported = mecq("export", "run", "--images", 4, "--json", cwd=place).document
+    assert exported["verified"] is True
+    assert exported["pixels"] == 4 * 32 * 32
+    assert exported["top1_agreement"] >= 99.9
+    wanted = summary(place / "run")
+    assert wanted["simulator_miou"] == wanted["miou"]
+    found = {
+        target: mecq("eval", *target.split(), "--data", "scenes", "--json", cwd=place).document
+        for target in ("run", "run --simulator", "run/model.onnx")
+    }
+    for document in found.values():
+        assert document["task"] == "segment"
+        assert document["miou"] == pytest.approx(wanted["miou"], abs=0.05)
+        assert document["classes"] == list(CLASSES)
+        there = [share for share in document["iou"] if share is not None]
+        assert document["miou"] == pytest.approx(np.mean(there))
+    assert found["run"]["miou"] == wanted["miou"]
+    shown = mecq("eval", "run", cwd=place).out
+    assert all(word in shown for word in ("mIoU", "pixel accuracy", "IoU of triangle"))
+
+
+def test_masks_are_drawn_over_the_picture(place: Path) -> None:
+    image = place / "scenes/val/images/0001.png"
+    Image.open(image).resize((80, 40)).save(place / "wide.png")
+    done = mecq("predict", "run", "wide.png", "--output", "masks", "--json", cwd=place)
+    (found,) = done.document["predictions"]
+    with Image.open(place / found["mask"]) as mask:
+        assert (mask.mode, mask.size) == ("P", (80, 40))
+        indices = np.asarray(mask)
+    shares = {row["index"]: row["share"] for row in found["classes"]}
+    assert sum(shares.values()) == pytest.approx(100)
+    for index, share in shares.items():
+        assert share == pytest.approx(100 * float((indices == index).mean()))
+    with Image.open(place / found["overlay"]) as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (80, 40))
+    again = mecq("predict", "run", "wide.png", "--output", "masks", cwd=place)
+    refused(again, 2, "wide.mask.png exists", "--force")
+
+
+def test_the_script_beside_the_file_needs_no_mecq(place: Path) -> None:
+    if not (place / "run/model.onnx").exists():
+        mecq("export", "run", "--no-verify", cwd=place)
+    command = [sys.executable, "-I", "run/model.py", "scenes/val/images/0000.png"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(place / "0000.mask.png") as mask:
+        said = np.asarray(mask)
+    module = mecq_cli.load(place / "run")
+    logits = module(module.read(place / "scenes/val/images/0000.png")[None])[0]
+    assert np.mean(said == logits.argmax(0).numpy()) > 0.99
+
+
+def test_what_does_not_fit_is_said_in_a_line(place: Path, tmp_path: Path) -> None:
+    classes = write_patterns(tmp_path / "classes", {"train": 2, "val": 2})
+    start = ["quantize", MODEL, "--wbits", 4, "--abits", 4, "--no-pretrained", "--device", "cpu"]
+    done = mecq(*start, "--data", classes, cwd=tmp_path)
+    refused(done, 3, "data for classification, and the model segments")
+    done = mecq(*start, "--task", "classify", "--data", place / "scenes", cwd=tmp_path)
+    refused(done, 2, "--task classify", "made to segment")
+    done = mecq("quantize", "resnet20_cifar", *start[2:], "--data", place / "scenes", cwd=tmp_path)
+    refused(done, 3, "data for segmentation, and the model classifies")
+    done = mecq("eval", place / "run", "--data", classes, cwd=tmp_path)
+    refused(done, 3, "data for classification")
+    other = Path(shutil.copytree(place / "scenes", tmp_path / "other"))
+    (other / "classes.txt").write_text("ground\ndisc\nsquare\ntriangle\n")
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 3, "are not those of", "square")
+    (other / "classes.txt").write_text("ground\ndisc\nbox\n")
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 2, "4 outputs and the masks have 3 classes")
+
+
+def test_a_module_of_a_program(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits are those under "out"; the head for training alone is left out."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = Pyramid(classes=4)
+    preprocessing = mecq_cli.Preprocessing(
+        (3, 32, 32), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, crop_mode="squash"
+    )
+    settings: dict[str, Any] = {
+        "epochs": 2, "batch_size": 4, "calibration_images": 8, "bn_images": 8, "compile": "off",
+        "device": "cpu",
+    }  # fmt: skip
+    result = mecq_cli.quantize(
+        net, place / "scenes", 4, 4, preprocessing=preprocessing, mec_weight=1.0, **settings
+    )
+    assert result.summary["task"] == "segment"
+    assert result.miou == result.summary["simulator_miou"]
+    assert "aux_classifier" not in {node.name for node in result.module.model.nodes}
+    assert result(torch.zeros(2, 3, 32, 32)).shape == (2, 4, 32, 32)
+    assert rows(result.run)[0]["coding_length"].keys() >= {"stem.0"}
+    assert {row["loss_mec"] != 0 for row in rows(result.run)} == {True}
+    assert isinstance(net(torch.zeros(2, 3, 32, 32)), dict)
+    assert result.export().exists()
+    items = TensorDataset(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(UsageError, match="segments, and data sets of a program"):
+        mecq_cli.quantize(net, (items, items), 4, 4)
