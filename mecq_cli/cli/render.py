@@ -409,7 +409,8 @@ def _add_allotment(table: Table, allotment: Document | None) -> None:
     """What a target came to: average and bytes, and how it was met."""
     if not allotment:
         return
-    asked = allotment["target_size"] or f"{allotment['target_avg_bits']} bits"
+    bits = str(allotment["target_avg_bits"]).removesuffix(".0")
+    asked = allotment["target_size"] or f"{bits} bits"
     reached = f"{allotment['average_bits']:.2f} bits a weight on average, "
     reached += f"{_megabytes(allotment['weight_bytes'])} with scales and biases"
     table.add_row("weights", f"{reached} (target: {_plain(asked)})")

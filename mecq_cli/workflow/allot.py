@@ -114,7 +114,10 @@ def with_bits(
 def shown_wbits(config: QuantizeConfig, model: QuantizedModel) -> int | float:
     """Bits of the weights for people: the average, where a target allotted them."""
     average = reached(model).average
-    return config.wbits if not config.allotted or average is None else round(average, 2)
+    if not config.allotted or average is None:
+        return config.wbits
+    shown = round(average, 2)
+    return int(shown) if shown.is_integer() else shown
 
 
 def document_of(
