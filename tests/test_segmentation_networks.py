@@ -63,6 +63,28 @@ def test_every_way_gives_the_same_integers(bits: int, size: int, tmp_path: Path)
     assert counts["alive"] > 10
 
 
+class Joined(nn.Module):
+    """A map that is resized by four, beside another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = block(3, 16, 4), block(16, 32, 4)
+        self.join, self.classifier = block(48, 16), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.low(x)
+        high = F.interpolate(self.high(low), low.shape[-2:], mode="bilinear")
+        logits = self.classifier(self.join(torch.cat([low, high], 1)))
+        return F.interpolate(logits, x.shape[-2:], mode="bilinear")
+
+
+def test_a_resized_map_is_joined_to_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = random_images(4, 64)
+    counts = check(quantized(Joined(), BitPlan(4, 4), images), images, tmp_path)
+    assert counts["off"] <= 5
+
+
 def test_resizing_by_another_factor_stays_within_a_step(tmp_path: Path) -> None:
     """The places of aligned corners are thirds and sevenths: floats differ in their last bit."""
     images = random_images(4, 32)

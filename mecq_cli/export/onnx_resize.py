@@ -14,12 +14,12 @@ from mecq_cli.integer.ir import Node
 
 
 def emit_resize(builder: Builder, node: Node) -> None:
-    """For any number of images: opset 18 names the axes, before that their number is looked up."""
+    """For any number of images, which is looked up.
+
+    Opset 18 could name two axes instead. But behind some graphs onnxruntime 1.32 refuses such a
+    Resize once it has optimized them, and finds no sizes.
+    """
     shape = np.array(builder.shapes[node.name], np.int64)
-    if builder.tuned:
-        sizes = builder.constant(shape[1:], f"{node.name}::sizes")
-        _emit(builder, node, sizes, axes=[2, 3])
-        return
     rest = builder.constant(shape, f"{node.name}::shape")
     sizes = builder.emit("Concat", [batch_size(builder), rest], f"{node.name}::sizes", axis=0)
     _emit(builder, node, sizes)
@@ -31,7 +31,7 @@ def emit_resize_of_one(builder: GraphBuilder, node: Node) -> None:
     _emit(builder, node, builder.constant(shape, f"{node.name}::sizes"))
 
 
-def _emit(builder: GraphBuilder, node: Node, sizes: str, **attributes: list[int]) -> None:
+def _emit(builder: GraphBuilder, node: Node, sizes: str) -> None:
     places = "align_corners" if node.attributes["align_corners"] else "half_pixel"
     builder.emit(
         "Resize",
@@ -39,5 +39,4 @@ def _emit(builder: GraphBuilder, node: Node, sizes: str, **attributes: list[int]
         node.name,
         mode="linear",
         coordinate_transformation_mode=places,
-        **attributes,
     )
