@@ -111,7 +111,5 @@ def round_backward(
 
 
 @round_backward.register_fake
-def _shape(
-    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float
-) -> tuple[Tensor, Tensor]:
+def _shape(grad: Tensor, x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=_order(x)), torch.empty_like(step)
