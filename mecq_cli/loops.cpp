@@ -248,3 +248,43 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
     }
     *of_step = static_cast<float>(total);
 }
+
+extern "C" void weight_backward(const float *grad, const float *weight, const float *steps,
+                                float *of_weight, float *of_steps, float low, float high,
+                                int mid_rise, int64_t rows, int64_t length, int threads) {
+    const Floats lowest = all(low), highest = all(high), one = all(1.0f);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const Floats step = all(steps[row]);
+        const int64_t end = (row + 1) * length;
+        double total = 0.0;
+        for (int64_t start = row * length; start < end; start += BLOCK) {
+            Floats sums = {};
+            for (int64_t i = start; i < smaller(start + BLOCK, end); i += LANES) {
+                const int64_t bytes = 4 * smaller(end - i, LANES);
+                const bool whole = bytes == sizeof(Floats);
+                const Floats upstream =
+                    whole ? load<Floats>(grad + i) : load<Floats>(grad + i, bytes);
+                const Floats w = whole ? load<Floats>(weight + i) : load<Floats>(weight + i, bytes);
+                const Floats v = w / step, clipped = between(v, lowest, highest);
+                Floats integers = rounded(clipped);
+                if (mid_rise) { // the nearest odd one, of the sign of v
+                    const Floats half = (clipped < 0.0f ? -clipped : clipped) * 0.5f;
+                    const Floats floored =
+                        __builtin_convertvector(__builtin_convertvector(half, Ints), Floats);
+                    const Floats odd = 2.0f * floored + one + (clipped - clipped);
+                    integers = v >= 0.0f ? odd : -odd;
+                }
+                const Floats inside = kept(clipped == v, upstream);
+                sums += upstream * integers - inside * v;
+                if (whole)
+                    std::memcpy(of_weight + i, &inside, sizeof(inside));
+                else
+                    std::memcpy(of_weight + i, &inside, bytes);
+            }
+            for (int64_t i = 0; i < LANES; ++i)
+                total += sums[i];
+        }
+        of_steps[row] = static_cast<float>(total);
+    }
+}

@@ -3,7 +3,7 @@
 The compiler makes several loops of each, with maps of float32 between them, and jumps over the
 channels; these take a quarter of the time. They are C++ (loops.cpp), which the compiler that
 `torch.compile` needs anyway compiles in some seconds, once a machine. Where that fails, nothing is
-lost but time. Maps are bfloat16.
+lost but time. Maps are bfloat16, weights float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def _library() -> ctypes.CDLL | None:
         pointers, floats, sizes = [c_void_p], [c_float], [c_int64]
         library.norm_round_backward.argtypes = [*pointers * 10, *floats * 5, *sizes * 2, c_int]
         library.round_backward.argtypes = [*pointers * 4, *floats * 3, *sizes, c_int]
+        ends = [*floats * 2, c_int, *sizes * 2, c_int]
+        library.weight_backward.argtypes = [*pointers * 5, *ends]
         library.norm_round_backward.restype = library.round_backward.restype = None
+        library.weight_backward.restype = None
     except (RuntimeError, OSError, ImportError, AttributeError, TypeError):
         return None
     loaded: ctypes.CDLL = library
@@ -113,3 +116,34 @@ def round_backward(
 @round_backward.register_fake
 def _shape(grad: Tensor, x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=_order(x)), torch.empty_like(step)
+
+
+@torch.library.custom_op("mecq::weight_backward", mutates_args=())
+def weight_backward(
+    grad: Tensor, weight: Tensor, steps: Tensor, low: float, high: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """`mecq_cli.quantizers.round_backward` of a weight.
+
+    Args:
+        grad, weight: float32 [O, ...].
+        steps: float32 [O].
+        low, high, mid_rise: as there.
+    """
+    library = _library()
+    assert library is not None
+    weight, grad = _dense(weight), _dense(grad)
+    steps = steps.contiguous()
+    of_weight, of_steps = torch.empty_like(weight), torch.empty_like(steps)
+    library.weight_backward(
+        *(t.data_ptr() for t in (grad, weight, steps, of_weight, of_steps)), low, high, mid_rise,
+        len(weight), weight.numel() // len(weight), torch.get_num_threads(),
+    )  # fmt: skip
+    return of_weight, of_steps
+
+
+@weight_backward.register_fake
+def _weight_shape(
+    grad: Tensor, weight: Tensor, steps: Tensor, low: float, high: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    of_steps = torch.empty_like(steps, memory_format=torch.contiguous_format)
+    return torch.empty_like(weight, memory_format=_order(weight)), of_steps

@@ -74,6 +74,24 @@ def test_rounding_has_its_gradients(shape: tuple[int, ...], ends: tuple[int, int
     torch.testing.assert_close(of_step, of_scale, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("mid_rise", [False, True])
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (5, 7, 1, 1), (6, 37), (3, 5000)])
+def test_weights_have_their_gradients(shape: tuple[int, ...], mid_rise: bool) -> None:
+    torch.manual_seed(0)
+    weight, upstream = torch.randn(shape), torch.randn(shape)
+    if len(shape) == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    low, high = (-3, 3) if mid_rise else (-2, 1)
+    steps = torch.rand(len(weight)) + 0.2
+    column = steps.view(-1, *[1] * (len(shape) - 1))
+    of_weight, of_steps = loops.weight_backward(
+        upstream, weight, steps, float(low), float(high), mid_rise
+    )
+    expected, of_scale = round_backward(upstream, weight, column, low, high, mid_rise)
+    assert torch.equal(of_weight, expected)
+    torch.testing.assert_close(of_steps, of_scale.flatten(), rtol=1e-4, atol=1e-3)
+
+
 def test_a_gradient_in_another_order_is_put_into_that_of_the_map() -> None:
     x, step = made((2, 16, 4, 4)), torch.tensor(0.5)
     upstream = made((2, 16, 4, 4), seed=1)

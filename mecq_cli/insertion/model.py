@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from mecq_cli.quantizers import MIN_SCALE, PLAIN, QUICK, ActivationQuantizer, Quantizer
+from mecq_cli.quantizers import MIN_SCALE, PLAIN, QUICK, Quantizer
 from mecq_cli.sites import DropoutSite, PassSite, ProductSite, Site
 
 
@@ -75,7 +75,7 @@ class QuantizedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, ProductSite):
                 module.in_loops = True
-            elif isinstance(module, ActivationQuantizer) and module.kernels == PLAIN:
+            elif isinstance(module, Quantizer) and module.kernels == PLAIN:
                 module.kernels = QUICK
 
     def project(self) -> None:

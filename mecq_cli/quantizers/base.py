@@ -68,10 +68,15 @@ def quick_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """`round_backward`, in compiled programs by `mecq_cli.loops` where that can do it."""
-    lowp = x.dtype == grad.dtype == torch.bfloat16
-    if lowp and scale.dim() == 0 and not mid_rise and torch.compiler.is_compiling():
-        of_x, of_scale = loops.round_backward(grad, x, scale, float(qmin), float(qmax))
+    ends = float(qmin), float(qmax)
+    if not torch.compiler.is_compiling() or x.dtype != grad.dtype:
+        return round_backward(grad, x, scale, qmin, qmax, mid_rise)
+    if x.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
+        of_x, of_scale = loops.round_backward(grad, x, scale, *ends)
         return of_x, of_scale
+    if x.dtype == torch.float32 and scale.dim() == x.dim() > 1 and scale.numel() == len(x):
+        of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
+        return of_x, of_scale.reshape(scale.shape)
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
