@@ -2,8 +2,8 @@
 
 In training, too, activations and weights lie on integer grids, and a CPU with VNNI multiplies bytes
 about twice as fast as bfloat16. The sums are exact then, as they will be after the export. The
-backward pass is the usual one in bfloat16 or float32; it needs the activations and weights, of which
-one byte a value is kept.
+backward pass is the usual one in bfloat16 or float32; it needs the activations and weights,
+of which one byte a value is kept.
 """
 
 from __future__ import annotations
