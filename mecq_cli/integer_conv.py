@@ -2,8 +2,8 @@
 
 In training, too, activations and weights lie on integer grids, and a CPU with VNNI multiplies bytes
 about twice as fast as bfloat16. The sums are exact then, as they will be after the export. The
-backward pass is the usual one in bfloat16 or float32; it needs the activations, of which one byte a
-value is kept.
+backward pass is the usual one in bfloat16 or float32; it needs the activations and weights,
+of which one byte a value is kept.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class _Conv(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         codes = torch.round(x.float() * scale.reciprocal() + zero_point).to(torch.uint8)
         integers = torch.round(weight.float() / steps.view(-1, 1, 1, 1)).to(torch.int8)
-        ctx.save_for_backward(codes, weight, scale)
-        ctx.settings = (zero_point, geometry, x.dtype)
+        ctx.save_for_backward(codes, scale, integers, steps)
+        ctx.settings = (zero_point, geometry, x.dtype, weight.dtype)
         g = geometry
         out: Tensor = _product(
             codes, scale, zero_point, integers, steps,
@@ -74,14 +74,15 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        codes, weight, scale = ctx.saved_tensors
-        zero_point, g, dtype = ctx.settings
+        codes, scale, integers, steps = ctx.saved_tensors
+        zero_point, g, dtype, weight_dtype = ctx.settings
         x = ((codes.float() - zero_point) * scale).to(dtype)
+        weight = (integers.float() * steps.view(-1, 1, 1, 1)).to(dtype)
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grads[0].to(dtype), x, weight.to(dtype), None, [*g.stride], [*g.padding],
+            grads[0].to(dtype), x, weight, None, [*g.stride], [*g.padding],
             [*g.dilation], False, [0, 0], 1, [True, True, False],
         )  # fmt: skip
-        return of_x, of_weight.to(weight.dtype), None, None, None, None
+        return of_x, of_weight.to(weight_dtype), None, None, None, None
 
 
 @torch.library.custom_op("mecq::integer_conv2d", mutates_args=())

@@ -9,10 +9,13 @@ convolution.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mecq_cli.loops import norm_round_backward
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -26,17 +29,53 @@ def batch_norm(norm: Norm, y: Tensor) -> Tensor:
         norm: with statistics of its own; with or without affine parameters.
         y: [N, C, H, W] or [N, C].
     """
+    out, mean, variance = _BatchNorm.apply(y, *_parameters(norm, y), norm.eps)
+    _track_batch(norm, y, mean, variance)
+    result: Tensor = out
+    return result
+
+
+def rounded_batch_norm(
+    norm: Norm,
+    y: Tensor,
+    step: Tensor,
+    ends: tuple[float, float],
+    bounds: tuple[float, float],
+    grad_scale: float,
+) -> Tensor:
+    """``round(clip(clip(norm(y), *bounds) / step, *ends)) * step``, in bfloat16.
+
+    For a compiled program on a CPU with `mecq_cli.loops`, of which the backward pass is one.
+
+    Args:
+        norm: as in `batch_norm`.
+        y: bfloat16 [N, C, H, W] or [N, C].
+        step: float32, of no dimensions.
+        ends: of the grid, in units of the step.
+        bounds: of an activation between the two; infinite without one.
+        grad_scale: factor of the gradient of the step, which is LSQ's.
+    """
+    given = (*_parameters(norm, y), norm.eps, step, *ends, *bounds, grad_scale)
+    out, mean, variance = _RoundedBatchNorm.apply(y, *given)
+    _track_batch(norm, y, mean, variance)
+    result: Tensor = out
+    return result
+
+
+def _parameters(norm: Norm, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias, and what is near the mean, [C] each."""
     channels = norm.num_features
     weight = norm.weight if norm.affine else torch.ones(channels, device=y.device)
     bias = norm.bias if norm.affine else torch.zeros(channels, device=y.device)
     shift = norm.running_mean
     if shift is None:
         shift = torch.zeros(channels, device=y.device)
-    out, mean, variance = _BatchNorm.apply(y, weight, bias, shift.clone(), norm.eps)
+    return weight, bias, shift.clone()
+
+
+def _track_batch(norm: Norm, y: Tensor, mean: Tensor, variance: Tensor) -> None:
     if norm.running_mean is not None and norm.running_var is not None:
-        track(norm, mean, variance, y.numel() // channels)
-    result: Tensor = out
-    return result
+        track(norm, mean, variance, y.numel() // norm.num_features)
 
 
 @torch.no_grad()
@@ -67,12 +106,8 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``shift`` [C] is near the mean, or the mean square would swallow the variance."""
-        count = y.numel() // y.shape[1]
-        shifted = y.float() - _channels(shift, y)
-        offset = _sum(shifted) / count
-        variance = (_sum(shifted * shifted) / count - offset * offset).clamp_min(0.0)
-        mean = offset + shift
+        """``shift`` [C] as in `_statistics`."""
+        mean, variance = _statistics(y, shift)
         factor = torch.rsqrt(variance + eps)
         ctx.save_for_backward(y, weight, mean, factor)
         ctx.mark_non_differentiable(mean, variance)
@@ -91,6 +126,48 @@ class _BatchNorm(torch.autograd.Function):
         common = _channels(grad_bias / count, y) + normalised * _channels(grad_weight / count, y)
         grad_y = (grad - common) * _channels(weight * factor, y)
         return grad_y.to(y.dtype), grad_weight, grad_bias, None, None
+
+
+class _RoundedBatchNorm(torch.autograd.Function):
+    """That, an activation's bounds, and LSQ's rounding."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float, step: Tensor,
+        low: float, high: float, floor: float, ceiling: float, grad_scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        mean, variance = _statistics(y, shift)
+        factor = torch.rsqrt(variance + eps)
+        scale = weight * factor
+        offset = bias - mean * scale
+        ctx.save_for_backward(y, scale, offset, mean, factor, step)
+        ctx.settings = (floor, ceiling, low, high, grad_scale)
+        ctx.mark_non_differentiable(mean, variance)
+        out = y.float() * _channels(scale, y) + _channels(offset, y)
+        if (floor, ceiling) != (-math.inf, math.inf):
+            out = torch.clamp(out, floor, ceiling)
+        integers = torch.round(torch.clamp(out * step.reciprocal(), low, high))
+        return (integers * step).to(y.dtype), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of y, weight, bias and the step."""
+        *settings, grad_scale = ctx.settings
+        grad = grads[0].to(ctx.saved_tensors[0].dtype)
+        of_y, weight, bias, step = norm_round_backward(grad, *ctx.saved_tensors, *settings)
+        return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 5)
+
+
+def _statistics(y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (with bias) of channels.
+
+    ``shift`` [C] is near the mean, or the mean square would swallow the variance.
+    """
+    count = y.numel() // y.shape[1]
+    shifted = y.float() - _channels(shift, y)
+    offset = _sum(shifted) / count
+    variance = (_sum(shifted * shifted) / count - offset * offset).clamp_min(0.0)
+    return offset + shift, variance
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:

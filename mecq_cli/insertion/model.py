@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from mecq_cli.quantizers import MIN_SCALE, Quantizer
+from mecq_cli.quantizers import MIN_SCALE, PLAIN, QUICK, Quantizer
 from mecq_cli.sites import DropoutSite, PassSite, ProductSite, Site
 
 
@@ -72,6 +72,14 @@ class QuantizedModel(nn.Module):
                 site.on_integers = site.could_be_on_integers
                 count += site.on_integers
         return count
+
+    def use_loops(self) -> None:
+        """Let compiled training use the backward passes of `mecq_cli.loops`."""
+        for module in self.modules():
+            if isinstance(module, ProductSite):
+                module.in_loops = True
+            elif isinstance(module, Quantizer) and module.kernels == PLAIN:
+                module.kernels = QUICK
 
     def project(self) -> None:
         """After an optimizer step: bring what quantizers learn back into its range."""

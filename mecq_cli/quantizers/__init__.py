@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from mecq_cli.quantizers.base import (
     MIN_SCALE,
+    PLAIN,
+    QUICK,
     ActivationQuantizer,
     Kernels,
     Quantizer,
+    Rounding,
     WeightQuantizer,
     round_backward,
     round_forward,
@@ -17,13 +20,16 @@ from mecq_cli.quantizers.uniform import UniformWeight
 
 __all__ = [
     "MIN_SCALE",
+    "PLAIN",
     "QUANTIZERS",
+    "QUICK",
     "ActivationQuantizer",
     "Kernels",
     "LsqActivation",
     "LsqWeight",
     "Quantizer",
     "Quantizers",
+    "Rounding",
     "UniformWeight",
     "WeightQuantizer",
     "quantizers_named",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mecq_cli import loops
 from mecq_cli.integer.ir import Grid
 
 
@@ -63,7 +64,24 @@ class Kernels(NamedTuple):
     dense: bool
 
 
+def quick_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """`round_backward`, in compiled programs by `mecq_cli.loops` where that can do it."""
+    ends = float(qmin), float(qmax)
+    if not torch.compiler.is_compiling() or x.dtype != grad.dtype:
+        return round_backward(grad, x, scale, qmin, qmax, mid_rise)
+    if x.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
+        of_x, of_scale = loops.round_backward(grad, x, scale, *ends)
+        return of_x, of_scale
+    if x.dtype == torch.float32 and scale.dim() == x.dim() > 1 and scale.numel() == len(x):
+        of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
+        return of_x, of_scale.reshape(scale.shape)
+    return round_backward(grad, x, scale, qmin, qmax, mid_rise)
+
+
 PLAIN = Kernels(round_forward, round_backward, dense=False)
+QUICK = Kernels(round_forward, quick_backward, dense=False)
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -179,6 +197,21 @@ MIN_SCALE = 1e-8
 """No step may fall below it, much less cross zero."""
 
 
+class Rounding(NamedTuple):
+    """The rounding of activations of which the gradients are those of `FakeQuantize`.
+
+    Attributes:
+        scale: the step, of no dimensions.
+        low, high: ends of the grid in units of it.
+        grad_scale: factor of its gradient.
+    """
+
+    scale: Tensor
+    low: float
+    high: float
+    grad_scale: float
+
+
 class Quantizer(nn.Module):
     """Common part of weight and activation quantizers.
 
@@ -267,6 +300,10 @@ class ActivationQuantizer(Quantizer):
     def effective_scale(self) -> Tensor:
         """The step in use, float32 of no dimensions."""
         raise NotImplementedError
+
+    def rounding(self, x: Tensor) -> Rounding | None:
+        """What it does to ``x`` where that is LSQ's rounding, else None."""
+        return None
 
     @property
     def offset(self) -> int | None:

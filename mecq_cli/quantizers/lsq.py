@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers.base import fake_quantize
+from mecq_cli.quantizers.base import PLAIN, QUICK, Rounding, fake_quantize
 from mecq_cli.quantizers.uniform import UniformActivation, UniformWeight, per_channel
 
 
@@ -64,6 +64,14 @@ class LsqActivation(UniformActivation):
         """Real values on the grid, same shape and dtype as x."""
         if not self.active:
             return x
-        grad_scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
-        scale, (low, high) = self.effective_scale(), self.ends
-        return fake_quantize(x, scale, low, high, grad_scale, kernels=self.kernels)
+        r = self._rounding(x)
+        return fake_quantize(x, r.scale, r.low, r.high, r.grad_scale, kernels=self.kernels)
+
+    def rounding(self, x: Tensor) -> Rounding | None:
+        """What `forward` does."""
+        return self._rounding(x) if self.active and self.kernels in (PLAIN, QUICK) else None
+
+    def _rounding(self, x: Tensor) -> Rounding:
+        low, high = self.ends
+        scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
+        return Rounding(self.effective_scale(), low, high, scale)

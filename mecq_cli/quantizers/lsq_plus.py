@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid
-from mecq_cli.quantizers.base import summed, units
+from mecq_cli.quantizers.base import Rounding, summed, units
 from mecq_cli.quantizers.lsq import LsqActivation
 
 
@@ -62,6 +62,10 @@ class LsqPlusActivation(LsqActivation):
         low = -self._zero_point(scale)
         out: Tensor = _FakeQuantize.apply(x, scale, self.beta, low, low + self.qmax, grad_scale)
         return out
+
+    def rounding(self, x: Tensor) -> Rounding | None:
+        """LSQ's only where the offset is not learned."""
+        return super().rounding(x) if self.grid_is_unsigned else None
 
     @torch.no_grad()
     def _zero_point(self, scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mecq_cli.integer.ir import Node, weight_multiplier
 from mecq_cli.integer_conv import Geometry
 from mecq_cli.integer_conv import conv2d as integer_conv2d
-from mecq_cli.normalization import batch_norm
+from mecq_cli.normalization import batch_norm, rounded_batch_norm
 from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
 from mecq_cli.sites.base import Site
 from mecq_cli.sites.ties import away_from_halves
@@ -41,9 +42,11 @@ class ProductSite(Site):
 
     Attributes:
         on_integers: where it is compiled, the convolution in training is one of integers.
+        in_loops: where it is compiled, the batch norm and the rounding behind it are one.
     """
 
     on_integers = False
+    in_loops = False
 
     def __init__(
         self,
@@ -69,20 +72,46 @@ class ProductSite(Site):
         self.wbits = 32 if weight_quantizer is None else weight_quantizer.bits
         self.abits = 32 if sources[0] is None else sources[0].bits
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """As all sites; in compiled training perhaps with norm and rounding at once."""
+        norm, bounds = self.norm, self._bounds()
+        if self.in_loops and self.training and torch.compiler.is_compiling() and bounds:
+            y, q = self._product(inputs[0]), self.output_quantizer
+            rounding = None if q is None else q.rounding(y)
+            flat = y.dim() == (4 if self.op == "conv2d" else 2)
+            if norm is None or rounding is None or not flat or y.dtype != torch.bfloat16:
+                return self._finish(self._scaled(y))
+            step, low, high, scale = rounding
+            return rounded_batch_norm(norm, y, step, (low, high), bounds, scale)
+        return super().forward(*inputs)
+
+    def _bounds(self) -> tuple[float, float] | None:
+        """Of the activation before the rounding; None where the two are not to be one."""
+        q = self.output_quantizer
+        if q is None or type(self.norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or self.gain:
+            return None
+        if self.ceiling is None or (math.isinf(self.ceiling) and q.grid_is_unsigned):
+            return -math.inf, math.inf
+        return None if math.isinf(self.ceiling) else (0.0, self.ceiling)
+
     def compute(self, *inputs: Tensor) -> Tensor:
         """Fake-quantized product, then batch norm."""
-        x = inputs[0]
+        return self._scaled(self._product(inputs[0]))
+
+    def _product(self, x: Tensor) -> Tensor:
         weight = (
             self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
         )
         if self.op == "linear":
-            y = F.linear(x, weight, self.bias)
-        else:
-            top, left, bottom, right = self.attributes["padding"]
-            padding = (top, left)
-            if (top, left) != (bottom, right):
-                x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-            y = self._conv(x, weight, padding)
+            return F.linear(x, weight, self.bias)
+        top, left, bottom, right = self.attributes["padding"]
+        padding = (top, left)
+        if (top, left) != (bottom, right):
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        return self._conv(x, weight, padding)
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """By the norm and the gain."""
         if self.norm is not None:
             y = self._normalised(self.norm, y)
         if self.gain is None:

@@ -7,6 +7,7 @@ says the same as the FP network (`make_teacher`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ BITS = 8
 LARGEST_ERROR = 0.15
 """Of logits and features: the root mean square relative to each one's deviation over images."""
 
-CACHED = 2**18
+AT_ONCE = 2**21
 """Values that are turned into floats at once."""
 
 MOVING = ("concat", "flatten", "slice", "pad", "reshape", "transpose", "upsample")
@@ -46,25 +47,26 @@ class IntegerTeacher(nn.Module):
 
     def __init__(self, model: QuantizedModel) -> None:
         super().__init__()
-        self._operations: list[tuple[fx.Node, tuple[fx.Node, ...], Callable[..., Tensor]]] = []
+        # By names: nodes would keep the network alive, with its weights in float32.
+        self._operations: list[tuple[str, tuple[str, ...], Callable[..., Tensor]]] = []
         graph = model.graph
         grids: dict[fx.Node, Grid | None] = {}
         convolutions: dict[fx.Node, _Product] = {}
         for fx_node in graph.graph.nodes:
             inputs = tuple(fx_node.all_input_nodes)
             if fx_node.op == "placeholder":
-                grids[fx_node], self._images = None, fx_node
+                grids[fx_node], self._images = None, fx_node.name
             elif fx_node.op == "call_function":
-                self._add(fx_node, inputs, _Rows(grids[inputs[0]], int(fx_node.args[1])))
+                self._add(fx_node, _names(inputs), _Rows(grids[inputs[0]], int(fx_node.args[1])))
             elif fx_node.op == "output":
-                self._outputs = fx_node.args[0]
+                self._outputs = _names(fx_node.args[0])
             else:
                 site = graph.get_submodule(str(fx_node.target))
                 assert isinstance(site, Site)
                 # The operands as they are given: an add may add a value to itself.
                 inputs = tuple(a for a in fx_node.args if isinstance(a, fx.Node))
                 if isinstance(site, DropoutSite):
-                    self._add(fx_node, inputs, _same)
+                    self._add(fx_node, _names(inputs), _same)
                     grids[fx_node] = grids[inputs[0]]
                     continue
                 node = site.node(tuple(i.name for i in inputs))
@@ -75,18 +77,40 @@ class IntegerTeacher(nn.Module):
                 if isinstance(operation, _Product) and node.op == "conv2d":
                     convolutions[fx_node] = operation
                 if fused is None:
-                    self._add(fx_node, inputs, operation)
+                    self._add(fx_node, _names(inputs), operation)
                 else:
                     self._fuse(fx_node, inputs, fused, node, grids, convolutions)
         self._last_use = {
             name: i for i, (_, inputs, _) in enumerate(self._operations) for name in inputs
         }
         self._last_use |= dict.fromkeys(self._outputs, len(self._operations))
+        self._reuse_memory()
+
+    def _reuse_memory(self) -> None:
+        """Let an add write to the memory of a value that nobody reads after it, or through views.
+
+        That is, one of a product, of which all other readers are products or rows.
+        """
+        made = {name: operation for name, _, operation in self._operations}
+        readers: dict[str, list[Callable[..., Tensor]]] = {}
+        for _, inputs, operation in self._operations:
+            for name in inputs:
+                readers.setdefault(name, []).append(operation)
+        for i, (_, inputs, operation) in enumerate(self._operations):
+            if not isinstance(operation, _Product) or operation.other is None:
+                continue
+            x, other = inputs
+            operation.in_place = (
+                x != other
+                and self._last_use[other] == i
+                and isinstance(made.get(other), _Product)
+                and all(isinstance(reader, _Product | _Rows) for reader in readers[other])
+            )
 
     def _add(
-        self, fx_node: fx.Node, inputs: tuple[fx.Node, ...], operation: Callable[..., Tensor]
+        self, fx_node: fx.Node, inputs: tuple[str, ...], operation: Callable[..., Tensor]
     ) -> None:
-        self._operations.append((fx_node, inputs, operation))
+        self._operations.append((fx_node.name, inputs, operation))
 
     @staticmethod
     def _fusable(
@@ -108,18 +132,18 @@ class IntegerTeacher(nn.Module):
         convolutions: Mapping[fx.Node, _Product],
     ) -> None:
         """Let the convolution add the other operand to its sums, where the add was."""
-        (place,) = (i for i, (n, _, _) in enumerate(self._operations) if n is convolution)
+        (place,) = (i for i, (n, _, _) in enumerate(self._operations) if n == convolution.name)
         _, sources, _ = self._operations.pop(place)
         other = inputs[0] if inputs[1] is convolution else inputs[1]
         product, grid, result = convolutions[convolution], grids[other], node.grid
         assert grid is not None
         assert result is not None
-        self._add(fx_node, (*sources, other), product.adding(grid, result))
+        self._add(fx_node, (*sources, other.name), product.adding(grid, result))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits [N, classes] and the tapped values, as rows."""
-        values: dict[fx.Node, Tensor] = {self._images: images}
+        values: dict[str, Tensor] = {self._images: images}
         with torch.autocast(images.device.type, enabled=False):
             for i, (name, inputs, operation) in enumerate(self._operations):
                 values[name] = operation(*(values[n] for n in inputs))
@@ -190,6 +214,10 @@ def _operation(node: Node, sources: Sequence[Grid | None]) -> Callable[..., Tens
     return _Other(node, sources)
 
 
+def _names(nodes: Any) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -203,8 +231,7 @@ class _Rows:
     def __call__(self, x: Tensor) -> Tensor:
         if self.grid is None:
             return as_rows(x, self.cells)
-        # A few images at a time: as floats, they stay within the cache.
-        parts = x.split(max(CACHED // x[0].numel(), 1))
+        parts = x.split(max(AT_ONCE // x[0].numel(), 1))
         rows = torch.cat([as_rows(part.float(), self.cells) for part in parts])
         return dequantize(rows, self.grid)
 
@@ -228,11 +255,10 @@ class _Other:
 class _Product:
     """A convolution or linear layer of bytes, with an add behind it where there is one."""
 
-    def __init__(
-        self, node: Node, source: Grid, other: Grid | None = None, result: Grid | None = None
-    ) -> None:
-        self.node, self.source, self.other = node, source, other
-        self.result = node.grid if result is None else result
+    def __init__(self, node: Node, source: Grid) -> None:
+        self.op, self.source, self.result = node.op, source, node.grid
+        self.other: Grid | None = None
+        self.in_place = False
         scale = torch.from_numpy(node.tensors["weight_scale"])
         weight = torch.from_numpy(multiplied_weight(node))
         self.bias = torch.from_numpy(node.tensors["bias"]) * scale * source.scale
@@ -252,13 +278,15 @@ class _Product:
 
     def adding(self, other: Grid, result: Grid) -> _Product:
         """The same with a value on the grid ``other`` added, on the grid ``result``."""
-        return _Product(self.node, self.source, other, result)
+        product = copy.copy(self)
+        product.other, product.result = other, result
+        return product
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         result, source = self.result, self.source
         kind = torch.float32 if result is None else torch.uint8
         scale, zero = (1.0, 0) if result is None else (result.scale, result.zero_point)
-        if self.node.op == "linear":
+        if self.op == "linear":
             y: Tensor = torch.ops.onednn.qlinear_pointwise(
                 x, source.scale, source.zero_point, self._packed(x), self.scale, self.zeros,
                 self.bias, scale, zero, kind, "none", [], "",
@@ -274,8 +302,9 @@ class _Product:
                 )
             else:
                 assert self.other is not None
-                # Its memory becomes the result's, and the value may have other readers.
-                total = other.clone(memory_format=torch.channels_last)
+                # Its memory becomes the result's.
+                alone = self.in_place and other.is_contiguous(memory_format=torch.channels_last)
+                total = other if alone else other.clone(memory_format=torch.channels_last)
                 y = torch.ops.onednn.qconv2d_pointwise.binary(
                     *given, total, self.bias, *self.geometry, scale, zero, kind,
                     self.other.scale, self.other.zero_point, "sum", 1.0, "none", [], "",
@@ -288,7 +317,7 @@ class _Product:
         """The weight as the operation wants it for inputs of such a shape."""
         shape = tuple(x.shape)
         if self.packed is None or self.packed[0] != shape:
-            if self.node.op == "linear":
+            if self.op == "linear":
                 packed = torch.ops.onednn.qlinear_prepack(self.weight, [*shape])
             else:
                 stride, padding, dilation, groups = self.geometry

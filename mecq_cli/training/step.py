@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mecq_cli import integer_conv
+from mecq_cli import integer_conv, loops
 from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.entropy import EntropyRegularizer
 from mecq_cli.errors import NumericError
@@ -106,6 +106,8 @@ class TrainingStep:
         if recipe.compile == "model":
             if on_cpu(model) and integer_conv.is_available():
                 model.convolve_integers()
+            if recipe.bf16 and on_cpu(model) and loops.is_available():
+                model.use_loops()
             self.run = compiler.compiled(model.graph)
             if isinstance(self.teacher, Teacher):
                 self.teacher = compiler.compiled(self.teacher)

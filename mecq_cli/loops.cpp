@@ -1,0 +1,290 @@
+// Backward passes of training on a CPU, over maps of bfloat16 in channels_last order, that is, rows
+// [rows, channels]. mecq_cli/loops.py compiles them and says what they compute.
+
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+constexpr int64_t TILE = 256;   // rows whose sums are float32; those of tiles are double
+constexpr int64_t BLOCK = 4096; // values of a flat tensor, likewise
+
+// Written out: of branches on the values the compiler makes jumps, which cost ten times as much.
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+inline Floats all(float value) { return value - Floats{}; }
+
+template <typename T> inline T load(const void *from) {
+    T result;
+    std::memcpy(&result, from, sizeof(T));
+    return result;
+}
+
+template <typename T> inline T load(const void *from, int64_t bytes) {
+    T result = {};
+    std::memcpy(&result, from, bytes);
+    return result;
+}
+
+inline Floats widened(Halves values) {
+    return reinterpret_cast<Floats>(__builtin_convertvector(values, Words) << 16);
+}
+
+inline Halves narrowed(Floats values) { // to the nearest, ties to even
+    const Words bits = reinterpret_cast<Words>(values);
+    return __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves);
+}
+
+inline Floats kept(Ints mask, Floats values) {
+    return reinterpret_cast<Floats>(mask & reinterpret_cast<Ints>(values));
+}
+
+// NaN stays NaN.
+inline Floats between(Floats v, Floats low, Floats high) {
+    v = v < low ? low : v;
+    return v > high ? high : v;
+}
+
+// Of values that a grid has clipped: far below 2^22, or NaN.
+inline Floats rounded(Floats v) {
+    const float magic = 12582912.0f;
+    return (v + magic) - magic;
+}
+
+struct Channels { // of LANES channels
+    Floats scale, offset, inverse, floor, ceiling, low, high;
+
+    // What of the gradient passes, and what the step gets of it.
+    inline void pass(Floats upstream, Floats value, Floats &passed, Floats &step) const {
+        const Floats out = value * scale + offset, bounded = between(out, floor, ceiling);
+        const Floats v = bounded * inverse, clipped = between(v, low, high);
+        const Floats inside = kept(clipped == v, upstream);
+        step = upstream * rounded(clipped) - inside * v;
+        passed = kept(bounded == out, inside);
+    }
+};
+
+struct Job {
+    const uint16_t *grad, *y;
+    uint16_t *of_y;
+    const float *scale, *offset, *mean;
+    float inverse, floor, ceiling, low, high;
+    int64_t channels;
+
+    inline Channels at(int64_t c, int64_t n) const {
+        return {load<Floats>(scale + c, 4 * n), load<Floats>(offset + c, 4 * n), all(inverse),
+                all(floor), all(ceiling), all(low), all(high)};
+    }
+};
+
+// PARTS * LANES channels from c on, or only n of them.
+template <int PARTS, bool WHOLE>
+inline void sum_tile(const Job &job, int64_t first, int64_t rows, int64_t c, int64_t n,
+                     double *of_bias, double *of_weight, double *of_step) {
+    Channels line[PARTS];
+    Floats mean[PARTS], bias[PARTS] = {}, weight[PARTS] = {}, step[PARTS] = {};
+    for (int p = 0; p < PARTS; ++p) {
+        line[p] = job.at(c + p * LANES, WHOLE ? LANES : n);
+        mean[p] = load<Floats>(job.mean + c + p * LANES, 4 * (WHOLE ? LANES : n));
+    }
+    for (int64_t row = first; row < first + rows; ++row) {
+        for (int p = 0; p < PARTS; ++p) {
+            const int64_t at = row * job.channels + c + p * LANES;
+            const Halves g = WHOLE ? load<Halves>(job.grad + at) : load<Halves>(job.grad + at, 2 * n);
+            const Halves x = WHOLE ? load<Halves>(job.y + at) : load<Halves>(job.y + at, 2 * n);
+            Floats passed, of_this;
+            line[p].pass(widened(g), widened(x), passed, of_this);
+            step[p] += of_this;
+            bias[p] += passed;
+            weight[p] += passed * (widened(x) - mean[p]);
+        }
+    }
+    for (int p = 0; p < PARTS; ++p) {
+        for (int64_t i = 0; i < (WHOLE ? LANES : n); ++i) {
+            of_bias[c + p * LANES + i] += bias[p][i];
+            of_weight[c + p * LANES + i] += weight[p][i];
+            *of_step += step[p][i];
+        }
+    }
+}
+
+template <int PARTS, bool WHOLE>
+inline void write_tile(const Job &job, int64_t first, int64_t rows, int64_t c, int64_t n,
+                       const float *slope, const float *constant) {
+    Channels line[PARTS];
+    Floats along[PARTS], plus[PARTS];
+    for (int p = 0; p < PARTS; ++p) {
+        line[p] = job.at(c + p * LANES, WHOLE ? LANES : n);
+        along[p] = load<Floats>(slope + c + p * LANES, 4 * (WHOLE ? LANES : n));
+        plus[p] = load<Floats>(constant + c + p * LANES, 4 * (WHOLE ? LANES : n));
+    }
+    for (int64_t row = first; row < first + rows; ++row) {
+        for (int p = 0; p < PARTS; ++p) {
+            const int64_t at = row * job.channels + c + p * LANES;
+            const Halves g = WHOLE ? load<Halves>(job.grad + at) : load<Halves>(job.grad + at, 2 * n);
+            const Halves x = WHOLE ? load<Halves>(job.y + at) : load<Halves>(job.y + at, 2 * n);
+            Floats passed, unused;
+            line[p].pass(widened(g), widened(x), passed, unused);
+            const Halves result =
+                narrowed(passed * line[p].scale + widened(x) * along[p] + plus[p]);
+            std::memcpy(job.of_y + at, &result, WHOLE ? sizeof(result) : 2 * n);
+        }
+    }
+}
+
+// Calls `two`, `one` and `rest` with the first channel of each chunk (and how many are left).
+template <typename Two, typename One, typename Rest>
+inline void each_chunk(int64_t channels, Two two, One one, Rest rest) {
+    int64_t c = 0;
+    for (; c + 2 * LANES <= channels; c += 2 * LANES)
+        two(c);
+    for (; c + LANES <= channels; c += LANES)
+        one(c);
+    if (c < channels)
+        rest(c, channels - c);
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+} // namespace
+
+extern "C" void norm_round_backward(const uint16_t *grad, const uint16_t *y, uint16_t *of_y,
+                                    const float *scale, const float *offset, const float *mean,
+                                    const float *factor, float *of_weight, float *of_bias,
+                                    float *of_step, float inverse, float floor, float ceiling,
+                                    float low, float high, int64_t rows, int64_t channels,
+                                    int threads) {
+    const Job job{grad,  y,       of_y, scale, offset, mean, inverse,
+                  floor, ceiling, low,  high,  channels};
+    const int64_t tiles = (rows + TILE - 1) / TILE;
+    const int64_t width = 2 * channels + 1 + 8; // no two threads write to one cache line
+    std::vector<double> sums(threads * width, 0.0);
+    std::vector<float> slope(channels), constant(channels);
+#pragma omp parallel num_threads(threads)
+    {
+        double *bias = sums.data() + omp_get_thread_num() * width;
+        double *weight = bias + channels, *step = weight + channels;
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = tile * TILE, count = smaller(rows - first, TILE);
+            each_chunk(
+                channels,
+                [&](int64_t c) {
+                    sum_tile<2, true>(job, first, count, c, LANES, bias, weight, step);
+                },
+                [&](int64_t c) {
+                    sum_tile<1, true>(job, first, count, c, LANES, bias, weight, step);
+                },
+                [&](int64_t c, int64_t n) {
+                    sum_tile<1, false>(job, first, count, c, n, bias, weight, step);
+                });
+        }
+#pragma omp single
+        {
+            for (int thread = 1; thread < threads; ++thread)
+                for (int64_t i = 0; i < 2 * channels + 1; ++i)
+                    sums[i] += sums[thread * width + i];
+            *of_step = static_cast<float>(sums[2 * channels]);
+            for (int64_t c = 0; c < channels; ++c) {
+                const double first = sums[c], second = sums[channels + c] * factor[c];
+                of_bias[c] = static_cast<float>(first);
+                of_weight[c] = static_cast<float>(second);
+                const double along = -scale[c] * factor[c] * second / rows;
+                slope[c] = static_cast<float>(along);
+                constant[c] = static_cast<float>(-scale[c] * first / rows - along * mean[c]);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = tile * TILE, count = smaller(rows - first, TILE);
+            each_chunk(
+                channels,
+                [&](int64_t c) {
+                    write_tile<2, true>(job, first, count, c, LANES, slope.data(), constant.data());
+                },
+                [&](int64_t c) {
+                    write_tile<1, true>(job, first, count, c, LANES, slope.data(), constant.data());
+                },
+                [&](int64_t c, int64_t n) {
+                    write_tile<1, false>(job, first, count, c, n, slope.data(), constant.data());
+                });
+        }
+    }
+}
+
+extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t *of_x,
+                               float *of_step, float inverse, float low, float high, int64_t count,
+                               int threads) {
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    const Floats lowest = all(low), highest = all(high);
+    double total = 0.0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t end = smaller((block + 1) * BLOCK, count);
+        Floats sums = {};
+        for (int64_t i = block * BLOCK; i < end; i += LANES) {
+            const int64_t bytes = 2 * smaller(end - i, LANES);
+            const bool whole = bytes == sizeof(Halves);
+            const Halves g = whole ? load<Halves>(grad + i) : load<Halves>(grad + i, bytes);
+            const Halves y = whole ? load<Halves>(x + i) : load<Halves>(x + i, bytes);
+            const Floats upstream = widened(g), v = widened(y) * inverse;
+            const Floats clipped = between(v, lowest, highest);
+            const Floats inside = kept(clipped == v, upstream);
+            sums += upstream * rounded(clipped) - inside * v;
+            const Halves result = narrowed(inside);
+            if (whole)
+                std::memcpy(of_x + i, &result, sizeof(result));
+            else
+                std::memcpy(of_x + i, &result, bytes);
+        }
+        for (int64_t i = 0; i < LANES; ++i)
+            total += sums[i];
+    }
+    *of_step = static_cast<float>(total);
+}
+
+extern "C" void weight_backward(const float *grad, const float *weight, const float *steps,
+                                float *of_weight, float *of_steps, float low, float high,
+                                int mid_rise, int64_t rows, int64_t length, int threads) {
+    const Floats lowest = all(low), highest = all(high), one = all(1.0f);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const Floats step = all(steps[row]);
+        const int64_t end = (row + 1) * length;
+        double total = 0.0;
+        for (int64_t start = row * length; start < end; start += BLOCK) {
+            Floats sums = {};
+            for (int64_t i = start; i < smaller(start + BLOCK, end); i += LANES) {
+                const int64_t bytes = 4 * smaller(end - i, LANES);
+                const bool whole = bytes == sizeof(Floats);
+                const Floats upstream =
+                    whole ? load<Floats>(grad + i) : load<Floats>(grad + i, bytes);
+                const Floats w = whole ? load<Floats>(weight + i) : load<Floats>(weight + i, bytes);
+                const Floats v = w / step, clipped = between(v, lowest, highest);
+                Floats integers = rounded(clipped);
+                if (mid_rise) { // the nearest odd one, of the sign of v
+                    const Floats half = (clipped < 0.0f ? -clipped : clipped) * 0.5f;
+                    const Floats floored =
+                        __builtin_convertvector(__builtin_convertvector(half, Ints), Floats);
+                    const Floats odd = 2.0f * floored + one + (clipped - clipped);
+                    integers = v >= 0.0f ? odd : -odd;
+                }
+                const Floats inside = kept(clipped == v, upstream);
+                sums += upstream * integers - inside * v;
+                if (whole)
+                    std::memcpy(of_weight + i, &inside, sizeof(inside));
+                else
+                    std::memcpy(of_weight + i, &inside, bytes);
+            }
+            for (int64_t i = 0; i < LANES; ++i)
+                total += sums[i];
+        }
+        of_steps[row] = static_cast<float>(total);
+    }
+}

@@ -1,0 +1,149 @@
+"""Backward passes of a CPU written by hand: of rounding, and of a batch norm with rounding behind.
+
+The compiler makes several loops of each, with maps of float32 between them, and jumps over the
+channels; these take a quarter of the time. They are C++ (loops.cpp), which the compiler that
+`torch.compile` needs anyway compiles in some seconds, once a machine. Where that fails, nothing is
+lost but time. Maps are bfloat16, weights float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    from torch._inductor.codecache import CppCodeCache
+
+    source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
+    try:
+        library = CppCodeCache.load(source)
+        pointers, floats, sizes = [c_void_p], [c_float], [c_int64]
+        library.norm_round_backward.argtypes = [*pointers * 10, *floats * 5, *sizes * 2, c_int]
+        library.round_backward.argtypes = [*pointers * 4, *floats * 3, *sizes, c_int]
+        ends = [*floats * 2, c_int, *sizes * 2, c_int]
+        library.weight_backward.argtypes = [*pointers * 5, *ends]
+        library.norm_round_backward.restype = library.round_backward.restype = None
+        library.weight_backward.restype = None
+    except (RuntimeError, OSError, ImportError, AttributeError, TypeError):
+        return None
+    loaded: ctypes.CDLL = library
+    return loaded
+
+
+def is_available() -> bool:
+    """Whether they could be compiled here; the first call does that."""
+    return _library() is not None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` in the order of its channels, or as it is."""
+    return x.contiguous(memory_format=_order(x))
+
+
+def _order(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
+
+
+@torch.library.custom_op("mecq::norm_round_backward", mutates_args=())
+def norm_round_backward(
+    grad: Tensor, y: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, factor: Tensor,
+    step: Tensor, floor: float, ceiling: float, low: float, high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``round(clip(clip(out, floor, ceiling) / step, low, high)) * step``.
+
+    With ``out = y * scale + offset``, which is a batch norm: ``scale`` is ``weight * factor`` and
+    ``offset`` is ``bias - mean * scale``. The gradient of the rounding is that of
+    `mecq_cli.quantizers.round_backward`.
+
+    Args:
+        grad: of the result, bfloat16 [N, C, H, W] or [N, C].
+        y: the same shape and type.
+        scale, offset, mean, factor: float32 [C]; the factor is 1 / sqrt(variance + eps).
+        step: float32, of no dimensions.
+        floor, ceiling: of an activation before the rounding; infinite without one.
+        low, high: ends of the grid.
+
+    Returns:
+        Of y, of the weight and the bias [C], and of the step, not yet scaled.
+    """
+    library = _library()
+    assert library is not None
+    y, grad = _dense(y), _dense(grad)
+    of_y, of_step = torch.empty_like(y), torch.empty_like(step)
+    of_weight, of_bias = torch.empty_like(scale), torch.empty_like(scale)
+    vectors = [v.contiguous() for v in (scale, offset, mean, factor)]
+    tensors = (grad, y, of_y, *vectors, of_weight, of_bias, of_step)
+    library.norm_round_backward(
+        *(t.data_ptr() for t in tensors), 1.0 / float(step), floor, ceiling, low, high,
+        y.numel() // y.shape[1], y.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+    return of_y, of_weight, of_bias, of_step
+
+
+@norm_round_backward.register_fake
+def _shapes(
+    grad: Tensor, y: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, factor: Tensor,
+    step: Tensor, floor: float, ceiling: float, low: float, high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    vector = torch.empty_like(scale)
+    of_y = torch.empty_like(y, memory_format=_order(y))
+    return of_y, vector, torch.empty_like(vector), torch.empty_like(step)
+
+
+@torch.library.custom_op("mecq::round_backward", mutates_args=())
+def round_backward(
+    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """`mecq_cli.quantizers.round_backward` of one step, for bfloat16."""
+    library = _library()
+    assert library is not None
+    x, grad = _dense(x), _dense(grad)
+    of_x, of_step = torch.empty_like(x), torch.empty_like(step)
+    library.round_backward(
+        *(t.data_ptr() for t in (grad, x, of_x, of_step)), 1.0 / float(step), low, high,
+        x.numel(), torch.get_num_threads(),
+    )  # fmt: skip
+    return of_x, of_step
+
+
+@round_backward.register_fake
+def _shape(grad: Tensor, x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=_order(x)), torch.empty_like(step)
+
+
+@torch.library.custom_op("mecq::weight_backward", mutates_args=())
+def weight_backward(
+    grad: Tensor, weight: Tensor, steps: Tensor, low: float, high: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """`mecq_cli.quantizers.round_backward` of a weight.
+
+    Args:
+        grad, weight: float32 [O, ...].
+        steps: float32 [O].
+        low, high, mid_rise: as there.
+    """
+    library = _library()
+    assert library is not None
+    weight, grad = _dense(weight), _dense(grad)
+    steps = steps.contiguous()
+    of_weight, of_steps = torch.empty_like(weight), torch.empty_like(steps)
+    library.weight_backward(
+        *(t.data_ptr() for t in (grad, weight, steps, of_weight, of_steps)), low, high, mid_rise,
+        len(weight), weight.numel() // len(weight), torch.get_num_threads(),
+    )  # fmt: skip
+    return of_weight, of_steps
+
+
+@weight_backward.register_fake
+def _weight_shape(
+    grad: Tensor, weight: Tensor, steps: Tensor, low: float, high: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    of_steps = torch.empty_like(steps, memory_format=torch.contiguous_format)
+    return torch.empty_like(weight, memory_format=_order(weight)), of_steps

@@ -1,0 +1,114 @@
+"""The backward passes written by hand, against autograd and the usual ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mecq_cli import loops
+from mecq_cli.normalization import batch_norm, rounded_batch_norm
+from mecq_cli.quantizers import LsqActivation, round_backward
+
+pytestmark = pytest.mark.skipif(not loops.is_available(), reason="no C++ compiler here")
+
+SHAPES = [(4, 16, 9, 7), (3, 48, 6, 5), (5, 21, 3, 3), (300, 37), (9, 70, 1, 1)]
+
+
+def made(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator).bfloat16()
+    last = len(shape) == 4
+    return values.contiguous(memory_format=torch.channels_last) if last else values
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, 1.25)])
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_and_rounding_have_the_gradients_of_the_two(
+    shape: tuple[int, ...], bits: int, bounds: tuple[float, float], threads: int
+) -> None:
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1])
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    quantizer = LsqActivation(bits)
+    with torch.no_grad():
+        quantizer.begin(2.0 / quantizer.qmax)
+    y, upstream = made(shape) * 3 + 1, made(shape, seed=1)
+    parameters = [*norm.parameters(), *quantizer.parameters()]
+
+    def gradients(x: Tensor, out: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(out, [x, *parameters], upstream.to(out.dtype)))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = y.clone().requires_grad_()
+        rounding = quantizer.rounding(x)
+        assert rounding is not None
+        step, low, high, scale = rounding
+        out = rounded_batch_norm(norm, x, step, (low, high), bounds, scale)
+        found = gradients(x, out)
+    finally:
+        torch.set_num_threads(before)
+    x = y.clone().requires_grad_()
+    expected = quantizer(torch.clamp(batch_norm(norm, x), *bounds))
+    assert torch.equal(out, expected.bfloat16())
+    for mine, theirs in zip(found, gradients(x, expected), strict=True):
+        assert mine.dtype == theirs.dtype
+        error = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-6)
+        assert error < 4e-3, error  # a bfloat16 has eight bits
+
+
+@pytest.mark.parametrize("ends", [(0, 3), (-100, 155)])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 33)])
+def test_rounding_has_its_gradients(shape: tuple[int, ...], ends: tuple[int, int]) -> None:
+    x, upstream, step = made(shape), made(shape, seed=1), torch.tensor(0.02 if ends[0] else 0.5)
+    of_x, of_step = loops.round_backward(upstream, x, step, *map(float, ends))
+    expected, of_scale = round_backward(upstream, x, step, *ends, mid_rise=False)
+    assert torch.equal(of_x, expected)
+    torch.testing.assert_close(of_step, of_scale, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("mid_rise", [False, True])
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (5, 7, 1, 1), (6, 37), (3, 5000)])
+def test_weights_have_their_gradients(shape: tuple[int, ...], mid_rise: bool) -> None:
+    torch.manual_seed(0)
+    weight, upstream = torch.randn(shape), torch.randn(shape)
+    if len(shape) == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    low, high = (-3, 3) if mid_rise else (-2, 1)
+    steps = torch.rand(len(weight)) + 0.2
+    column = steps.view(-1, *[1] * (len(shape) - 1))
+    of_weight, of_steps = loops.weight_backward(
+        upstream, weight, steps, float(low), float(high), mid_rise
+    )
+    expected, of_scale = round_backward(upstream, weight, column, low, high, mid_rise)
+    assert torch.equal(of_weight, expected)
+    torch.testing.assert_close(of_steps, of_scale.flatten(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_gradient_in_another_order_is_put_into_that_of_the_map() -> None:
+    x, step = made((2, 16, 4, 4)), torch.tensor(0.5)
+    upstream = made((2, 16, 4, 4), seed=1)
+    other = upstream.contiguous()
+    found = loops.round_backward(other, x, step, 0.0, 3.0)[0]
+    assert torch.equal(found, loops.round_backward(upstream, x, step, 0.0, 3.0)[0])
+
+
+def test_what_is_not_finite_is_not_lost() -> None:
+    x, upstream = made((2, 16, 4, 4)), made((2, 16, 4, 4), seed=1)
+    upstream[1, 3, 2, 2] = math.nan
+    _, of_step = loops.round_backward(upstream, x, torch.tensor(0.5), 0.0, 3.0)
+    assert of_step.isnan()
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    given = (x, ones, zeros, zeros, ones, torch.tensor(0.5), -math.inf, math.inf, -9.0, 9.0)
+    of_y, of_weight, of_bias, of_step = loops.norm_round_backward(upstream, *given)
+    assert of_step.isnan()
+    assert of_bias.isnan().nonzero().flatten().tolist() == [3]
+    assert of_weight.isnan().nonzero().flatten().tolist() == [3]
+    assert of_y[:, 3].isnan().all()
