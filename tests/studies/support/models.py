@@ -95,7 +95,7 @@ MODELS = [
     Model("torchvision/vit_b_16", "ViT", 64),
     Model("deit_tiny_patch16_224", "DeiT", 64),
     Model("deit3_small_patch16_224", "DeiT III", 64),
-    Model("swin_tiny_patch4_window7_224", "Swin", 224),
+    Model("swin_tiny_patch4_window7_224", "Swin", 56),
     Model("mobilevit_xxs", "MobileViT"),
     Model("edgenext_xx_small", "EdgeNeXt"),
     Model("efficientvit_b0", "EfficientViT"),
