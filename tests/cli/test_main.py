@@ -219,7 +219,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
         "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
         "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "lsq+",
-        "recipe": "quick",
+        "recipe": "quick", "task": "classify",
         "log": "tensorboard",
     }  # fmt: skip
     valued = [part for key, value in (numbers | words).items() for part in (f"--{key}", str(value))]

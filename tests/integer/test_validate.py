@@ -173,7 +173,8 @@ def test_the_model_as_a_whole() -> None:
     with pytest.raises(ArtifactError, match="input_shape"):
         validate(replace(good, input_shape=(3, 2**20, 2**20)))
     with pytest.raises(ArtifactError, match=r"yield logits \[N, classes\]"):
-        validate(replace(good, nodes=good.nodes[:-1]))
+        tokens = Node("t", "reshape", ("c",), OTHER, {"shape": (6, 4)})
+        validate(replace(good, nodes=(*good.nodes[:-1], tokens)))
     with pytest.raises(ArtifactError, match="must name 24 classes"):
         validate(replace(good, metadata={"classes": ["a", "b"]}))
 
