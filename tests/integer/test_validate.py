@@ -172,8 +172,9 @@ def test_the_model_as_a_whole() -> None:
         validate(replace(good, nodes=()))
     with pytest.raises(ArtifactError, match="input_shape"):
         validate(replace(good, input_shape=(3, 2**20, 2**20)))
+    tokens = Node("t", "reshape", ("c",), OTHER, {"shape": (6, 4)})
     with pytest.raises(ArtifactError, match=r"yield logits \[N, classes\]"):
-        validate(replace(good, nodes=good.nodes[:-1]))
+        validate(replace(good, nodes=(*good.nodes[:-1], tokens)))
     with pytest.raises(ArtifactError, match="must name 24 classes"):
         validate(replace(good, metadata={"classes": ["a", "b"]}))
 

@@ -37,6 +37,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "W4A4": {"wbits": 4, "abits": 4, "epochs": 3},
     "W2A2": {"wbits": 2, "abits": 2, "epochs": 4},
     "W4A4, MEC": {"wbits": 4, "abits": 4, "epochs": 3, "mec_weight": 10.0},
+    "W4A4, MEC 300": {"wbits": 4, "abits": 4, "epochs": 3, "mec_weight": 300.0},
     "W2A2, MEC": {"wbits": 2, "abits": 2, "epochs": 4, "mec_weight": 10.0},
 }
 SHOWN = (3, 17, 24)
