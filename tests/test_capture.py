@@ -111,14 +111,9 @@ def test_tensorflow_padding_of_a_real_family_is_folded() -> None:
         (nn.BatchNorm2d(8), None),
         (nn.PReLU(8), "layer middle.0: a PReLU with a slope for each channel"),
         (nn.SELU(), "layer middle.0: "),
-<<<<<<< HEAD
-        (nn.Upsample(scale_factor=2, mode="bilinear"), "layer middle.0: .*bilinear"),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), "layer middle.0: .*bicubic"),
         (nn.ConstantPad2d(1, 0.5), "layer middle.0: only padding with zeros"),
         (Lambda(lambda x: x + x.sum(3, keepdim=True)), "layer middle.0: only sums of up to 8"),
-=======
-        (nn.Upsample(scale_factor=2, mode="bicubic"), "layer middle.0: .*bicubic"),
-        (nn.ReflectionPad2d(1), "layer middle.0: "),
->>>>>>> segment
         (nn.BatchNorm2d(8, track_running_stats=False), "layer middle.0: .*running statistics"),
         (Lambda(lambda x: x / x.mean()), "layer middle.0: "),
         (Lambda(lambda x: x * torch.ones(16, 16)), "layer middle.0.*: "),

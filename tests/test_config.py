@@ -271,12 +271,9 @@ def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:
 
 OTHER: dict[str, Any] = {
     "model": "resnet50", "wbits": 3, "abits": 3, "pretrained": False, "reset_classifier": True,
-<<<<<<< HEAD
     "target_avg_bits": 2.5, "target_size": "90kB", "sensitivity": "loss",
     "allotted": [{"layer": "conv1", "wbits": 3, "sensitivity": 0.1}],
-=======
     "task": "segment",
->>>>>>> segment
     "first_last_bits": 4, "residual_bits": 32, "reduce_range": True, "val_split": 0.3,
     "img_size": 96, "crop_pct": 0.5, "epochs": 7, "max_steps": 3, "batch_size": 7, "lr": 0.7,
     "optimizer": "adamw", "weight_decay": 0.7, "scale_lr": 0.7, "warmup_epochs": 0.7, "seed": 7,
