@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli import loops
+from mecq_cli.calibration import calibrate
+from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.normalization import batch_norm, rounded_batch_norm
 from mecq_cli.quantizers import LsqActivation, round_backward
 
@@ -112,3 +114,44 @@ def test_what_is_not_finite_is_not_lost() -> None:
     assert of_bias.isnan().nonzero().flatten().tolist() == [3]
     assert of_weight.isnan().nonzero().flatten().tolist() == [3]
     assert of_y[:, 3].isnan().all()
+
+
+class Small(nn.Module):
+    """A residual block between activations that clip at one end and at both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU6())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16),
+        )  # fmt: skip
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.fc(torch.relu(self.block(x) + x).mean((2, 3)))
+        return logits
+
+
+def test_a_compiled_network_has_the_same_gradients_with_them() -> None:
+    images = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+    def gradients(*, by_hand: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = insert(Small().eval(), (3, 12, 12), BitPlan(4, 4))
+        calibrate(model, [images], 1)
+        model.to(memory_format=torch.channels_last).train()
+        if by_hand:
+            model.use_loops()
+        compiled = torch.compile(model.graph, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = compiled(images)[0]
+        nn.functional.cross_entropy(logits.float(), torch.arange(16) % 5).backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(by_hand=False)
+    for name, found in gradients(by_hand=True).items():
+        error = (found - expected[name]).norm() / expected[name].norm().clamp_min(1e-6)
+        assert error < 2e-2, (name, error)
