@@ -12,7 +12,7 @@ SOURCE = Grid(0.013215141370892525, 0, 8, 0, 255)
 TARGET = Grid(0.14686313271522522, 0, 4, 0, 15)
 
 
-def _tensors(scales: list[float]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _tensors(scales: list[float]) -> dict[str, np.ndarray]:
     count = len(scales)
     return {
         "weight": np.full((count, 1, 1, 1), 127, np.int8),
