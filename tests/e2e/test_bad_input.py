@@ -136,8 +136,8 @@ def test_a_pattern_that_matches_no_layer(pictures: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "module"),
     [
-        ("nf_resnet26", "stem.conv"),
-        ("tresnet_m", "aa"),
+        ("efficientvit_b0", "stages.2.blocks.1.context_module.main"),
+        ("halonet26t", "stages.2.1.self_attn"),
     ],
 )
 def test_a_model_that_cannot_be_quantized_names_the_module(
