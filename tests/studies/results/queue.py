@@ -164,6 +164,7 @@ def _keep(job: Job, summary: Mapping[str, Any]) -> None:
         "fp_top1": summary["fp_top1"],
         "seconds": summary["seconds"],
         "threads": torch.get_num_threads(),
+        "commit": _commit(),
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "cpu": cpu_name(),
@@ -173,6 +174,13 @@ def _keep(job: Job, summary: Mapping[str, Any]) -> None:
     path = record_of(job)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps(record, indent=1) + "\n").encode(), force=True)
+
+
+def _commit() -> str:
+    """Of the program that ran."""
+    command = ["git", "-C", str(FOLDER), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _curve(metrics: Path) -> list[dict[str, float]]:
