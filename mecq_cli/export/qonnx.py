@@ -104,9 +104,20 @@ class QonnxRunner:
         if batch not in self._wrappers:
             wrapper = ModelWrapper(self._model, make_deepcopy=True)
             if batch != 1:
-                wrapper = wrapper.transform(ChangeBatchSize(batch)).transform(InferShapes())
+                wrapper = wrapper.transform(ChangeBatchSize(batch))
+                _resize_batches(wrapper, batch)
+                wrapper = wrapper.transform(InferShapes())
             self._wrappers[batch] = wrapper
         return self._wrappers[batch]
+
+
+def _resize_batches(wrapper: Any, batch: int) -> None:
+    """Resizing names its whole shape, of which qonnx leaves the batch as it was."""
+    for node in wrapper.get_nodes_by_op_type("Resize"):
+        if len(node.input) == 4:
+            sizes = wrapper.get_initializer(node.input[3]).copy()
+            sizes[0] = batch
+            wrapper.set_initializer(node.input[3], sizes)
 
 
 def to_integers(
