@@ -83,6 +83,11 @@ struct Job {
     }
 };
 
+// LANES values, or only n of them.
+template <bool WHOLE> inline Halves halves(const uint16_t *from, int64_t n) {
+    return WHOLE ? load<Halves>(from) : load<Halves>(from, 2 * n);
+}
+
 // PARTS * LANES channels from c on, or only n of them.
 template <int PARTS, bool WHOLE>
 inline void sum_tile(const Job &job, int64_t first, int64_t rows, int64_t c, int64_t n,
@@ -96,8 +101,7 @@ inline void sum_tile(const Job &job, int64_t first, int64_t rows, int64_t c, int
     for (int64_t row = first; row < first + rows; ++row) {
         for (int p = 0; p < PARTS; ++p) {
             const int64_t at = row * job.channels + c + p * LANES;
-            const Halves g = WHOLE ? load<Halves>(job.grad + at) : load<Halves>(job.grad + at, 2 * n);
-            const Halves x = WHOLE ? load<Halves>(job.y + at) : load<Halves>(job.y + at, 2 * n);
+            const Halves g = halves<WHOLE>(job.grad + at, n), x = halves<WHOLE>(job.y + at, n);
             Floats passed, of_this;
             line[p].pass(widened(g), widened(x), passed, of_this);
             step[p] += of_this;
@@ -127,8 +131,7 @@ inline void write_tile(const Job &job, int64_t first, int64_t rows, int64_t c, i
     for (int64_t row = first; row < first + rows; ++row) {
         for (int p = 0; p < PARTS; ++p) {
             const int64_t at = row * job.channels + c + p * LANES;
-            const Halves g = WHOLE ? load<Halves>(job.grad + at) : load<Halves>(job.grad + at, 2 * n);
-            const Halves x = WHOLE ? load<Halves>(job.y + at) : load<Halves>(job.y + at, 2 * n);
+            const Halves g = halves<WHOLE>(job.grad + at, n), x = halves<WHOLE>(job.y + at, n);
             Floats passed, unused;
             line[p].pass(widened(g), widened(x), passed, unused);
             const Halves result =

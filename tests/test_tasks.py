@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from mecq_cli.data.masks import IGNORED
 from mecq_cli.errors import DataError, UsageError
+from mecq_cli.tasks.divergence import divergence
 from mecq_cli.tasks.registry import choose, task_named
 
 SEGMENT = task_named("segment")
@@ -71,10 +72,11 @@ def test_losses_are_means_over_pixels() -> None:
     nothing = SEGMENT.loss(logits, torch.full_like(labels, IGNORED))
     assert float(nothing) == 0.0
     other, _ = answers(1)
-    classify = task_named("classify")
     others = other.permute(0, 2, 3, 1).reshape(-1, 4)
-    distance = float(classify.distance(rows, others, 2.0))
-    assert float(SEGMENT.distance(logits, other, 2.0)) == pytest.approx(distance, rel=1e-4)
+    mine, theirs = F.log_softmax(rows / 2, 1), F.log_softmax(others / 2, 1)
+    distance = 4 * float(F.kl_div(mine, theirs, reduction="batchmean", log_target=True))
+    assert float(divergence(rows, others, 2.0)) == pytest.approx(distance)
+    assert float(divergence(logits, other, 2.0)) == pytest.approx(distance, rel=1e-4)
 
 
 def test_classes_fit_or_are_refused() -> None:

@@ -15,6 +15,7 @@ QUANTIZERS = (
     "auto", "lsq", "lsq+", "lsq-mid-rise", "pact", "dorefa", "ewgs", "lsq-thresholds", "n2uq",
 )  # fmt: skip
 ESTIMATORS = ("moe", "exact", "taylor")
+TASKS = ("auto", "classify", "segment")
 FORMATS = ("onnx", "safetensors", "compressed-tensors")
 
 

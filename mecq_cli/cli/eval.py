@@ -10,7 +10,7 @@ import typer
 
 from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
-from mecq_cli.cli.completion import model_names, one_of
+from mecq_cli.cli.completion import TASKS, model_names, one_of
 
 if TYPE_CHECKING:
     from mecq_cli.config import EvalConfig
@@ -37,7 +37,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            autocompletion=one_of("auto", "classify", "segment"),
+            autocompletion=one_of(*TASKS),
             metavar="NAME",
             help="What the target does: classify or segment (default auto: what it is made for).",
         ),

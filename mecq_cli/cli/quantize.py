@@ -10,7 +10,7 @@ import typer
 from mecq_cli import launch
 from mecq_cli.cli import early
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, flags_of, working
-from mecq_cli.cli.completion import ESTIMATORS, QUANTIZERS, model_names, one_of
+from mecq_cli.cli.completion import ESTIMATORS, QUANTIZERS, TASKS, model_names, one_of
 
 _START = "Where it starts"
 _BITS = "Bits"
@@ -115,7 +115,7 @@ def quantize(
     task: Annotated[
         str | None,
         typer.Option(
-            autocompletion=one_of("auto", "classify", "segment"),
+            autocompletion=one_of(*TASKS),
             metavar="NAME",
             help="What the model does: classify or segment (default auto: what it is made for).",
             rich_help_panel=_DATA,

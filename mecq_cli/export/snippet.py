@@ -6,11 +6,7 @@ from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.tasks.drawing import palette
 from mecq_cli.tasks.figures import CLASSIFY
 
-_TEMPLATE = '''"""Classify images with {file}: python {script} IMAGE...
-
-Needs onnxruntime ({version} or newer), numpy and pillow.
-"""
-
+_IMPORTS = """
 import sys
 from pathlib import Path
 
@@ -19,7 +15,9 @@ import onnxruntime
 from PIL import Image
 
 CLASSES = {classes!r}
-MEAN = np.array({mean!r}, np.float32)
+"""
+
+_LOAD = """MEAN = np.array({mean!r}, np.float32)
 STD = np.array({std!r}, np.float32)
 
 
@@ -32,48 +30,41 @@ def load(path):
 session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
 for name in sys.argv[1:]:
     logits = session.run(None, {{"input": load(name)}})[0][0]
-    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+"""
+
+_CLASSIFY = (
+    '''"""Classify images with {file}: python {script} IMAGE...
+
+Needs onnxruntime ({version} or newer), numpy and pillow.
+"""
+'''
+    + _IMPORTS
+    + _LOAD
+    + """    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = int(probabilities.argmax())
     print(f"{{name}}: {{CLASSES[best]}} ({{100 * probabilities[best]:.1f}} %)")
-'''
+"""
+)
 
-
-_SEGMENT = '''"""Segment images with {file}: python {script} IMAGE...
+_SEGMENT = (
+    '''"""Segment images with {file}: python {script} IMAGE...
 
 Writes NAME.mask.png here, with the index of a class in each pixel, in colours, and says how much of
 the image each class covers. Needs onnxruntime ({version} or newer), numpy and pillow.
 """
-
-import sys
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-CLASSES = {classes!r}
-COLOURS = {colours!r}
-MEAN = np.array({mean!r}, np.float32)
-STD = np.array({std!r}, np.float32)
-
-
-def load(path):
-    image = Image.open(path).convert({mode!r})
-{resize}    pixels = np.asarray(image, np.float32){axis} / np.float32(255)
-    return ((pixels - MEAN) / STD).transpose(2, 0, 1)[None]
-
-
-session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
-for name in sys.argv[1:]:
-    logits = session.run(None, {{"input": load(name)}})[0][0]
-    mask = logits.argmax(0).astype(np.uint8)
+'''
+    + _IMPORTS
+    + "COLOURS = {colours!r}\n"
+    + _LOAD
+    + """    mask = logits.argmax(0).astype(np.uint8)
     image = Image.frombytes("P", mask.shape[::-1], mask.tobytes())
     image.putpalette(COLOURS)
     image.save(f"{{Path(name).stem}}.mask.png")
     shares = [100 * np.mean(mask == index) for index in range(len(CLASSES))]
     found = [f"{{c}} {{s:.1f}} %" for c, s in zip(CLASSES, shares) if s]
     print(f"{{name}}: {{', '.join(found)}}")
-'''
+"""
+)
 
 MODES = {1: "L", 3: "RGB"}
 """Which image files there are for a number of input channels."""
@@ -83,7 +74,7 @@ def snippet(
     file: str, preprocessing: Preprocessing, classes: list[str], version: str, task: str = CLASSIFY
 ) -> str:
     """The content of a script beside ``file``, which needs that version of onnxruntime."""
-    template = _TEMPLATE if task == CLASSIFY else _SEGMENT
+    template = _CLASSIFY if task == CLASSIFY else _SEGMENT
     channels = preprocessing.input_size[0]
     return template.format(
         file=file,

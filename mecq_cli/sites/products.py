@@ -74,8 +74,10 @@ class ProductSite(Site):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As all sites; in compiled training perhaps with norm and rounding at once."""
-        norm, bounds = self.norm, self._bounds()
-        if self.in_loops and self.training and torch.compiler.is_compiling() and bounds:
+        together = self.in_loops and self.training and torch.compiler.is_compiling()
+        bounds = self._bounds() if together else None
+        if bounds is not None:
+            norm = self.norm
             y, q = self._product(inputs[0]), self.output_quantizer
             rounding = None if q is None else q.rounding(y)
             flat = y.dim() == (4 if self.op == "conv2d" else 2)

@@ -78,9 +78,6 @@ class Task(Protocol):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of a batch; a float32 scalar."""
 
-    def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """The Kullback-Leibler divergence from the float network's logits; a float32 scalar."""
-
     def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
         """How many answers of a batch are right, and how many there are."""
 

@@ -41,12 +41,6 @@ class Classification:
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels)
 
-    def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        t = temperature
-        student = F.log_softmax(logits / t, 1)
-        teacher = F.log_softmax(target.float() / t, 1)
-        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * t * t
-
     def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
         return int((logits.argmax(1) == labels).sum()), len(labels)
 

@@ -55,14 +55,6 @@ class Segmentation:
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp_min(1)
 
-    def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """Mean over all pixels: the float network has an answer for those without a label, too."""
-        t = temperature
-        student = F.log_softmax(logits / t, 1)
-        teacher = F.log_softmax(target.float() / t, 1)
-        total = F.kl_div(student, teacher, reduction="sum", log_target=True)
-        return total / logits[:, 0].numel() * t * t
-
     def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
         right = (logits.argmax(1) == labels) & (labels != IGNORED)
         return int(right.sum()), int((labels != IGNORED).sum())

@@ -17,6 +17,7 @@ from mecq_cli.config import TARGETS, Allotted, QuantizeConfig, from_toml, whole_
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.order import channels_last
 from mecq_cli.precision import (
     CANDIDATES,
     Allotment,
@@ -84,7 +85,7 @@ def with_bits(
     target = Target(config.target_avg_bits, size, config.target)
     with deferring():
         model = _measured(config, loaded).to(device)
-    model.to(memory_format=torch.channels_last)
+    channels_last(model)
     rules = [rule.pattern for rule in config.layers if rule.wbits is not None]
     candidates = [7 if bits == 8 and config.reduce_range else bits for bits in CANDIDATES]
     choices = choices_of(model, rules, candidates)

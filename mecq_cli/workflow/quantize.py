@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mecq_cli import launch
@@ -49,6 +48,7 @@ from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.base import Measured, Task
+from mecq_cli.tasks.divergence import divergence
 from mecq_cli.training import tracking
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
@@ -506,8 +506,7 @@ def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
     images, count = job.some_images(CALIBRATION_EPOCH, COMPARED_IMAGES)
     total = 0.0
     for x in images:
-        quantized, full = torch.log_softmax(model(x), 1), torch.log_softmax(plain(x), 1)
-        total += float(F.kl_div(quantized, full, reduction="batchmean", log_target=True))
+        total += float(divergence(model(x), plain(x)))
     return total / count
 
 
