@@ -153,7 +153,10 @@ class _RoundedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of y, weight, bias and the step."""
         *settings, grad_scale = ctx.settings
-        grad = grads[0].to(ctx.saved_tensors[0].dtype)
+        y = ctx.saved_tensors[0]
+        grad = grads[0].to(y.dtype)
+        if y.dim() == 4:  # here the compiler writes it so at once, below it would be copied
+            grad = grad.contiguous(memory_format=torch.channels_last)
         of_y, weight, bias, step = norm_round_backward(grad, *ctx.saved_tensors, *settings)
         return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 5)
 

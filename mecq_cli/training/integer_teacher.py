@@ -32,7 +32,7 @@ AT_ONCE = 2**21
 """Values that are turned into floats at once."""
 
 MOVING = ("concat", "flatten", "slice", "pad", "reshape", "transpose", "upsample")
-"""Operations that move bytes; maxima are taken of bfloat16, which holds all integers up to 256."""
+"""Operations that move bytes."""
 
 
 class IntegerTeacher(nn.Module):
@@ -244,12 +244,20 @@ class _Other:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         values: Sequence[Tensor] = inputs
-        if self.node.op == "max_pool2d":
-            values = [x.bfloat16() for x in inputs]
-        elif self.node.op not in MOVING:
+        if self.node.op == "max_pool2d" and inputs[0].dtype == torch.uint8:
+            return _max_pool(self.node, inputs[0])
+        if self.node.op not in MOVING:
             values = [x.float() for x in inputs]
         out = run_node(self.node, values, self.sources)
         return out if self.node.grid is None else out.to(torch.uint8)
+
+
+def _max_pool(node: Node, x: Tensor) -> Tensor:
+    """Of bytes, by the operation of quantized tensors; PyTorch's other one knows floats only."""
+    a = node.attributes
+    sizes = [[*a[name]] for name in ("kernel", "stride", "padding", "dilation")]
+    out: Tensor = torch.ops.quantized.max_pool2d(x, *sizes, bool(a["ceil_mode"]))
+    return out
 
 
 class _Product:

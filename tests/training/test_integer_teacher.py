@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.insertion import BitPlan, Tap, insert
+from mecq_cli.integer.ir import Grid, Node
 from mecq_cli.integer_conv import is_available
+from mecq_cli.kernels import run_node
 from mecq_cli.training.integer_teacher import (
     LARGEST_ERROR,
     IntegerTeacher,
+    _max_pool,
     make_teacher,
     quick_teacher,
 )
@@ -132,3 +135,23 @@ def test_where_it_is_used() -> None:
     # Where one channel is so much larger than the others, 256 steps are too few for them.
     fp.pointwise.weight[0] *= 1e4
     assert kind(recipe()) is Teacher
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "ceil_mode"),
+    [(3, 2, 1, 1, False), (2, 2, 0, 1, True), (3, 1, 1, 2, False), (3, 2, 0, 1, True)],
+)
+def test_maxima_of_bytes_are_those_of_floats(
+    kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> None:
+    attributes = {
+        "kernel": (kernel, kernel), "stride": (stride, stride), "padding": (padding, padding),
+        "dilation": (dilation, dilation), "ceil_mode": ceil_mode,
+    }  # fmt: skip
+    node = Node("pool", "max_pool2d", ("x",), Grid(0.1, 3, 8, 0, 255), attributes)
+    x = torch.randint(0, 256, (2, 5, 13, 11), dtype=torch.uint8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pooled = _max_pool(node, x.contiguous(memory_format=layout))
+        assert pooled.dtype == torch.uint8
+        expected = run_node(node, [x.float()], [node.grid])
+        assert torch.equal(pooled.float(), expected)
