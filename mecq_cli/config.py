@@ -179,7 +179,7 @@ class QuantizeConfig(Settings):
         bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
         ema: decay of the moving average of what is learned, which is kept; 0 keeps the last.
         freeze_oscillations: frequency above which a weight that jumps between two levels is
-            frozen, such as 0.02; 0 freezes none.
+            frozen, such as 0.02; 0 freezes none; None: by the family of the network.
         lower_from: bits that the training begins with, to lower them step by step; 0 begins with
             those asked for.
         resume: continue the run in ``output``.
@@ -243,7 +243,7 @@ class QuantizeConfig(Settings):
     calibration_images: Count = 512
     bn_images: CountOrZero = 2048
     ema: Decay = 0.0
-    freeze_oscillations: Fraction = 0.0
+    freeze_oscillations: Fraction | None = None
     lower_from: LowerFrom = 0
     resume: bool = False
     dry_run: bool = False

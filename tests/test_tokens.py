@@ -24,8 +24,9 @@ from mecq_cli.integer.validate import validate
 from mecq_cli.integerize import integerize
 from mecq_cli.kernels import run_node
 from mecq_cli.sites import MatmulSite, ProductSite
+from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import make_teacher
-from mecq_cli.training.recipe import choose, make_optimizer, of_tokens
+from mecq_cli.training.recipe import choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
 from tests.exactness import check, quantized, random_images
@@ -152,7 +153,7 @@ def losses(name: str, what: str, heard: Listener) -> list[float]:
         "model": name, "wbits": 4, "abits": 4, "data": "data", "epochs": 1, "amp": "off",
         "compile": what, "mec_weight": 0.01, "lr": 0.003,
     })  # fmt: skip
-    recipe = choose(config, 3, len(IMAGES), torch.device("cpu"), tokens=of_tokens(plain))
+    recipe = choose(config, 3, len(IMAGES), torch.device("cpu"), family=family_of(plain))
     assert recipe.optimizer == "adamw"
     recipe = dataclasses.replace(recipe, warmup_steps=0)
     teacher = make_teacher(plain, SHAPE, ("stages",), 1, recipe, lambda: [IMAGES])

@@ -365,7 +365,8 @@ def quantize(
         float | None,
         typer.Option(
             metavar="F",
-            help="Freeze weights that jump between two levels more often than this, such as 0.02.",
+            help="Freeze weights that jump between two levels more often than this, such as 0.02. "
+            "\\[default: 0.02 for networks of depthwise convolutions, else 0]",
             rich_help_panel=_FINER,
         ),
     ] = None,

@@ -15,6 +15,7 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.entropy import EntropySettings
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.quantizers import Quantizer
+from mecq_cli.training.family import Family
 
 WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 """By weight bits; 1e-4 from 4 bits on. The fewer bits, the less the weights should shrink."""
@@ -27,6 +28,9 @@ TOKEN_LR = 2e-4
 
 TOKEN_WEIGHT_DECAY = 1e-2
 """For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
+
+FREEZE_OSCILLATIONS = {Family.DEPTHWISE: 0.02}
+"""By family, where it is not 0. An output of a depthwise layer depends on few weights."""
 
 MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
@@ -126,24 +130,15 @@ def default_epochs(steps_per_epoch: int, recipe: str = "standard") -> int:
     return min(max(wanted, length.fewest_epochs), length.most_epochs)
 
 
-def of_tokens(model: nn.Module) -> bool:
-    """Whether a float model is one that people train with AdamW: by its norms or its attention."""
-    return any(
-        isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention))
-        or "Attention" in type(module).__name__
-        for module in model.modules()
-    )
-
-
 def choose(
     config: QuantizeConfig,
     steps_per_epoch: int,
     batch_size: int,
     device: torch.device,
-    *,
-    tokens: bool = False,
+    family: Family = Family.CONVOLUTIONS,
 ) -> Recipe:
-    """Fill in what the settings leave open; ``tokens`` as `of_tokens` says of the model."""
+    """Fill in what the settings leave open; ``family`` as `family_of` says of the model."""
+    tokens = family is Family.TOKENS
     epochs = (
         config.epochs
         if config.epochs is not None
@@ -166,6 +161,9 @@ def choose(
     warmup_epochs = config.warmup_epochs
     warmup = total // 20 if warmup_epochs is None else int(warmup_epochs * steps_per_epoch)
     mec_weight, mec = choose_entropy(config)
+    freezing = config.freeze_oscillations
+    if freezing is None:
+        freezing = FREEZE_OSCILLATIONS.get(family, 0.0)
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -187,14 +185,14 @@ def choose(
         compile=_choose_compile(config, total, tokens=tokens),
         teacher=config.teacher,
         ema=config.ema,
-        freeze_oscillations=config.freeze_oscillations,
+        freeze_oscillations=freezing,
         lower_from=config.lower_from,
-        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay)),
+        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family)),
     )
 
 
 def _reasons(
-    config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float
+    config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float, family: Family
 ) -> Iterator[str]:
     length = LENGTHS[config.recipe]
     if config.epochs is None:
@@ -208,7 +206,12 @@ def _reasons(
             f"all are the aim)"
         )
     if config.weight_decay is None:
-        yield f"weight decay {decay:g} (less with fewer bits)"
+        less = "" if family is Family.TOKENS else " (less with fewer bits)"
+        yield f"weight decay {decay:g}{less}"
+    if family is Family.TOKENS and config.optimizer is None:
+        yield f"adamw, since the network has {family.value}"
+    if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
+        yield f"oscillating weights are frozen, since the network has {family.value}"
 
 
 def _choose_compile(config: QuantizeConfig, steps: int, *, tokens: bool) -> str:

@@ -28,8 +28,9 @@ from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.order import channels_last
 from mecq_cli.tasks.registry import task_named
 from mecq_cli.training.compiling import Compiler
+from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.integer_teacher import make_teacher
-from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer, of_tokens
+from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
 from mecq_cli.workflow.machine import cpu_name
@@ -146,16 +147,16 @@ def make_step(
     images = images.to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, loaded.num_classes, (bench.batch_size,), generator=generator)
     labels = labels.to(device)
-    recipe = _recipe(name, bench, device, tokens=of_tokens(loaded.module))
+    recipe = _recipe(name, bench, device, family=family_of(loaded.module))
     if name == "fp":
         return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
     return qat_step(loaded, images, labels, config, recipe, listener)
 
 
-def _recipe(name: str, bench: Bench, device: torch.device, *, tokens: bool) -> Recipe:
+def _recipe(name: str, bench: Bench, device: torch.device, *, family: Family) -> Recipe:
     # Long enough that "auto" compiles, as it does in a training worth timing.
     config = bench.config.model_copy(update={"epochs": 10})
-    recipe = choose(config, 1000, bench.batch_size, device, tokens=tokens)
+    recipe = choose(config, 1000, bench.batch_size, device, family=family)
     if name in ("fp", "quantizers"):
         recipe = replace(recipe, distill_weight=0.0)
     if name != "recipe":

@@ -50,6 +50,7 @@ from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.tasks.divergence import divergence
 from mecq_cli.training import tracking
+from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.metrics import read_rows
@@ -58,7 +59,6 @@ from mecq_cli.training.recipe import (
     choose,
     default_batch_size,
     make_optimizer,
-    of_tokens,
 )
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
@@ -258,7 +258,7 @@ def _allot(job: Job) -> None:
     job.config = config
     job.recipe = choose(
         config, job.recipe.steps_per_epoch, job.recipe.batch_size, job.device,
-        tokens=of_tokens(job.loaded.module),
+        family=family_of(job.loaded.module),
     )  # fmt: skip
 
 
@@ -326,7 +326,7 @@ def _open(
             f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
         )
     steps = batches_per_epoch(len(train_split), batch_size)
-    recipe = choose(config, steps, batch_size, device, tokens=of_tokens(loaded.module))
+    recipe = choose(config, steps, batch_size, device, family=family_of(loaded.module))
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(
         config, device, loaded, classes, train, val, recipe, listener, processes, task, workers

@@ -1,0 +1,52 @@
+"""What kind of network a model is, and what its training takes from that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.training.family import Family, family_of
+from mecq_cli.training.recipe import Recipe, choose
+
+KNOWN = {
+    "resnet18": Family.CONVOLUTIONS,
+    "resnext50_32x4d": Family.CONVOLUTIONS,  # groups, but of several channels
+    "mobilenetv2_100": Family.DEPTHWISE,
+    "efficientnet_lite0": Family.DEPTHWISE,
+    "mnasnet_100": Family.DEPTHWISE,
+    "vit_tiny_patch16_224": Family.TOKENS,
+    "convnext_atto": Family.TOKENS,  # its layer norms count, not its depthwise convolutions
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_families_of_timm(name: str) -> None:
+    assert family_of(timm.create_model(name)) is KNOWN[name]
+
+
+def chosen(family: Family, **settings: Any) -> Recipe:
+    config = QuantizeConfig.model_validate(
+        {"model": "net", "data": "data", "wbits": 4, "abits": 4, **settings}
+    )
+    return choose(config, 10, 32, torch.device("cpu"), family=family)
+
+
+def test_oscillations_are_frozen_in_depthwise_networks_unless_told_otherwise() -> None:
+    assert chosen(Family.DEPTHWISE).freeze_oscillations == 0.02
+    assert any("frozen" in reason for reason in chosen(Family.DEPTHWISE).reasons)
+    assert chosen(Family.CONVOLUTIONS).freeze_oscillations == 0
+    told = chosen(Family.DEPTHWISE, freeze_oscillations=0.0)
+    assert told.freeze_oscillations == 0
+    assert not any("frozen" in reason for reason in told.reasons)
+    assert chosen(Family.CONVOLUTIONS, freeze_oscillations=0.1).freeze_oscillations == 0.1
+
+
+def test_tokens_are_trained_by_adamw_and_that_is_told() -> None:
+    recipe = chosen(Family.TOKENS)
+    assert (recipe.optimizer, recipe.lr) == ("adamw", pytest.approx(1e-4))
+    assert any("adamw" in reason for reason in recipe.reasons)
+    assert not any("adamw" in reason for reason in chosen(Family.TOKENS, optimizer="sgd").reasons)
