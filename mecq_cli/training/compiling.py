@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
@@ -25,6 +26,7 @@ class Compiler:
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.works = listener, True
+        _keep_programs()
 
     def compiled(
         self, function: Callable[..., Any], *, dynamic: bool = False
@@ -68,6 +70,17 @@ class Compiler:
                     dense=True,
                 )
             module.kernels = fast[module.kernels]
+
+
+def _keep_programs() -> None:
+    """Let PyTorch keep programs with gradients of their own on disk, too, as it keeps the others.
+
+    A run that goes on, or a second one of the same settings, then begins within seconds. The key of
+    a program holds the code of these gradients; PyTorch leaves it off since it is new.
+    """
+    name = "autograd_cache_allow_custom_autograd_functions"
+    if hasattr(torch._functorch.config, name):
+        setattr(torch._functorch.config, name, True)
 
 
 class _quiet:

@@ -6,12 +6,17 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
+from mecq_cli.quantizers.lsq import LsqWeight
+from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.recipe import choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from tests.exactness import float_network, random_images
@@ -72,3 +77,21 @@ def test_without_a_compiler_there_is_one_line(what: str, monkeypatch: pytest.Mon
     heard = Warnings()
     assert losses(what, heard) == losses("off", heard)
     assert heard.texts == ["torch.compile does not work here (no compiler); going on without it"]
+
+
+def test_programs_with_gradients_of_quantizers_are_kept_on_disk() -> None:
+    quantizer = LsqWeight(2, 4)
+    weight = torch.randn(4, 8, requires_grad=True)
+    compiler = Compiler(Listener())
+
+    def gradient() -> Tensor:
+        torch._dynamo.reset()  # as a new process: what was compiled is forgotten
+        counters.clear()
+        (grad,) = torch.autograd.grad(compiler.compiled(quantizer)(weight).square().sum(), weight)
+        return grad
+
+    with fresh_cache():
+        first = gradient()
+        assert counters["aot_autograd"]["autograd_cache_hit"] == 0
+        assert torch.equal(gradient(), first)
+        assert counters["aot_autograd"]["autograd_cache_hit"] == 1
