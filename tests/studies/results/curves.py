@@ -36,7 +36,7 @@ def draw(folder: Path) -> bool:
         for axes, (key, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             for name, rows in curves.items():
                 epochs = [row["epoch"] + 1 for row in rows]
-                axes.plot(epochs, [row[key] for row in rows], label=name.rsplit("-", 1)[1])
+                axes.plot(epochs, [row[key] for row in rows], label=_label(name))
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("epoch")
             axes.grid(axis="y", linewidth=0.4, color="#cccccc")
@@ -45,6 +45,14 @@ def draw(folder: Path) -> bool:
         figure.savefig(text, format="svg", facecolor="white", metadata={"Date": None})
     atomic_write(folder / "curves.svg", text.getvalue(), force=True)
     return True
+
+
+def _label(name: str) -> str:
+    """Of a final model: ``resnet20_cifar-w2a2`` is "ResNet-20 W2 A2"."""
+    model, bits = name.rsplit("-", 1)
+    depth = model.removeprefix("resnet").removesuffix("_cifar")
+    weights, activations = bits.removeprefix("w").split("a")
+    return f"ResNet-{depth} W{weights} A{activations}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

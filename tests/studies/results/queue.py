@@ -113,6 +113,7 @@ def config_of(job: Job, place: Place) -> QuantizeConfig:
         "seed": job.seed,
         "output": folder,
         "resume": folder.exists(),
+        **job.table.settings,
         **job.arm.settings,
     })  # fmt: skip
 

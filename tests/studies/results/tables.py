@@ -44,6 +44,7 @@ class Table:
         keep_artifact: the integer model of the first seed is kept in docs/results.
         sizes: the table says how large the weights are.
         tune: what is reported on are images held out of train, so that choices can be made.
+        settings: of all arms, of ours and of those they are compared with.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Table:
     keep_artifact: bool = False
     sizes: bool = False
     tune: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ class Job:
         return f"{self.table.name}-w{w:g}a{a}-{arm}-{self.seed}"
 
 
-PLAIN = {"quantizer": "lsq", "mec_weight": 0.0, "distill": False, "residual_bits": 32}
+PLAIN = {
+    "quantizer": "lsq", "mec_weight": 0.0, "distill": False, "residual_bits": 32,
+    "freeze_oscillations": 0.0,
+}  # fmt: skip
 """A quantizer and the task loss, as its paper trains; no stream of 8 bits between the blocks."""
 
 DEFAULT = Arm("mecq")
@@ -195,7 +200,41 @@ MIXED = Table(
     tune=True,
 )
 
-TABLES: Mapping[str, Table] = {table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL)}
+THREE = (DEFAULT, WITHOUT, LSQ)
+
+RESNET56 = ("resnet56_cifar", "cifar10-resnet56-4bfd9763.pth", "cifar10")
+
+DEEPER = Table(
+    "resnet56",
+    *RESNET56,
+    arms={(2, 2): THREE},
+    seeds=(0, 1, 2),
+    epochs=20,
+    per_class=1000,
+)
+
+FINAL56 = Table(
+    "final56", *RESNET56, arms={(2, 2): (DEFAULT,)}, seeds=(0,), epochs=20, keep_artifact=True
+)
+
+LITE0 = Table(
+    "lite0",
+    "tf_efficientnet_lite0",
+    "timm-tf_efficientnet_lite0-imagenette10.pth",
+    "imagenette224",
+    # The second arm tells what the recipe of its family adds.
+    arms={
+        bits: (DEFAULT, Arm("no oscillations frozen", {"freeze_oscillations": 0.0}), WITHOUT, LSQ)
+        for bits in ((4, 4), (2, 4), (2, 2))
+    },
+    seeds=(0, 1, 2),
+    epochs=20,
+    settings={"img_size": 128, "crop_pct": 1.0, "batch_size": 32},
+)
+
+TABLES: Mapping[str, Table] = {
+    table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL, DEEPER, FINAL56, LITE0)
+}
 
 
 def jobs(table: Table) -> Iterator[Job]:
