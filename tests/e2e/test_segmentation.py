@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import io
 import json
 import shutil
 import subprocess
@@ -17,8 +20,10 @@ from torch.utils.data import TensorDataset
 
 import mecq_cli
 from mecq_cli.errors import UsageError
+from mecq_cli.report import page
 from tests.e2e.command import mecq, write_patterns
 from tests.e2e.test_bad_input import refused
+from tests.e2e.test_report import check_offline
 from tests.scenes import CLASSES, write_scenes
 from tests.test_segmentation_networks import Pyramid
 
@@ -108,6 +113,66 @@ def test_masks_are_drawn_over_the_picture(place: Path) -> None:
         assert (overlay.mode, overlay.size) == ("RGB", (80, 40))
     again = mecq("predict", "run", "wide.png", "--output", "masks", cwd=place)
     refused(again, 2, "wide.mask.png exists", "--force")
+
+
+@pytest.fixture(scope="module")
+def reported(place: Path) -> dict[str, Any]:
+    return mecq("report", "run", "--json", cwd=place).document
+
+
+def test_a_report_shows_the_worst_answers_over_their_pictures(
+    place: Path, reported: dict[str, Any]
+) -> None:
+    answers, wanted = reported["answers"], summary(place / "run")
+    assert reported["left_out"] == []
+    assert (answers["images"], answers["of"], answers["figure"]) == (4, 4, "mIoU")
+    assert answers["integer"] == wanted["miou"]
+    assert answers["fp"] == pytest.approx(wanted["fp_miou"], abs=0.01)
+    assert answers["worse"] + answers["better"] + answers["same"] == 4
+    measured = mecq("eval", "run", "--json", cwd=place).document
+    by_class = {row["class"]: row["integer"] for row in answers["classes"]}
+    assert by_class == {
+        name: value
+        for name, value in zip(measured["classes"], measured["iou"], strict=True)
+        if value is not None
+    }
+    for rows in (answers["classes"], answers["examples"]):
+        assert [row["integer"] for row in rows] == sorted(row["integer"] for row in rows)
+    found = check_offline((place / "run/report.html").read_text())
+    drawn = found.all("img")
+    assert len(drawn) == 4 * len(answers["examples"]) == 16
+    # The second picture of the worst image is its mask, over it.
+    stem = Path(answers["examples"][0]["path"]).name
+    with Image.open(place / "scenes/val/masks" / stem) as file:
+        mask = np.asarray(file)
+    with Image.open(place / "scenes/val/images" / stem) as file:
+        picture = np.asarray(file.convert("RGB"), np.float64)
+    encoded = str(drawn[1]["src"]).removeprefix("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as file:
+        shown = np.asarray(file, np.float64)
+    ground = mask == 0
+    assert np.abs(shown - picture)[ground].mean() < 12, "bare, but for JPEG"
+    assert np.abs(shown - picture)[~ground].mean() > 30, "painted"
+
+
+def test_names_in_such_a_report_are_text(reported: dict[str, Any]) -> None:
+    evil = "<img src=x onerror=alert(1)>\"'&\x1b[2J"
+    document = copy.deepcopy(reported)
+    answers = document["answers"]
+    answers["figure"] = answers["by_class"] = answers["split"] = evil
+    for row in (*answers["classes"], *answers["examples"]):
+        row["class"] = row["path"] = evil
+    answers["classes"][-1]["colour"] = evil
+    picture = "data:image/jpeg;base64,"
+    for pictures in ((picture,) * 4, (picture,) * 3):
+        shown = {example["index"]: pictures for example in answers["examples"]}
+        found = check_offline(page.render(document, shown))
+        assert len(found.all("img")) == len(pictures) * len(answers["examples"])
+        assert "<img src=x" in " ".join(found.text)
+        # Without the float network there is one picture less.
+        answers["fp"] = None
+        for row in (*answers["classes"], *answers["examples"]):
+            row["fp"] = None
 
 
 def test_the_script_beside_the_file_needs_no_mecq(place: Path) -> None:
