@@ -71,12 +71,15 @@ class Task(Protocol):
         name: as ``--task`` takes it.
         figures: what its figures are called.
         regularized: whether the entropy regularizer is on where no weight is given: its default
-            weight was found for this task.
+            weight was found for this task, or is balanced.
+        balance: the weight is chosen for the network, so that the gradient of the regularizer is
+            so many times that of the task, at most the default; None: it is the default.
     """
 
     name: str
     figures: Figures
     regularized: bool
+    balance: float | None
 
     @property
     def drawing(self) -> Drawing | None:

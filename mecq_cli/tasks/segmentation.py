@@ -18,13 +18,17 @@ from mecq_cli.tasks.base import ADVICE, Measured, Metric
 from mecq_cli.tasks.drawing import MaskDrawing
 from mecq_cli.tasks.figures import FIGURES, SEGMENT
 
+BALANCE = 10.0
+"""Found on two networks (docs/segmentation.md)."""
+
 
 class Segmentation:
     """Logits [N, classes, H, W], labels uint8 [N, H, W] with 255 where a pixel is ignored."""
 
     name = SEGMENT
     figures = FIGURES[SEGMENT]
-    regularized = False
+    regularized = True
+    balance: float | None = BALANCE
     drawing = MaskDrawing()
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
