@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import mecq_cli
 from mecq_cli.config import EvalConfig
 from mecq_cli.data import dataset_of, eval_batches, normalize, train_batches
+from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
 from mecq_cli.tasks.drawing import over
@@ -199,7 +200,7 @@ def main(arguments: argparse.Namespace) -> None:
                 settings = {**of_bits, **TERMS[term], "seed": seed}
                 try:
                     row, module = measure(net, preprocessing, arguments.scenes, run, **settings)
-                except mecq_cli.MecqError as error:
+                except NumericError as error:  # a run that diverged
                     say({"arm": arm, "seed": seed, "error": str(error)})
                     continue
                 say({"arm": arm, "seed": seed, **row})
