@@ -18,7 +18,7 @@ from mecq_cli.tasks.base import ADVICE, Measured, Metric
 from mecq_cli.tasks.drawing import MaskDrawing
 from mecq_cli.tasks.figures import FIGURES, SEGMENT
 
-BALANCE = 10.0
+BALANCE = 2.0
 """Found on two networks (docs/segmentation.md)."""
 
 

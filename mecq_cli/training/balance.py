@@ -2,10 +2,9 @@
 
 How large the gradient of the term is against that of the task depends on both. Of a ResNet-20 that
 classifies (128 images a step, W2 A2, the default weight) it is twice as large. Of networks that
-segment it is 50 to 1,500 times as large: a loss that is the mean over all pixels is small from the
-start, and the gradient of the term grows on its way through the layers below the sites that are
-coded, most of all where they are depthwise. Updates of that length have nothing to do with the
-direction of the gradient any more (docs/segmentation.md has the figures).
+segment it was 20 to 1,500 times as large: a loss that is the mean over all pixels is small from the
+start, and the gradient of the term grows on its way back through the backbone. Updates of that
+length lower neither loss (docs/segmentation.md has the figures).
 """
 
 from __future__ import annotations
