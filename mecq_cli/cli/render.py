@@ -160,8 +160,11 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     for key, label in {of.key: of.label, **of.others}.items():
         if key != "top5" or document.get("num_classes", 1000) > 5:  # else 100 %, whatever it does
             table.add_row(label, _percent(document[key]))
-    for name, value in zip(document.get("classes", ()), document.get("iou", ()), strict=False):
-        table.add_row(f"IoU of {_plain(name)}", "not there" if value is None else _percent(value))
+    if of.by_class:
+        key, label = of.by_class
+        for name, value in zip(document["classes"], document[key], strict=True):
+            said = "not there" if value is None else _percent(value)
+            table.add_row(f"{label} of {_plain(name)}", said)
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))
     yield table

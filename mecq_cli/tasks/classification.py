@@ -21,6 +21,8 @@ class Classification:
     name = CLASSIFY
     figures = FIGURES[CLASSIFY]
     regularized = True
+    balance: float | None = None
+    drawing = None
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         require_no_masks(data)

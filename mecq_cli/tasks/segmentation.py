@@ -15,7 +15,11 @@ from mecq_cli.data.pairs import is_numbered, open_evaluation, open_training
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.tasks.base import ADVICE, Measured, Metric
+from mecq_cli.tasks.drawing import MaskDrawing
 from mecq_cli.tasks.figures import FIGURES, SEGMENT
+
+BALANCE = 2.0
+"""Found on two networks (docs/segmentation.md)."""
 
 
 class Segmentation:
@@ -23,7 +27,9 @@ class Segmentation:
 
     name = SEGMENT
     figures = FIGURES[SEGMENT]
-    regularized = False
+    regularized = True
+    balance: float | None = BALANCE
+    drawing = MaskDrawing()
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         return open_training(data, val_split, seed)
