@@ -21,6 +21,10 @@ FLAT = "."
 """Name of the split of a folder that holds the class folders itself."""
 VOC_LISTS = "ImageSets/Segmentation"
 """Where Pascal VOC has a list of names for each split, of images with masks."""
+COCO_FOLDER = "annotations"
+"""Where COCO has a file of annotations for each split, of images with boxes."""
+COCO_BESIDE = "_annotations.coco.json"
+"""Such a file, where it lies beside the images of its split."""
 LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
 
 _LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
@@ -136,6 +140,8 @@ def splits_if_folder(data: str) -> tuple[str, ...] | None:
         return None
     if (root / VOC_LISTS).is_dir():
         return None  # its splits are lists of names
+    if any((root / COCO_FOLDER).glob("*.json")) or any(root.glob(f"*/{COCO_BESIDE}")):
+        return None  # its splits are files of annotations
     splits = find_splits(root)
     return splits if splits or not any(root.glob("*.tar")) else None
 

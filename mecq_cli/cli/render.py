@@ -25,6 +25,8 @@ from mecq_cli.tasks.figures import figures_of
 Document = Mapping[str, Any]
 View = Callable[[Document], Iterable[RenderableType]]
 
+_SHOWN_BOXES = 10
+"""Of an image; the others are in its file."""
 # Where no terminal sets a width, nothing is cut or folded.
 _UNLIMITED = 1000
 
@@ -160,8 +162,12 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     for key, label in {of.key: of.label, **of.others}.items():
         if key != "top5" or document.get("num_classes", 1000) > 5:  # else 100 %, whatever it does
             table.add_row(label, _percent(document[key]))
-    for name, value in zip(document.get("classes", ()), document.get("iou", ()), strict=False):
-        table.add_row(f"IoU of {_plain(name)}", "not there" if value is None else _percent(value))
+    for key, label in (("iou", "IoU"), ("ap", "AP")):
+        for name, value in zip(document.get("classes", ()), document.get(key, ()), strict=False):
+            if value is not None:
+                table.add_row(f"{label} of {_plain(name)}", _percent(value))
+            elif key == "iou":
+                table.add_row(f"{label} of {_plain(name)}", "not there")
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))
     yield table
@@ -198,7 +204,13 @@ def predictions(document: Document) -> Iterable[RenderableType]:
             table.add_row(
                 f"{found['share']:6.2f} %", f"{_plain(found['class'])} ({found['index']})"
             )
-        for key in ("mask", "overlay"):
+        for found in prediction.get("detections", ())[:_SHOWN_BOXES]:
+            corners = ", ".join(f"{corner:.0f}" for corner in found["box"])
+            table.add_row(
+                f"{100 * found['score']:6.2f} %",
+                f"{_plain(found['class'])} ({found['index']}) at {corners}",
+            )
+        for key in ("mask", "boxes", "overlay"):
             if key in prediction:
                 table.add_row(key, _plain(prediction[key]))
         for candidate in prediction.get("top5", ()):
@@ -436,8 +448,9 @@ def _verified(document: Document) -> str:
     images, agreement = document["images"], document.get("top1_agreement", 100.0)
     if document.get("profile") == "qonnx":
         return f"by layers; top-1 as in the simulator on {agreement:.2f} % of {images} images"
-    if agreement < 100.0 and document.get("pixels"):
-        return f"same class as in the simulator for {agreement:.4f} % of pixels, {images} images"
+    many = next((key for key in ("pixels", "anchors") if document.get(key)), None)
+    if agreement < 100.0 and many:
+        return f"same class as in the simulator for {agreement:.4f} % of {many}, {images} images"
     return f"equal to the simulator on {images} images"
 
 

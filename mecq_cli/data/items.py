@@ -29,6 +29,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from mecq_cli.data.boxes import BoxDataset, BoxFiles
 from mecq_cli.data.images import to_rgb
 from mecq_cli.data.loader import Batch, ImageDataset
 from mecq_cli.data.masks import MaskDataset, PairFiles
@@ -115,7 +116,7 @@ def dataset_of(
     seed: int = 0,
 ) -> ImageDataset:
     """The images of a split as the model sees them, wherever they come from."""
-    kinds = ((FloatFiles, FloatDataset), (PairFiles, MaskDataset))
+    kinds = ((FloatFiles, FloatDataset), (PairFiles, MaskDataset), (BoxFiles, BoxDataset))
     kind = next((made for files, made in kinds if isinstance(split.files, files)), ImageDataset)
     return kind(split, preprocessing, label_indices, train, seed)
 

@@ -36,6 +36,7 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
 
 def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     by_name = {layer.name: layer for layer in layers}
+    inner = _of_backbone(layers)
     # Of a network that segments neither its logits are a stage nor the gates of its head.
     dense = dense_logits(layers)
     convolved = {p.shape[1:] for p in products if p.kind == "conv2d"}
@@ -45,13 +46,28 @@ def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     for kinds in (PRODUCTS, ("concat",), ("add",)):
         last |= {
             layer.shape[1:]: layer.name
-            for layer in layers
+            for layer in inner
             if len(layer.shape) == 3 and layer.shape[1:] in convolved and layer.kind in kinds
             if layer.name not in dense and not (dense and layer.shape[1:] == (1, 1))
         }
     # The logits of a convolutional classifier are no stage.
     logits = first_above(layers[-1].name, by_name)
     return [name for name in last.values() if name != logits]
+
+
+def _of_backbone(layers: list[Layer]) -> list[Layer]:
+    """Of a network that detects, which puts out a row of values for each anchor: its backbone.
+
+    torchvision calls it so, and what is below its pyramid its body: the sums of a pyramid are of
+    maps that were resized, and end no stage.
+    """
+    if len(layers[-1].shape) != 2:
+        return layers
+    for path in ("backbone.body.", "backbone."):
+        found = [layer for layer in layers if layer.name.startswith(path)]
+        if found:
+            return found
+    return layers
 
 
 def _token_stages(layers: list[Layer]) -> list[str]:

@@ -15,6 +15,11 @@ from torch import nn
 
 from mecq_cli.errors import UsageError
 from mecq_cli.models import cifar_resnet
+from mecq_cli.models.detection import (
+    TorchvisionDetection,
+    detection_names,
+    other_detection_names,
+)
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import TorchvisionSegmentation, segmentation_names
@@ -169,6 +174,13 @@ def find(name: str) -> LibraryModel:
     arch = name.removeprefix(TORCHVISION)
     if arch in segmentation_names():  # also by its own name alone, which timm has not
         return TorchvisionSegmentation(name, arch)
+    if arch in detection_names():
+        return TorchvisionDetection(name, arch)
+    if arch in other_detection_names():
+        raise UsageError(
+            f"{name}: detects in two stages or without anchors, and cannot be quantized here; "
+            f"choose one of {', '.join(detection_names())}"
+        )
     if name.startswith(TORCHVISION):
         if name in _torchvision_names():
             return TorchvisionModel(name)
@@ -183,7 +195,7 @@ def find(name: str) -> LibraryModel:
 
 def model_names() -> list[str]:
     """Every name that `find` takes, timm's first; timm's may be followed by ``.TAG``."""
-    return [*timm.list_models(), *_torchvision_names(), *segmentation_names()]
+    return [*timm.list_models(), *_torchvision_names(), *segmentation_names(), *detection_names()]
 
 
 def _torchvision_names() -> list[str]:

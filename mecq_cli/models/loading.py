@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mecq_cli.errors import CheckpointError, UsageError
 from mecq_cli.models import libraries
+from mecq_cli.models.detection import detector_of, is_detector
+from mecq_cli.models.detector import Detector
 from mecq_cli.models.hub import quiet, unavailable
 from mecq_cli.models.libraries import LibraryModel, model_names
 from mecq_cli.models.preprocessing import Preprocessing
@@ -33,6 +35,7 @@ class LoadedModel:
         weights: "library", "random", or the name of the checkpoint file.
         imagenet: whether the outputs are the classes of ImageNet-1k, in its order.
         task: what it is for, see mecq_cli.tasks.
+        detector: what makes boxes of its outputs; None of those that do not detect.
     """
 
     name: str
@@ -42,6 +45,7 @@ class LoadedModel:
     weights: Literal["library", "random"] | str
     imagenet: bool
     task: str = "classify"
+    detector: Detector | None = None
 
 
 def load_model(
@@ -87,14 +91,17 @@ def load_model(
         classes = _some(num_classes or model.num_classes, model)
         module = _built(model, classes, img_size)
     weights = checkpoint.name if checkpoint else "library" if pretrained else "random"
+    module = module.float().eval()
+    height, width = preprocessing.input_size[1:]
     return LoadedModel(
         name=name,
-        module=module.float().eval(),
+        module=module,
         preprocessing=preprocessing,
         num_classes=classes,
         weights=weights,
         imagenet=classes == model.num_classes == _IMAGENET_CLASSES,
         task=model.task,
+        detector=detector_of(module, (height, width)) if is_detector(module) else None,
     )
 
 

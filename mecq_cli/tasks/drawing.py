@@ -1,16 +1,20 @@
-"""Masks as pictures."""
+"""Masks and boxes as pictures."""
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _TURN = 0.618034
 """Of the colour circle, from one class to the next: neighbours are never alike."""
 _STRENGTH = 0.55
+SHOWN = 0.5
+"""Probability from which on a box is drawn."""
 
 Mask = NDArray[np.uint8]
 
@@ -39,3 +43,32 @@ def over(picture: Image.Image, mask: Mask, classes: int) -> Image.Image:
     share = _STRENGTH * (mask > 0)[..., None]
     mixed = pixels * (1 - share) + colours * share
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def boxed(
+    picture: Image.Image, found: Sequence[Mapping[str, Any]], classes: int, least: float = SHOWN
+) -> Image.Image:
+    """An RGB picture with boxes on it.
+
+    Args:
+        picture: stays as it is.
+        found: each with its class, its index, score and box (left, top, right, bottom in pixels of
+            the picture), the most probable ones first.
+        classes: how many there are.
+        least: boxes that are less probable are left out.
+    """
+    drawn = picture.convert("RGB")
+    draw, colours = ImageDraw.Draw(drawn), palette(classes + 1)
+    side = min(picture.size)
+    width, font = max(1, side // 150), ImageFont.load_default(max(9, side // 30))
+    for row in reversed([row for row in found if row["score"] >= least]):
+        first = 3 * (row["index"] + 1)  # after the colour of what is nothing
+        colour = tuple(colours[first : first + 3])
+        left, top, right, bottom = row["box"]
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, colour, width)
+        text = f"{row['class']} {100 * row['score']:.0f}"
+        extent = draw.textbbox((0, 0), text, font)
+        place = (left, max(0, top - extent[3] - 2))
+        draw.rectangle((*place, place[0] + extent[2] + 3, place[1] + extent[3] + 2), colour)
+        draw.text((place[0] + 2, place[1]), text, "black", font)
+    return drawn

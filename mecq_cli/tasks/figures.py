@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CLASSIFY, SEGMENT = "classify", "segment"
+CLASSIFY, SEGMENT, DETECT = "classify", "segment", "detect"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ FIGURES = {
         {"pixel_accuracy": "pixel accuracy"},
         "train_pixels",
         "pixels right in training batches",
+    ),
+    DETECT: Figures(
+        "map",
+        "mAP",
+        {"map_50": "mAP at an IoU of 0.5", "map_75": "mAP at an IoU of 0.75"},
+        "train_anchors",
+        "anchors on objects right in training batches",
     ),
 }
 """By the name of the task."""

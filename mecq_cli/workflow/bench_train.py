@@ -26,7 +26,7 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.order import channels_last
-from mecq_cli.tasks.registry import task_named
+from mecq_cli.tasks.registry import task_of
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.integer_teacher import make_teacher
 from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer, of_tokens
@@ -212,7 +212,7 @@ def qat_step(
     calibrate(model, iter([images]), 1)
     model.train()
     optimizer, _ = make_optimizer(model, replace(recipe, lr=1e-4))
-    task = task_named(loaded.task)
+    task = task_of(loaded)
     train = TrainingStep(model, teacher, recipe, optimizer, listener, task=task)
     count = 0
 

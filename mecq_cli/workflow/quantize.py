@@ -48,7 +48,7 @@ from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.base import Measured, Task
-from mecq_cli.tasks.divergence import divergence
+from mecq_cli.tasks.registry import task_of
 from mecq_cli.training import tracking
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
@@ -152,7 +152,7 @@ class Job:
     def measured(self, model: nn.Module) -> Measured:
         """The figures of a model on the evaluation images, in float32."""
         return evaluate(
-            model,
+            lambda images: self.task.answers(model(images)),
             self.val,
             batch_size=eval_batch_size(self.loaded.preprocessing),
             device=self.device,
@@ -285,6 +285,7 @@ def _open(
         config.data, config.val_split, config.seed
     )
     if model is not None:
+        task = task_of(model)
         loaded, classes = model, task.match_classes(train_split.classes, model.num_classes)
     else:
         loaded, classes = load_for_data(
@@ -296,6 +297,7 @@ def _open(
             img_size=config.img_size,
             crop_pct=config.crop_pct,
         )
+        task = task_of(loaded)
     if (
         not _is_trained(loaded, config)
         and config.distill
@@ -506,7 +508,7 @@ def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
     images, count = job.some_images(CALIBRATION_EPOCH, COMPARED_IMAGES)
     total = 0.0
     for x in images:
-        total += float(divergence(model(x), plain(x)))
+        total += float(job.task.divergence(model(x), plain(x)))
     return total / count
 
 
