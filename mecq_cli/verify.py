@@ -167,6 +167,6 @@ class BoxComparison:
         ):
             return
         raise VerificationError(
-            f"{what}: its boxes are not those of the simulator: {self.agree} of {self.boxes} agree, "
-            f"and it has {self.others} more; the file was not kept"
+            f"{what}: its boxes are not those of the simulator: {self.agree} of {self.boxes} "
+            f"agree, and it has {self.others} more; the file was not kept"
         )

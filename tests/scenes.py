@@ -52,7 +52,8 @@ def write_boxes(folder: Path, splits: dict[str, int], size: int = 96) -> Path:
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for split, count in splits.items():
         (folder / split).mkdir(exist_ok=True)
-        images, annotations = [], []
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
         for number in range(count):
             name = f"{number:04d}.png"
             picture, seen = drawn(_STREAMS[split], number, size)

@@ -120,7 +120,7 @@ class BoxDataset(ImageDataset):
 
     def _augmented(self, image: Image.Image, own: Tensor, word: int) -> tuple[Pixels, Tensor]:
         """A part of the image with at least one box, or all of it; flipped half of the time."""
-        boxes: Any = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
+        boxes: Any = tv_tensors.BoundingBoxes(
             own[:, BOX], format="XYXY", canvas_size=(image.height, image.width)
         )
         sample = {"image": image, "boxes": boxes, "labels": own[:, [LABEL, CROWD]]}

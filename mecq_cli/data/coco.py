@@ -185,9 +185,7 @@ def _open(root: Path, name: str, source: _Source) -> Split:
         np.array([row[5] for row in own], np.bool_),
     )
     index = np.arange(count, dtype=np.int64)
-    return Split(
-        str(root), name, tuple(classes.values()), files, index, np.zeros(count, np.int64)
-    )
+    return Split(str(root), name, tuple(classes.values()), files, index, np.zeros(count, np.int64))
 
 
 def _read(path: Path) -> dict[str, Any]:

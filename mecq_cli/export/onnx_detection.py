@@ -2,8 +2,8 @@
 them: what `mecq_cli.tasks.decoding` does, for all images of a batch at once, in opset 13.
 
 Candidates that are below the threshold stay among the K that go on: NonMaxSuppression leaves them
-out. It works class by class, so it gets a row of scores for each class, zero where a candidate is of
-another one. What it chose goes back to the places of the candidates, of which the best are taken.
+out. It works class by class, so it gets a row of scores for each class, zero where a candidate is
+of another one. What it chose goes back to the places of the candidates, and the best are taken.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def _write(w: _Writer, detector: Detector, classes: int) -> None:
     w.emit("Where", [there, found, w.constant(np.float32(0))], name=BOXES)
 
 
-def _of_classes(
-    w: _Writer, logits: str, detector: Detector, classes: int
-) -> tuple[str, str, str]:
+def _of_classes(w: _Writer, logits: str, detector: Detector, classes: int) -> tuple[str, str, str]:
     """The best anchors of each class: scores, classes, anchors, each [N, K]."""
     shares = w.emit("Softmax", [logits], axis=1)
     real = w.sliced(shares, 1, 1, classes)
@@ -152,9 +150,7 @@ def _boxes(w: _Writer, moves: str, anchors: str, detector: Detector) -> str:
     halves = w.integers(2, 2)
     centre, size = w.emit("Split", [table, halves], 2, axis=2)
     weights = np.array(detector.weights, np.float32)
-    move, growth = w.emit(
-        "Split", [w.emit("Div", [moves, w.constant(weights)]), halves], 2, axis=2
-    )
+    move, growth = w.emit("Split", [w.emit("Div", [moves, w.constant(weights)]), halves], 2, axis=2)
     most = w.constant(np.float32(detector.largest_growth))
     size_now = w.emit("Mul", [w.emit("Exp", [w.emit("Min", [growth, most])]), size])
     centre_now = w.emit("Add", [w.emit("Mul", [move, size]), centre])

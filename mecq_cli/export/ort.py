@@ -74,9 +74,7 @@ class OrtRunner:
         logits: NDArray[np.float32] = self._run(self._session, images)[0]
         return logits
 
-    def run_named(
-        self, images: NDArray[np.float32], names: Sequence[str]
-    ) -> list[NDArray[Any]]:
+    def run_named(self, images: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
         """Outputs by name.
 
         Raises:

@@ -17,7 +17,8 @@ Tap = Literal["penultimate", "stages", "layers"]
 def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     """Layers whose values are tapped, in the order of execution.
 
-    ``penultimate``: what the last convolution or linear layer reads. ``stages``: the last
+    ``penultimate``: what the last convolution or linear layer reads (of a network that detects the
+    last of its stages). ``stages``: the last
     residual add (or concatenation, or convolution) of each spatial resolution; of a network of
     tokens the last residual add for each number of tokens or, where that is one number, those at
     a third, two thirds and the end of the depth. ``layers``: what every convolution or linear
@@ -26,12 +27,20 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     wanted: set[str] = set()
     if "penultimate" in taps:
-        wanted.add(products[-1].inputs[0])
+        wanted.add(_penultimate(layers, products))
     if "layers" in taps:
         wanted |= {p.inputs[0] for p in products if p.inputs[0] != INPUT}
     if "stages" in taps:
         wanted |= set(_token_stages(layers) or _map_stages(layers, products))
     return [layer.name for layer in layers if layer.name in wanted]
+
+
+def _penultimate(layers: list[Layer], products: list[Layer]) -> str:
+    """What the last product reads; of a network that detects, the end of its backbone."""
+    inner = _of_backbone(layers)
+    if inner is not layers:
+        return _map_stages(layers, products)[-1]
+    return products[-1].inputs[0]
 
 
 def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:

@@ -64,7 +64,9 @@ def validate(model: IntegerModel) -> None:
         and len(classes) == logits.shape[0] - boxes
         and all(isinstance(name, str) for name in classes)
     ):
-        raise ArtifactError(f"the metadata must name {logits.shape[0] - boxes} classes, one for each logit")
+        raise ArtifactError(
+            f"the metadata must name {logits.shape[0] - boxes} classes, one for each logit"
+        )
 
 
 def _check_node(node: Node, values: Mapping[str, Value]) -> Value:

@@ -1,4 +1,4 @@
-"""torchvision's networks for detection of one stage, SSD and RetinaNet, and modules of their kind."""
+"""torchvision's networks that detect in one stage, SSD and RetinaNet, and modules of their kind."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ class TorchvisionDetection:
         self._weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
         self.num_classes = len(self._weights.meta["categories"])
         self.published: PublishedWeights | None = PublishedWeights(self._weights.url)
-        plain = self._made(None, self.num_classes, device="meta")
+        plain = self._made(self.num_classes, device="meta")
         self.classifiers: tuple[str, ...] = _classifiers(plain)
+        first = plain.get_submodule(self.classifiers[0]).weight
+        self.rows_of_a_class = len(first) // self.num_classes
         transform = plain.transform
         size = transform.fixed_size[0] if transform.fixed_size else _SQUARE
         self.preprocessing = Preprocessing(
@@ -78,7 +80,7 @@ class TorchvisionDetection:
         )
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
-        module = self._made(None, num_classes)
+        module = self._made(num_classes)
         if pretrained:
             state = self._weights.get_state_dict(progress=False, check_hash=True)
             if num_classes != self.num_classes:
@@ -87,10 +89,10 @@ class TorchvisionDetection:
             module.load_state_dict(state, strict=num_classes == self.num_classes)
         return outputs_only(module)
 
-    def _made(self, weights: None, num_classes: int, device: str = "cpu") -> Any:
+    def _made(self, num_classes: int, device: str = "cpu") -> Any:
         with torch.device(device):
             return torchvision.models.get_model(
-                self._arch, weights=weights, weights_backbone=None, num_classes=num_classes
+                self._arch, weights=None, weights_backbone=None, num_classes=num_classes
             )
 
 
@@ -127,6 +129,8 @@ def outputs_only(module: nn.Module) -> nn.Module:
 
 class _OutputsOnly(nn.Module):
     """Put before the class of a module."""
+
+    head: nn.Module
 
     def forward(self, images: Tensor) -> Tensor:
         """Backbone and heads, and nothing else."""

@@ -1,4 +1,4 @@
-"""What turns the outputs of a network that detects into boxes: anchors, coding of boxes, thresholds.
+"""What makes boxes of the outputs of a network that detects: anchors, their coding, thresholds.
 
 A network puts out, for each of its A anchors, a logit for each of C classes and four numbers that
 move the anchor: [N, C + 4, A], the logits first. All else is said here, as numbers that an artifact
@@ -53,7 +53,7 @@ class Level:
             np.arange(count) * step for count, step in zip(self.grid, self.stride, strict=True)
         )
         y, x = np.meshgrid(rows, columns, indexing="ij")
-        moved = np.stack([x, y, x, y], -1)[:, :, None] + np.array(self.boxes)
+        moved: NDArray[np.float64] = np.stack([x, y, x, y], -1)[:, :, None] + np.array(self.boxes)
         return moved.reshape(-1, COORDINATES)
 
 

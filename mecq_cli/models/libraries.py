@@ -58,6 +58,7 @@ class LibraryModel(Protocol):
         preprocessing: that the library's weights count on.
         published: where the library's weights are; None where it has none.
         task: what it is for, by the name of the task.
+        rows_of_a_class: how many rows of the first classifier's weight a class has.
     """
 
     name: str
@@ -67,6 +68,7 @@ class LibraryModel(Protocol):
     preprocessing: Preprocessing
     published: PublishedWeights | None
     task: str
+    rows_of_a_class: int
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         """Make the net; a classifier of another size than the pretrained one is random."""
@@ -76,6 +78,7 @@ class TimmModel:
     """A model of timm's, the CIFAR ResNets of this package among them."""
 
     task = "classify"
+    rows_of_a_class = 1
 
     def __init__(self, name: str) -> None:
         cfg = get_pretrained_cfg(name) or PretrainedCfg()
@@ -110,6 +113,7 @@ class TorchvisionModel:
     """A classification model of torchvision's, with its default weights."""
 
     task = "classify"
+    rows_of_a_class = 1
 
     def __init__(self, name: str) -> None:
         self.name = name

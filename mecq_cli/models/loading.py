@@ -150,7 +150,10 @@ def _from_library(
             "fetch it again, or give another with --checkpoint"
         ) from error
     if reset and classes == model.num_classes:
-        _reset(module, model)
+        if is_detector(module):  # of which the bias begins where nothing is there, most of the time
+            _renew(module, model, _built(model, classes, img_size))
+        else:
+            _reset(module, model)
     return module, classes
 
 
@@ -179,12 +182,17 @@ def _reset(module: nn.Module, model: LibraryModel) -> None:
         layer.reset_parameters()
 
 
+def _renew(module: nn.Module, model: LibraryModel, random: nn.Module) -> None:
+    for name in model.classifiers:
+        module.get_submodule(name).load_state_dict(random.get_submodule(name).state_dict())
+
+
 def _classifier_rows(model: LibraryModel, state: Mapping[str, Tensor]) -> int | None:
     """How many classes the weights are for; None where they have no such layer."""
     for name in model.classifiers:
         weight = state.get(f"{name}.weight")
         if weight is not None and weight.ndim > 1:
-            return weight.shape[0]
+            return weight.shape[0] // model.rows_of_a_class
     return None
 
 

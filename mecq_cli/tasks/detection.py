@@ -24,9 +24,8 @@ from mecq_cli.tasks.decoding import LABEL, SCORE, decoded
 from mecq_cli.tasks.figures import DETECT, FIGURES
 
 
-
 class Detection:
-    """Outputs [N, classes + 4, anchors], labels float32 [N, M, 6] as `mecq_cli.data.boxes` has them.
+    """Outputs [N, classes + 4, anchors], labels float32 [N, M, 6], see `mecq_cli.data.boxes`.
 
     Args:
         detector: what makes boxes of the outputs; None while no network is known.
@@ -233,11 +232,11 @@ class _Precision:
                     }
                 ],
             )
-        found = self._metric.compute()
-        figures = {key: 100 * float(found[key]) for key in ("map", "map_50", "map_75")}
+        counted = self._metric.compute()
+        figures = {key: 100 * float(counted[key]) for key in ("map", "map_50", "map_75")}
         by_class: list[float | None] = [None] * self.outputs
         for label, value in zip(
-            found["classes"].reshape(-1), found["map_per_class"].reshape(-1), strict=True
+            counted["classes"].reshape(-1), counted["map_per_class"].reshape(-1), strict=True
         ):
             by_class[int(label)] = 100 * float(value) if value >= 0 else None
         return Measured(images, figures, {"ap": by_class})

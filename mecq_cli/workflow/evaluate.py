@@ -34,7 +34,7 @@ _ADVICE = "give the --data it was made for"
 
 
 def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
-    """Top-1 and top-5, or mean IoU and pixel accuracy, in percent on the evaluation split.
+    """Top-1 and top-5, or mean IoU, or mean average precision, in percent on the evaluation split.
 
     Raises:
         MecqError: see mecq_cli.errors.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mecq_cli.data import ImageDataset, dataset_of, eval_batches, normalize
+from mecq_cli.data.boxes import BoxDataset
 from mecq_cli.data.masks import MaskDataset
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
@@ -64,6 +65,10 @@ class Seen:
         if isinstance(self.dataset, MaskDataset):
             self.material.left_out.append(
                 "Answers by class: the network segments; mecq eval has the IoU of each class."
+            )
+        elif isinstance(self.dataset, BoxDataset):
+            self.material.left_out.append(
+                "Answers by class: the network detects; mecq eval has the precision of each class."
             )
         else:
             self._answers = self._answer(listener)

@@ -25,9 +25,9 @@ from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.tasks import registry
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
-from mecq_cli.tasks import registry
 from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers, load_for_data
