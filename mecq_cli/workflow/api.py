@@ -364,8 +364,8 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
     if len(shape) not in (2, 4) or shape[0] != 1:
         raise UsageError(
             f"model: {name} gives no logits [N, classes], and no [N, classes, H, W] (or a dict "
-            "with these as 'out'), and is no SSD or RetinaNet of torchvision's; one that classifies, "
-            "segments or detects is needed"
+            "with these as 'out'), and is no SSD or RetinaNet of torchvision's; what "
+            "classifies, segments or detects is needed"
         )
     if dense and shape[2:] != preprocessing.input_size[1:]:
         raise UsageError(

@@ -175,7 +175,7 @@ def image(**changes: object) -> Callable[[Document], object]:
         (lambda d: d.pop("annotations"), "has no list of annotations"),
         (lambda d: d["categories"].append({"id": 9, "name": "disc"}), "'disc' .9. is there twice"),
         (lambda d: d["categories"].append({"id": 9}), "no id or no name"),
-        (image(file_name="gone.png"), "lists 1 images that are not there, the first 'val/gone.png'"),
+        (image(file_name="gone.png"), "lists 1 images that are not there, the first 'val/gone"),
         (image(file_name="../train/0000.png"), "lies outside of the folder"),
         (image(width=None), "no width and height"),
         (image(id=1), "two images have the id 1"),
