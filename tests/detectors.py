@@ -70,7 +70,7 @@ class Levels(nn.Module):
         return {key: side(m) for side, (key, m) in zip(self.sides, maps, strict=True)}
 
 
-def tiny_retinanet(classes: int = 4) -> RetinaNet:
+def tiny_retinanet(classes: int = 4, width: int = 16) -> RetinaNet:
     """A RetinaNet with two maps, whose heads are shared."""
     anchors = AnchorGenerator(((12, 16), (24, 32)), ((0.5, 1.0, 2.0),) * 2)
-    return RetinaNet(Levels(), classes, anchor_generator=anchors, topk_candidates=50)
+    return RetinaNet(Levels(width), classes, anchor_generator=anchors, topk_candidates=50)

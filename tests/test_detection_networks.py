@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from torchvision.models.detection.ssd import SSD
 
 from mecq_cli.capture import capture
 from mecq_cli.errors import ArtifactError, UsageError
-from mecq_cli.export import onnx
+from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.insertion import BitPlan, assign_bits, tapped_layers
+from mecq_cli.integer.ir import shared_weights
 from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.models.detection import detector_of, feature_maps, outputs_only
 from mecq_cli.models.detector import KEY, detector_in
+from mecq_cli.sizes import ideal_bytes, totals
 from mecq_cli.tasks.decoding import SCORE, decoded
 from mecq_cli.verify import BoxComparison
 from tests.detectors import small_ssd, tiny_retinanet
@@ -174,6 +177,40 @@ def test_the_ends_of_all_heads_are_the_last_layers(kind: str) -> None:
     adds = [name for name in stages if name.endswith("add")]
     assert len(adds) == len(WIDTHS) - 1 if kind == "ssd" else len(adds) == 3
     assert tapped_layers(layers, ["penultimate"]) == [stages[-1]]
+
+
+def test_weights_that_levels_share_are_stored_once(tmp_path: Path) -> None:
+    """The heads of a RetinaNet run at each level, with one weight and its integers."""
+    torch.manual_seed(0)
+    net = outputs_only(tiny_retinanet(width=32).eval())
+    images = random_images(2, SIZE)
+    bits = quantized(net, BitPlan(4, 4), images)
+    metadata = {"classes": [*"nabc"], KEY: detector_of(net, (SIZE, SIZE)).to_json()}
+    model = integerize(bits, (3, SIZE, SIZE), metadata)
+    shared = shared_weights(model)
+    towers = {
+        f"head.{kind}_head.conv.{n}.0"
+        for kind in ("classification", "regression")
+        for n in range(4)
+    }
+    assert towers <= {*shared.values()}
+    assert all(name == f"{owner}_2" for name, owner in shared.items())
+    safetensors.save(model, tmp_path / "model.safetensors")
+    stored = safetensors.load(tmp_path / "model.safetensors")
+    assert torch.equal(IntegerModule(stored)(images), IntegerModule(model)(images))
+    weights = {node.name: node.tensors["weight"] for node in stored.nodes if node.weight_bits}
+    for name, owner in shared.items():
+        assert np.array_equal(weights[name], weights[owner])
+    bits_of = {node.name: node.weight_bits or 0 for node in model.nodes}
+    saved = sum(weights[name].size * bits_of[name] for name in shared) // 8
+    with patch("mecq_cli.export.safetensors.shared_weights", return_value={}):
+        plain = len(safetensors.to_bytes(model))
+    assert saved * 0.98 < plain - len(safetensors.to_bytes(model)) < saved * 1.05
+    proto = onnx.to_model(model)
+    stored_names = {tensor.name for tensor in proto.graph.initializer}
+    assert sum("weight" in name for name in stored_names) == len(weights) - len(shared)
+    sizes = totals(model, 0, 0)
+    assert sizes["ideal_bytes"] == sum(ideal_bytes(node) for node in model.nodes) - saved
 
 
 class Crooked(AnchorGenerator):  # type: ignore[misc]

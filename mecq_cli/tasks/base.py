@@ -59,11 +59,14 @@ class Task(Protocol):
         figures: what its figures are called.
         regularized: whether the entropy regularizer is on where no weight is given: its default
             weight was found for this task.
+        norms_of_whole_images: whether batch norm counts what it sees of whole images, or of those
+            that are trained on.
     """
 
     name: str
     figures: Figures
     regularized: bool
+    norms_of_whole_images: bool
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         """Images to train on and to evaluate on; see `mecq_cli.data.open_training`."""

@@ -24,6 +24,7 @@ class Classification:
     name = CLASSIFY
     figures = FIGURES[CLASSIFY]
     regularized = True
+    norms_of_whole_images = True
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         require_no_masks(data)

@@ -27,6 +27,7 @@ class Segmentation:
     name = SEGMENT
     figures = FIGURES[SEGMENT]
     regularized = False
+    norms_of_whole_images = True
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         require_no_boxes(data)

@@ -123,18 +123,19 @@ class Job:
             yield images, batch.labels.to(self.device)
 
     def some_images(
-        self, epoch: int, images: int, part: Part | None = None
+        self, epoch: int, images: int, part: Part | None = None, *, whole: bool = True
     ) -> tuple[Iterator[Tensor], int]:
         """About so many training images for statistics, and how many batches they come in.
 
         Large images without augmentation: statistics of random crops are not those of whole
         images. Small ones with it: padding and shifting is part of what their networks know
-        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without).
+        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without). With it also
+        where they need not be ``whole``.
         """
         available = batches_per_epoch(len(self.train), self.recipe.batch_size)
         count = min(max(-(-images // self.recipe.batch_size), 1), available)
         dataset = self.train
-        if dataset.preprocessing.input_size[1] > SMALL:
+        if whole and dataset.preprocessing.input_size[1] > SMALL:
             dataset = dataset_of(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
@@ -493,7 +494,9 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
     # Batch norm in training mode is that of all processes: each brings its part.
-    images, count = job.some_images(BN_EPOCH, job.config.bn_images, job.processes.part)
+    images, count = job.some_images(
+        BN_EPOCH, job.config.bn_images, job.processes.part, whole=job.task.norms_of_whole_images
+    )
     reestimate_batch_norm(model, job.told("batch norm", images, count))
     if distance is None or job.processes.broadcast(_distance(job, model, plain) < distance):
         job.listener.note("batch norm statistics were measured anew")

@@ -37,10 +37,10 @@ PREPROCESSING = mecq_cli.Preprocessing(
     (3, SIZE, SIZE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=1.0, crop_mode="squash"
 )
 ARMS: dict[str, dict[str, Any]] = {
-    "W4A4": {"wbits": 4, "abits": 4, "epochs": 8},
-    "W2A2": {"wbits": 2, "abits": 2, "epochs": 12},
-    "W4A4, MEC": {"wbits": 4, "abits": 4, "epochs": 8, "mec_weight": 10.0},
-    "W2A2, MEC": {"wbits": 2, "abits": 2, "epochs": 12, "mec_weight": 10.0},
+    "W4A4": {"wbits": 4, "abits": 4, "epochs": 4},
+    "W2A2": {"wbits": 2, "abits": 2, "epochs": 10},
+    "W4A4, MEC": {"wbits": 4, "abits": 4, "epochs": 4, "mec_weight": 10.0},
+    "W2A2, MEC": {"wbits": 2, "abits": 2, "epochs": 10, "mec_weight": 10.0},
 }
 SHOWN = (3, 17, 24)
 SIDE, GAP, TITLE = 180, 6, 22
