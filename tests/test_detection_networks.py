@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -177,6 +178,33 @@ def test_the_ends_of_all_heads_are_the_last_layers(kind: str) -> None:
     adds = [name for name in stages if name.endswith("add")]
     assert len(adds) == len(WIDTHS) - 1 if kind == "ssd" else len(adds) == 3
     assert tapped_layers(layers, ["penultimate"]) == [stages[-1]]
+
+
+class Lengths(nn.Module):
+    """As the first map of SSD300: each place divided by its length, and scaled by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.scale = nn.Parameter(torch.linspace(10, 20, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        logits: Tensor = self.second(self.scale.view(1, -1, 1, 1) * F.normalize(x))
+        return logits
+
+
+def test_places_are_divided_by_their_length_over_the_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, images = Lengths(), random_images(4, 16)
+    kinds = [layer.kind for layer in capture(net, (3, 16, 16))]
+    assert kinds.count("l2_normalize") == 1
+    with torch.no_grad():
+        wanted = net(images)
+        eight = quantized(net, BitPlan(8, 8), images)(images)
+    assert float((eight - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+    counts = check(quantized(net, BitPlan(4, 4), images), images, tmp_path)
+    assert counts["off"] <= 5
 
 
 def test_weights_that_levels_share_are_stored_once(tmp_path: Path) -> None:

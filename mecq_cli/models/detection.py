@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
+from torchvision.ops import FrozenBatchNorm2d
 
 from mecq_cli.errors import UsageError
 from mecq_cli.models.detector import COORDINATES, Detector, Level
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.weights import fit_state_dict
 
 BACKGROUND = "__background__"
 """What torchvision calls the class of what is nothing."""
@@ -24,6 +26,10 @@ _FAMILIES = ("retinanet", "ssd")
 _HEADS = ("classification_head", "regression_head")
 _SQUARE = 800
 """Of a RetinaNet, whose own images keep their shape and have no less on the short side."""
+_WITHOUT_EPS = ("retinanet_resnet50_fpn",)
+"""Whose published weights are for batch norms that add nothing to the variance."""
+_LEAST_EPS = 1e-12
+"""What is added all the same: in training a variance may be 0."""
 _CLOSE = 1e-3
 """Pixels that anchors may be off from a regular grid: they are float32."""
 
@@ -83,10 +89,12 @@ class TorchvisionDetection:
         module = self._made(num_classes)
         if pretrained:
             state = self._weights.get_state_dict(progress=False, check_hash=True)
-            if num_classes != self.num_classes:
-                for name in self.classifiers:
-                    del state[f"{name}.weight"], state[f"{name}.bias"]
-            module.load_state_dict(state, strict=num_classes == self.num_classes)
+            new = self.classifiers if num_classes != self.num_classes else ()
+            fit_state_dict(module, state, source=f"the pretrained {self.name}", ignore=new)
+            if self._arch in _WITHOUT_EPS:
+                for norm in module.modules():
+                    if isinstance(norm, nn.BatchNorm2d):
+                        norm.eps = _LEAST_EPS
         return outputs_only(module)
 
     def _made(self, num_classes: int, device: str = "cpu") -> Any:
@@ -118,11 +126,13 @@ def outputs_only(module: nn.Module) -> nn.Module:
     """The same module, which takes a batch and gives [N, classes + 4, anchors].
 
     What torchvision does around backbone and heads is left out. Its parts keep their names, so that
-    weights fit as before, and layers are called as they were.
+    weights fit as before, and layers are called as they were. Batch norms that were frozen are such
+    as learn, which compute the same.
     """
     kind = type(module)
     if issubclass(kind, _OutputsOnly):
         return module
+    _thaw(module)
     module.__class__ = type(kind.__name__, (_OutputsOnly, kind), {"__module__": kind.__module__})
     return module
 
@@ -137,6 +147,17 @@ class _OutputsOnly(nn.Module):
         given = self.head(feature_maps(self, images))
         logits, moves = given["cls_logits"], given["bbox_regression"]
         return torch.cat([logits.transpose(1, 2), moves.transpose(1, 2)], 1)
+
+
+def _thaw(module: nn.Module) -> None:
+    """Plain batch norms in the place of frozen ones, which no layer before them could take over."""
+    for name, old in [*module.named_modules()]:
+        if not isinstance(old, FrozenBatchNorm2d):
+            continue
+        new = nn.BatchNorm2d(len(old.weight), eps=max(old.eps, _LEAST_EPS))
+        new.load_state_dict(old.state_dict(), strict=False)  # the frozen ones count no batches
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, new.to(old.weight.device).eval())
 
 
 def feature_maps(module: nn.Module, images: Tensor) -> list[Tensor]:

@@ -92,7 +92,6 @@ def load_model(
         module = _built(model, classes, img_size)
     weights = checkpoint.name if checkpoint else "library" if pretrained else "random"
     module = module.float().eval()
-    height, width = preprocessing.input_size[1:]
     return LoadedModel(
         name=name,
         module=module,
@@ -101,8 +100,19 @@ def load_model(
         weights=weights,
         imagenet=classes == model.num_classes == _IMAGENET_CLASSES,
         task=model.task,
-        detector=detector_of(module, (height, width)) if is_detector(module) else None,
+        detector=_detector(module, model, preprocessing) if is_detector(module) else None,
     )
+
+
+def _detector(module: nn.Module, model: LibraryModel, preprocessing: Preprocessing) -> Detector:
+    _, height, width = preprocessing.input_size
+    try:
+        return detector_of(module, (height, width))
+    except RuntimeError as error:  # torch's, of a map that is smaller than a kernel
+        raise UsageError(
+            f"{model.name} cannot take images of {height} pixels ({first_line(error)}); its own "
+            f"size is {model.preprocessing.input_size[-1]}"
+        ) from error
 
 
 def _from_checkpoint(

@@ -68,7 +68,8 @@ def boxed(
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, colour, width)
         text = f"{row['class']} {100 * row['score']:.0f}"
         extent = draw.textbbox((0, 0), text, font)
-        place = (left, max(0, top - extent[3] - 2))
-        draw.rectangle((*place, place[0] + extent[2] + 3, place[1] + extent[3] + 2), colour)
+        right, bottom = extent[2] + 3, extent[3] + 2
+        place = (max(0, min(left, drawn.width - right - 1)), max(0, top - bottom))
+        draw.rectangle((*place, place[0] + right, place[1] + bottom), colour)
         draw.text((place[0] + 2, place[1]), text, "black", font)
     return drawn
