@@ -262,9 +262,9 @@ def _rows(
     for entry in entries:
         what = f"{file!r}: annotation {entry.get('id')!r}"
         image, label = entry.get("image_id"), entry.get("category_id")
-        if image not in images:
+        if not isinstance(image, (int, str)) or image not in images:
             raise DataError(f"{what} is of image {image!r}, which is not listed; correct it")
-        if label not in places:
+        if not isinstance(label, int) or label not in places:
             raise DataError(
                 f"{what} has the label {label!r}, but the categories are "
                 f"{', '.join(map(str, [*classes][:5]))}{', ...' if len(classes) > 5 else ''}; "
@@ -272,7 +272,7 @@ def _rows(
             )
         size = (images[image]["width"], images[image]["height"])
         box = _box(entry.get("bbox"), size, f"{what} of {images[image]['file_name']!r}")
-        rows.setdefault(image, []).append((places[label], *box, bool(entry.get("iscrowd", 0))))
+        rows.setdefault(image, []).append((places[label], *box, entry.get("iscrowd") == 1))
     return rows
 
 

@@ -162,7 +162,11 @@ def image(**changes: object) -> Callable[[Document], object]:
     ("change", "message"),
     [
         (annotation(category_id=9), "has the label 9, but the categories are 1, 2, 3"),
+        (annotation(category_id=[1]), "has the label .1., but the categories are 1, 2, 3"),
         (annotation(image_id=77), "of image 77, which is not listed"),
+        (annotation(image_id=None), "of image None, which is not listed"),
+        (annotation(image_id={}), "of image {}, which is not listed"),
+        (annotation(bbox=[True, "4", 1, 1]), "has no bbox of four numbers"),
         (annotation(bbox=[20, 4, 14, 8]), "reaches outside of the image, which is 32 x 32"),
         (annotation(bbox=[-3, 4, 14, 8]), "reaches outside of the image"),
         (annotation(bbox=[3, 4, 0, 8]), "has no area"),
