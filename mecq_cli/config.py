@@ -159,7 +159,8 @@ class QuantizeConfig(Settings):
         distill, distill_weight, distill_temperature: learn from the float model's logits.
         teacher: how the float model is computed for that: auto takes integers of 8 bits where the
             training step is compiled and they say the same; float.
-        mec_weight: weight of the entropy regularizer; 0 switches it off.
+        mec_weight: weight of the entropy regularizer; 0 switches it off. None: that of its term,
+            or what suits the network (training/balance.py).
         mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
         mec_views: "quantized" features alone, or jointly with those of the float model.
         mec_align: with two views, weight of their agreement beside the joint coding length.

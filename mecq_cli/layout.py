@@ -7,8 +7,10 @@ is loaded.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mecq_cli.errors import CheckpointError, DataError, UsageError
@@ -19,14 +21,60 @@ EVALUATION = ("val", "valid", "validation", "test")
 """Names of the folder to evaluate on; the first one present is taken."""
 FLAT = "."
 """Name of the split of a folder that holds the class folders itself."""
-VOC_LISTS = "ImageSets/Segmentation"
-"""Where Pascal VOC has a list of names for each split, of images with masks."""
+IMAGES, MASKS = "images", "masks"
+"""What a split of images with masks holds."""
+VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+"""What Pascal VOC has instead; in the last one a list of names for each split."""
 COCO_FOLDER = "annotations"
 """Where COCO has a file of annotations for each split, of images with boxes."""
 COCO_BESIDE = "_annotations.coco.json"
 """Such a file, where it lies beside the images of its split."""
 LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
 
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data folder is split, in the words of messages.
+
+    Attributes:
+        part, ending: what a split is, and how its name ends.
+        holding: what makes it one, beside its name.
+        expected: what should be there.
+    """
+
+    part: str
+    ending: str
+    holding: str
+    expected: str
+
+    def names(self) -> str:
+        """Of the splits to evaluate on."""
+        *others, last = (f"{name}{self.ending}" for name in EVALUATION)
+        return f"{', '.join(others)} or {last}{self.holding}"
+
+
+CLASS_FOLDERS = Layout(
+    "folder", "/", "", f"{LAYOUT}, or class folders directly in it with --val-split 0.1"
+)
+PAIRS = Layout(
+    "folder",
+    "/",
+    f" with {IMAGES}/ and {MASKS}/",
+    f"expected train/ and val/ in it, each with {IMAGES}/ and {MASKS}/, or these directly in it "
+    "with --val-split 0.1",
+)
+VOC = Layout(
+    "list", ".txt", f" in {VOC_LISTS}/", f"expected {VOC_LISTS}/train.txt and val.txt in it"
+)
+COCO = Layout(
+    "file",
+    ".json",
+    f" in {COCO_FOLDER}/",
+    f"expected {COCO_FOLDER}/instances_train.json and {COCO_FOLDER}/instances_val.json in it, and "
+    "the images in train/ and val/, as COCO has them, or train alone with --val-split 0.1",
+)
+
+_COCO_NAME = re.compile(rf"(?:instances_)?({'|'.join((TRAIN, *EVALUATION))})(\d*)\.json")
 _LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
 
 
@@ -65,13 +113,79 @@ def find_splits(root: Path) -> tuple[str, ...]:
     return tuple(name for name in (TRAIN, *EVALUATION) if name in folders)
 
 
-def check_splits(data: str, splits: Collection[str], val_split: float | None) -> None:
+def find_layout(root: Path) -> tuple[Layout, tuple[str, ...]]:
+    """How a folder is laid out, and its splits: `FLAT` of images with masks directly in it.
+
+    Raises:
+        DataError: as `folders_in`.
+    """
+    if all((root / part).is_dir() for part in (VOC_IMAGES, VOC_MASKS, VOC_LISTS)):
+        lists = root / VOC_LISTS
+        return VOC, tuple(n for n in (TRAIN, *EVALUATION) if (lists / f"{n}.txt").is_file())
+    splits = find_splits(root)
+    pairs = tuple(name for name in splits if _has_pairs(root / name))
+    if pairs or _has_pairs(root):
+        return PAIRS, pairs or (FLAT,)
+    boxes = find_boxes(root)
+    return (COCO, tuple(boxes)) if boxes else (CLASS_FOLDERS, splits)
+
+
+@dataclass(frozen=True)
+class BoxSource:
+    """A split of images with boxes.
+
+    Attributes:
+        file: its annotations.
+        folder: where its images are, relative to the root.
+    """
+
+    file: Path
+    folder: str
+
+
+def find_boxes(root: Path) -> dict[str, BoxSource]:
+    """The splits with annotations that a folder has, train first.
+
+    Raises:
+        DataError: there are two files for one of them.
+    """
+    found: dict[str, BoxSource] = {}
+    folder = root / COCO_FOLDER
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        match = _COCO_NAME.fullmatch(file.name)
+        if match is None:
+            continue
+        name, images = match.group(1), "".join(match.groups())
+        if name in found:
+            raise DataError(
+                f"{str(folder)!r} has two files for {name!r}, {found[name].file.name!r} and "
+                f"{file.name!r}; move one of them away"
+            )
+        within = f"images/{images}" if (root / "images" / images).is_dir() else images
+        found[name] = BoxSource(file, within)
+    for name in (TRAIN, *EVALUATION):
+        if name not in found and (root / name / COCO_BESIDE).is_file():
+            found[name] = BoxSource(root / name / COCO_BESIDE, name)
+    return {name: found[name] for name in (TRAIN, *EVALUATION) if name in found}
+
+
+def _has_pairs(folder: Path) -> bool:
+    return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
+
+
+def check_splits(
+    data: str,
+    splits: Collection[str],
+    val_split: float | None,
+    layout: Layout = CLASS_FOLDERS,
+) -> None:
     """Whether these splits are enough to train on and to evaluate on.
 
     Args:
         data: as ``--data`` has it.
         splits: that are there.
         val_split: share to hold out, as ``--val-split`` has it.
+        layout: of the folder.
 
     Raises:
         DataError: no train, or nothing to evaluate on.
@@ -80,24 +194,24 @@ def check_splits(data: str, splits: Collection[str], val_split: float | None) ->
     second = next((name for name in EVALUATION if name in splits), None)
     if TRAIN not in splits and (second or val_split is None):
         raise DataError(
-            f"{data!r} has no folder 'train'{_hint(Path(data))}; {LAYOUT}, "
-            "or class folders directly in it with --val-split 0.1"
+            f"{data!r} has no {layout.part} 'train'{layout.holding}{_hint(Path(data))}; "
+            f"{layout.expected}"
         )
     if val_split is not None and second is not None:
         raise UsageError(
-            f"--val-split {val_split} was given, but {data!r} has a folder {second!r}; "
-            "leave out --val-split, or move that folder away"
+            f"--val-split {val_split} was given, but {data!r} has a {layout.part} {second!r}; "
+            f"leave out --val-split, or move that {layout.part} away"
         )
     if val_split is None and second is None:
-        raise nothing_to_evaluate_on(data)
+        raise nothing_to_evaluate_on(data, layout)
 
 
-def nothing_to_evaluate_on(data: str) -> DataError:
+def nothing_to_evaluate_on(data: str, layout: Layout = CLASS_FOLDERS) -> DataError:
     """There is no split for it."""
     return DataError(
-        f"{data!r} has no val/, valid/, validation/ or test/ to evaluate on; add one, name "
-        "another folder with --split (. is the folder itself), or, to quantize, hold images out "
-        "with --val-split 0.1"
+        f"{data!r} has no {layout.names()} to evaluate on; add one, name another {layout.part} "
+        "with --split (. is the folder itself), or, to quantize, hold images out with "
+        "--val-split 0.1"
     )
 
 
@@ -126,8 +240,8 @@ def check_classes(root: str, classes: Collection[str], *, flat: bool) -> None:
         )
 
 
-def splits_if_folder(data: str) -> tuple[str, ...] | None:
-    """`find_splits` where ``--data`` names a folder of images; None for other data sets.
+def layout_if_folder(data: str) -> tuple[Layout, tuple[str, ...]] | None:
+    """`find_layout` where ``--data`` names a folder of images; None for other data sets.
 
     Raises:
         DataError: as `folders_in`.
@@ -138,12 +252,8 @@ def splits_if_folder(data: str) -> tuple[str, ...] | None:
         return None
     if root.suffix == ".tar" and root.is_file():
         return None
-    if (root / VOC_LISTS).is_dir():
-        return None  # its splits are lists of names
-    if any((root / COCO_FOLDER).glob("*.json")) or any(root.glob(f"*/{COCO_BESIDE}")):
-        return None  # its splits are files of annotations
-    splits = find_splits(root)
-    return splits if splits or not any(root.glob("*.tar")) else None
+    layout, splits = find_layout(root)
+    return (layout, splits) if splits or not any(root.glob("*.tar")) else None
 
 
 def check_weight_file(path: Path) -> None:

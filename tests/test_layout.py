@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mecq_cli.errors import CheckpointError, DataError, MecqError, UsageError
-from mecq_cli.layout import check_classes, check_splits, check_weight_file, splits_if_folder
+from mecq_cli.layout import check_classes, check_splits, check_weight_file, layout_if_folder
 
 
 def folders(root: Path, *names: str) -> str:
@@ -19,9 +20,10 @@ def folders(root: Path, *names: str) -> str:
 
 
 def check(data: str, val_split: float | None = None) -> None:
-    splits = splits_if_folder(data)
-    if splits is not None:
-        check_splits(data, splits, val_split)
+    found = layout_if_folder(data)
+    if found is not None:
+        layout, splits = found
+        check_splits(data, splits, val_split, layout)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,44 @@ def test_each_name_of_the_second_folder_will_do(tmp_path: Path, name: str) -> No
         check(data, 0.1)
 
 
+def pairs(root: Path, *places: str) -> str:
+    return folders(root, *(f"{place}/{kind}" for place in places for kind in ("images", "masks")))
+
+
+def lists(root: Path, *names: str) -> str:
+    folders(root, "JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    for name in names:
+        (root / f"ImageSets/Segmentation/{name}.txt").touch()
+    return str(root)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("made", [pairs, lists])
+def test_images_with_masks_are_held_to_the_same_rules(
+    tmp_path: Path, made: Callable[..., str], name: str
+) -> None:
+    check(made(tmp_path / "both", "train", name))
+    check(made(tmp_path / "one", "train"), 0.1)
+    with pytest.raises(UsageError, match=f"has a (folder|list) '{name}'"):
+        check(made(tmp_path / "again", "train", name), 0.1)
+    ending = "/" if made is pairs else ".txt"
+    with pytest.raises(DataError, match=f"valid{ending}, .*--val-split 0.1"):
+        check(made(tmp_path / "alone", "train"))
+    with pytest.raises(DataError, match=r"no (folder|list) 'train'"):
+        check(made(tmp_path / "other", name), 0.1)
+
+
+def test_pairs_without_splits(tmp_path: Path) -> None:
+    check(pairs(tmp_path / "flat", "."), 0.1)
+    with pytest.raises(DataError, match="these directly in it with --val-split"):
+        check(pairs(tmp_path / "more", "."))
+    # A folder without masks is no split of pairs, whatever its name is.
+    data = pairs(tmp_path / "half", "train")
+    folders(tmp_path / "half", "val/images")
+    with pytest.raises(DataError, match=r"no val/, .* with images/ and masks/ to evaluate on"):
+        check(data)
+
+
 def test_train_alone_needs_a_share_to_hold_out(tmp_path: Path) -> None:
     data = folders(tmp_path, "train/cat")
     check(data, 0.1)
@@ -79,9 +119,9 @@ def test_weight_files(tmp_path: Path) -> None:
 def test_data_sets_that_are_no_folder_are_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "train-000.tar").touch()
     for data in ("hfds/cifar10", "wds/nowhere", str(tmp_path), str(tmp_path / "train-000.tar")):
-        assert splits_if_folder(data) is None
+        assert layout_if_folder(data) is None
     with pytest.raises(MecqError, match="no data folder"):
-        splits_if_folder(str(tmp_path / "nowhere"))
+        layout_if_folder(str(tmp_path / "nowhere"))
 
 
 def test_a_wrong_folder_is_told_without_torch(tmp_path: Path) -> None:

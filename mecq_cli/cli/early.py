@@ -13,9 +13,10 @@ def check_training(data: str, val_split: float | None, checkpoint: Path | None) 
     """
     from mecq_cli import layout
 
-    splits = layout.splits_if_folder(data)
-    if splits is not None:
-        layout.check_splits(data, splits, val_split)
+    found = layout.layout_if_folder(data)
+    if found is not None:
+        kind, splits = found
+        layout.check_splits(data, splits, val_split, kind)
     if checkpoint is not None:
         layout.check_weight_file(checkpoint)
 
@@ -33,6 +34,6 @@ def check_target(
 
     resolve_target(target)
     if data is not None:
-        layout.splits_if_folder(data)
+        layout.layout_if_folder(data)
     if checkpoint is not None:
         layout.check_weight_file(checkpoint)

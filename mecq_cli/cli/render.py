@@ -20,7 +20,7 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.live import duration
 from mecq_cli.errors import UsageError
-from mecq_cli.tasks.figures import figures_of
+from mecq_cli.tasks.figures import DETECT, figures_of
 
 Document = Mapping[str, Any]
 View = Callable[[Document], Iterable[RenderableType]]
@@ -162,11 +162,12 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     for key, label in {of.key: of.label, **of.others}.items():
         if key != "top5" or document.get("num_classes", 1000) > 5:  # else 100 %, whatever it does
             table.add_row(label, _percent(document[key]))
-    for key, label in (("iou", "IoU"), ("ap", "AP")):
-        for name, value in zip(document.get("classes", ()), document.get(key, ()), strict=False):
+    if of.by_class:
+        key, label = of.by_class
+        for name, value in zip(document["classes"], document[key], strict=True):
             if value is not None:
                 table.add_row(f"{label} of {_plain(name)}", _percent(value))
-            elif key == "iou":
+            elif document["task"] != DETECT:  # of COCO's classes most are not there
                 table.add_row(f"{label} of {_plain(name)}", "not there")
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))

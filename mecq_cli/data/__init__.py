@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mecq_cli.data.augmentation import SMALL
+from mecq_cli.data.datasets import dataset_of
 from mecq_cli.data.images import read_image, scan
-from mecq_cli.data.items import dataset_of, split_of
+from mecq_cli.data.item_masks import masked_split_of
+from mecq_cli.data.items import split_of
 from mecq_cli.data.loader import (
     Batch,
     ImageDataset,
@@ -29,6 +31,7 @@ __all__ = [
     "find_splits",
     "hold_out",
     "limit_per_class",
+    "masked_split_of",
     "normalize",
     "open_evaluation",
     "open_split",

@@ -15,44 +15,33 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from mecq_cli import layout
 from mecq_cli.data.boxes import BoxFiles
 from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.data.split import NameList, Split, check_same_classes
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.layout import COCO_BESIDE, COCO_FOLDER, EVALUATION, TRAIN, readable
+from mecq_cli.layout import COCO, EVALUATION, TRAIN, BoxSource, readable
 from mecq_cli.settings import OWN, split_data_name
 from mecq_cli.storage import read_bytes_limited
 
-LAYOUT = (
-    "expected annotations/instances_train.json and annotations/instances_val.json in it, and the "
-    "images in train/ and val/, as COCO has them"
-)
-_NAME = re.compile(rf"(?:instances_)?({'|'.join((TRAIN, *EVALUATION))})(\d*)\.json")
 _MOST_BYTES = 2**31
 _ROUNDED = 1.0
 """Pixels that a box may reach over the edge: those of COCO do, where they were rounded."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A split: its file of annotations, and where its images are, relative to the root."""
-
-    file: Path
-    folder: str
-
-
 def require_no_boxes(data: str) -> None:
     """Raise DataError where a folder is one of images with boxes: nothing to classify by."""
     prefix, where = split_data_name(data)
-    if not prefix and not data.startswith(OWN) and _sources(Path(where)):
+    if prefix or data.startswith(OWN) or not Path(where).is_dir():
+        return
+    if layout.find_layout(Path(where))[0] is COCO:
         raise DataError(
             f"{where!r} holds images with boxes, which is data for detection: give a model that "
             "detects (ssdlite320_mobilenet_v3_large, retinanet_resnet50_fpn, ...), or other data"
@@ -72,22 +61,11 @@ def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split,
         UsageError: ``val_split`` although there is a second split, or data that is no folder.
     """
     root, sources = _found(data)
-    second = next((name for name in EVALUATION if name in sources), None)
-    if TRAIN not in sources or (second is None and val_split is None):
-        missing = "train" if TRAIN not in sources else "val"
-        raise DataError(
-            f"{str(root)!r} has no annotations of {missing!r} (it has {', '.join(sources)}); "
-            f"{LAYOUT} (or, without val, --val-split 0.1 holds a tenth out)"
-        )
+    layout.check_splits(str(root), sources, val_split, COCO)
     train = _open(root, TRAIN, sources[TRAIN])
     if val_split is not None:
-        if second is not None:
-            raise UsageError(
-                f"--val-split {val_split} was given, but {str(root)!r} has a split {second!r}; "
-                "leave out --val-split, or move that split away"
-            )
         return _hold_out(train, val_split, seed)
-    assert second is not None
+    second = next(name for name in sources if name in EVALUATION)
     val = _open(root, second, sources[second])
     check_same_classes(train, val)
     return train, val
@@ -101,16 +79,17 @@ def open_evaluation(data: str, split: str | None = None) -> Split:
     """
     root, sources = _found(data)
     chosen = split or next((name for name in EVALUATION if name in sources), None)
-    if chosen is None or chosen not in sources:
-        wanted = f"{split!r}" if split else "val, validation or test"
+    if chosen is None:
+        raise layout.nothing_to_evaluate_on(str(root), COCO)
+    if chosen not in sources:
         raise DataError(
-            f"{str(root)!r} has no annotations of {wanted} (it has {', '.join(sources)}); name "
+            f"{str(root)!r} has no annotations of {split!r} (it has {', '.join(sources)}); name "
             "another split with --split"
         )
     return _open(root, chosen, sources[chosen])
 
 
-def _found(data: str) -> tuple[Path, Mapping[str, _Source]]:
+def _found(data: str) -> tuple[Path, Mapping[str, BoxSource]]:
     """The folder, and the splits that it has."""
     prefix, where = split_data_name(data)
     if data.startswith(OWN):
@@ -120,39 +99,17 @@ def _found(data: str) -> tuple[Path, Mapping[str, _Source]]:
         )
     root = Path(where).absolute()
     if prefix or root.suffix == ".tar":
-        raise UsageError(f"--data {data}: boxes are read from a folder; {LAYOUT}")
+        raise UsageError(f"--data {data}: boxes are read from a folder; {COCO.expected}")
     with readable(root):
         names = sorted(entry.name for entry in root.iterdir())
-    sources = _sources(root)
+    sources = layout.find_boxes(root)
     if not sources:
         hint = "it looks like data for another task: " if TRAIN in names else ""
-        raise DataError(f"{where!r} holds no images with boxes; {hint}{LAYOUT}")
+        raise DataError(f"{where!r} holds no images with boxes; {hint}{COCO.expected}")
     return root, sources
 
 
-def _sources(root: Path) -> dict[str, _Source]:
-    """The splits with annotations that a folder has, train first."""
-    found: dict[str, _Source] = {}
-    folder = root / COCO_FOLDER
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        match = _NAME.fullmatch(file.name)
-        if match is None:
-            continue
-        name, images = match.group(1), "".join(match.groups())
-        if name in found:
-            raise DataError(
-                f"{str(folder)!r} has two files for {name!r}, {found[name].file.name!r} and "
-                f"{file.name!r}; move one of them away"
-            )
-        within = f"images/{images}" if (root / "images" / images).is_dir() else images
-        found[name] = _Source(file, within)
-    for name in (TRAIN, *EVALUATION):
-        if name not in found and (root / name / COCO_BESIDE).is_file():
-            found[name] = _Source(root / name / COCO_BESIDE, name)
-    return {name: found[name] for name in (TRAIN, *EVALUATION) if name in found}
-
-
-def _open(root: Path, name: str, source: _Source) -> Split:
+def _open(root: Path, name: str, source: BoxSource) -> Split:
     document = _read(source.file)
     file = str(source.file)
     classes = _classes(document["categories"], file)
@@ -246,7 +203,7 @@ def _images(entries: Sequence[Mapping[str, Any]], file: str) -> dict[Any, Mappin
             raise DataError(f"{file!r}: two images have the id {number!r}; give each its own")
         found[number] = entry
     if not found:
-        raise DataError(f"{file!r} lists no images; {LAYOUT}")
+        raise DataError(f"{file!r} lists no images; {COCO.expected}")
     return found
 
 

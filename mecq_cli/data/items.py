@@ -1,5 +1,7 @@
 """Data sets of a program, in the place of a folder: anything that gives (image, label) by number.
 
+Those that give (image, mask) are in `item_masks`.
+
 An image is a Pillow image or a uint8 tensor [3, H, W], which is resized, augmented and normalised
 as one from a folder; or a float tensor [C, H, W], which goes to the model as it is. Whatever is
 random in a data set of floats is drawn from torch, numpy and random, and these are seeded for each
@@ -29,14 +31,11 @@ from torch.utils.data import (
     default_collate,
 )
 
-from mecq_cli.data.boxes import BoxDataset, BoxFiles
 from mecq_cli.data.images import to_rgb
 from mecq_cli.data.loader import Batch, ImageDataset
-from mecq_cli.data.masks import MaskDataset, PairFiles
 from mecq_cli.data.split import Encoded, Indices, Split
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
-from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.settings import OWN
 
 
@@ -64,14 +63,17 @@ class ItemFiles:
     def file(self, index: int) -> Encoded:
         return Encoded(self.name(index), partial(self._open, index))
 
-    def _open(self, index: int) -> BinaryIO:
-        image, _ = item(self, index)
+    def picture(self, index: int, image: object) -> Image.Image:
+        """What was given as an image, in RGB."""
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and len(image) == 3:
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         if not isinstance(image, Image.Image):
-            raise DataError(f"{self.name(index)}: {_described(image)} among images of other kinds")
+            raise DataError(f"{self.name(index)}: {described(image)} among images of other kinds")
+        return to_rgb(image)
+
+    def _open(self, index: int) -> BinaryIO:
         file = io.BytesIO()
-        to_rgb(image).save(file, "PPM")
+        self.picture(index, pair(self, index)[0]).save(file, "PPM")
         return file
 
 
@@ -89,43 +91,31 @@ class FloatDataset(ImageDataset):
         self.in_memory = False
 
     def batch(self, indices: Indices) -> Batch:
-        files = self.split.files
-        assert isinstance(files, FloatFiles)
-        images = []
-        for index in indices:
-            row = int(self.split.rows[index])
-            with _seeded(int(self._words[index])):
-                image, _ = item(files, row)
-            if not isinstance(image, torch.Tensor) or tuple(image.shape) != files.shape:
-                raise DataError(
-                    f"{files.name(row)}: {_described(image)}, but the first image is a float "
-                    f"tensor {list(files.shape)}; give all the same shape"
-                )
-            images.append(image.float())
+        images = [self._made(int(index))[0] for index in indices]
         return Batch(torch.stack(images), torch.from_numpy(self.labels[indices]))
+
+    def _made(self, index: int) -> tuple[torch.Tensor, Any]:
+        """An image as its data set makes it in this epoch, and what comes with it."""
+        files, row = self.split.files, int(self.split.rows[index])
+        assert isinstance(files, FloatFiles)
+        with _seeded(int(self._words[index])):
+            image, other = pair(files, row)
+        if not isinstance(image, torch.Tensor) or tuple(image.shape) != files.shape:
+            raise DataError(
+                f"{files.name(row)}: {described(image)}, but the first image is a float tensor "
+                f"{list(files.shape)}; give all the same shape"
+            )
+        return image.float(), other
 
     def preload(self, workers: int = 0, listener: Listener | None = None) -> None:
         """Nothing: what the data set makes may differ from epoch to epoch."""
 
 
-def dataset_of(
-    split: Split,
-    preprocessing: Preprocessing,
-    label_indices: Sequence[int] | None = None,
-    train: bool = False,
-    seed: int = 0,
-) -> ImageDataset:
-    """The images of a split as the model sees them, wherever they come from."""
-    kinds = ((FloatFiles, FloatDataset), (PairFiles, MaskDataset), (BoxFiles, BoxDataset))
-    kind = next((made for files, made in kinds if isinstance(split.files, files)), ImageDataset)
-    return kind(split, preprocessing, label_indices, train, seed)
-
-
-def item(files: ItemFiles, index: int) -> tuple[Any, int]:
-    """Image and label.
+def pair(files: ItemFiles, index: int) -> tuple[Any, Any]:
+    """What the data set gives: two things.
 
     Raises:
-        DataError: the data set gives something else, or fails.
+        DataError: it gives something else, or fails.
     """
     try:
         got = files.items[index]
@@ -136,8 +126,17 @@ def item(files: ItemFiles, index: int) -> tuple[Any, int]:
             f"{files.name(index)}: the data set failed: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(got, (tuple, list)) or len(got) != 2:
-        raise DataError(f"{files.name(index)}: got {_described(got)}; give (image, label)")
-    image, label = got
+        raise DataError(f"{files.name(index)}: got {described(got)}; give (image, label or mask)")
+    return got[0], got[1]
+
+
+def item(files: ItemFiles, index: int) -> tuple[Any, int]:
+    """Image and label.
+
+    Raises:
+        DataError: as `pair`, or the label is no number.
+    """
+    image, label = pair(files, index)
     try:
         return image, int(label)
     except (TypeError, ValueError) as error:
@@ -179,7 +178,7 @@ def float_shape(data: Any) -> tuple[int, int, int] | None:
     items = items_of(data)
     if not len(items):
         raise DataError("the data set is empty; it needs at least one image")
-    image, _ = item(ItemFiles(items, "train"), 0)
+    image, _ = pair(ItemFiles(items, "train"), 0)
     if isinstance(image, torch.Tensor) and image.is_floating_point() and image.dim() == 3:
         channels, height, width = image.shape
         return channels, height, width
@@ -196,12 +195,7 @@ def split_of(data: Any, name: str, classes: Sequence[str]) -> Split:
     items = items_of(data)
     shape = float_shape(items)
     files = ItemFiles(items, name) if shape is None else FloatFiles(items, name, shape)
-    first, _ = item(files, 0)
-    if shape is None and not isinstance(first, Image.Image) and not _is_rgb(first):
-        raise DataError(
-            f"{name}[0]: the image is {_described(first)}; give a Pillow image, a uint8 tensor "
-            "[3, H, W], or a float tensor [C, H, W] as the model takes it"
-        )
+    require_image(files)
     labels = _labels(items)
     if labels is None:
         labels = np.array([item(files, i)[1] for i in range(len(items))], np.int64)
@@ -219,6 +213,16 @@ def split_of(data: Any, name: str, classes: Sequence[str]) -> Split:
         np.arange(len(labels), dtype=np.int64),
         labels,
     )
+
+
+def require_image(files: ItemFiles) -> None:
+    """Raise DataError unless the first image is of a kind that is known."""
+    first, _ = pair(files, 0)
+    if not isinstance(files, FloatFiles) and not (isinstance(first, Image.Image) or _is_rgb(first)):
+        raise DataError(
+            f"{files.name(0)}: the image is {described(first)}; give a Pillow image, a uint8 "
+            "tensor [3, H, W], or a float tensor [C, H, W] as the model takes it"
+        )
 
 
 def _is_rgb(image: object) -> bool:
@@ -256,7 +260,8 @@ def _seeded(word: int) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """What a value is, for a message."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     return f"of type {type(value).__name__}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,15 +40,33 @@ IGNORED = 255
 Mask = NDArray[np.uint8]
 
 
+@runtime_checkable
+class Pairs(Protocol):
+    """Images with masks by number."""
+
+    def name(self, index: int) -> str:
+        """Which image this is, within the data set."""
+
+    def mask_name(self, index: int) -> str:
+        """Which mask this is."""
+
+    def pair(self, index: int) -> tuple[Image.Image, Mask]:
+        """Image (RGB) and mask."""
+
+
 @dataclass(frozen=True)
 class PairFiles(FolderFiles):
     """Image files and, at the same number, their masks; all paths are relative to ``root``."""
 
     masks: Names
 
-    def mask(self, index: int) -> str:
-        """Path of a mask."""
-        return f"{self.root}/{self.masks[index]}"
+    def mask_name(self, index: int) -> str:
+        """Which mask this is, within the data set."""
+        return self.masks[index]
+
+    def pair(self, index: int) -> tuple[Image.Image, Mask]:
+        """Image (RGB) and mask."""
+        return open_rgb(self.file(index)), read_mask(f"{self.root}/{self.masks[index]}")
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
@@ -97,28 +116,45 @@ class MaskDataset(ImageDataset):
 
     def _read(self, index: int) -> tuple[Image.Image, Mask]:
         files, row = self.split.files, int(self.split.rows[index])
-        assert isinstance(files, PairFiles)
-        image, mask, name = open_rgb(files.file(row)), read_mask(files.mask(row)), files.masks[row]
-        height, width = mask.shape
-        if image.size != (width, height):
-            raise DataError(
-                f"mask {name!r} is {width} x {height} pixels and its image {files.name(row)!r} is "
-                f"{image.width} x {image.height}; they must be of one size"
-            )
-        counted = mask[mask != IGNORED]
-        classes = len(self.split.classes)
-        if not len(counted):
-            raise DataError(
-                f"every pixel of the mask {name!r} is ignored (255); there is nothing to learn "
-                "from: remove it and its image"
-            )
-        if int(counted.max()) >= classes:
-            raise DataError(
-                f"mask {name!r} holds the label {int(counted.max())}, but there are {classes} "
-                f"classes, 0 to {classes - 1} (255: ignored); correct the mask, or add the class "
-                "to classes.txt"
-            )
+        assert isinstance(files, Pairs)
+        image, mask = files.pair(row)
+        names = {"mask_name": files.mask_name(row), "image_name": files.name(row)}
+        check_mask(mask, image.size, len(self.split.classes), **names)
         return image, mask
+
+
+def check_mask(
+    mask: Mask, size: tuple[int, int], classes: int, *, mask_name: str, image_name: str
+) -> None:
+    """Whether a mask fits its image and the classes.
+
+    Args:
+        mask: uint8 [H, W].
+        size: (width, height) of the image.
+        classes: how many there are.
+        mask_name, image_name: for the message.
+
+    Raises:
+        DataError: it does not.
+    """
+    height, width = mask.shape
+    if size != (width, height):
+        raise DataError(
+            f"mask {mask_name!r} is {width} x {height} pixels and its image {image_name!r} is "
+            f"{size[0]} x {size[1]}; they must be of one size"
+        )
+    counted = mask[mask != IGNORED]
+    if not len(counted):
+        raise DataError(
+            f"every pixel of the mask {mask_name!r} is ignored (255); there is nothing to learn "
+            "from: remove it and its image"
+        )
+    if int(counted.max()) >= classes:
+        raise DataError(
+            f"mask {mask_name!r} holds the label {int(counted.max())}, but there are {classes} "
+            f"classes, 0 to {classes - 1} (255: ignored); correct the mask, or add the class "
+            "to classes.txt"
+        )
 
 
 def _eval_mask(preprocessing: Preprocessing) -> Callable[[Mask], Mask]:

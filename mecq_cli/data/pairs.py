@@ -19,20 +19,31 @@ from pathlib import Path
 
 import numpy as np
 
+from mecq_cli import layout
 from mecq_cli.data.folder import Scanner
 from mecq_cli.data.masks import IGNORED, PairFiles, read_mask
 from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.data.split import NameList, Split
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.layout import EVALUATION, FLAT, TRAIN, VOC_LISTS, find_splits, readable
+from mecq_cli.layout import (
+    EVALUATION,
+    FLAT,
+    IMAGES,
+    MASKS,
+    PAIRS,
+    TRAIN,
+    VOC,
+    VOC_IMAGES,
+    VOC_LISTS,
+    VOC_MASKS,
+    Layout,
+)
 from mecq_cli.settings import OWN, split_data_name
 
-IMAGES, MASKS = "images", "masks"
-VOC_IMAGES, VOC_MASKS = "JPEGImages", "SegmentationClass"
 CLASS_NAMES = "classes.txt"
 LAYOUT = (
-    "expected train/ and val/ in it, each with images/ and masks/, or JPEGImages/, "
-    "SegmentationClass/ and ImageSets/Segmentation/ as in Pascal VOC"
+    f"expected train/ and val/ in it, each with {IMAGES}/ and {MASKS}/, or {VOC_IMAGES}/, "
+    f"{VOC_MASKS}/ and {VOC_LISTS}/ as in Pascal VOC"
 )
 _MOST_CLASSES = 255
 
@@ -48,7 +59,9 @@ def is_numbered(names: Sequence[str]) -> bool:
 def require_no_masks(data: str) -> None:
     """Raise DataError where a folder is one of images with masks: nothing to classify by."""
     prefix, where = split_data_name(data)
-    if not prefix and not data.startswith(OWN) and _splits(Path(where)):
+    if prefix or data.startswith(OWN) or not Path(where).is_dir():
+        return
+    if layout.find_layout(Path(where))[0] in (PAIRS, VOC):
         raise DataError(
             f"{where!r} holds images with masks, which is data for segmentation, and the model "
             "classifies: give one that segments (lraspp_mobilenet_v3_large, deeplabv3_resnet50, "
@@ -68,46 +81,36 @@ def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split,
         DataError: a part of the layout is missing, or a file is no image or mask.
         UsageError: ``val_split`` although there is a second split, or data that is no folder.
     """
-    root, splits = _found(data)
-    second = next((name for name in splits if name in EVALUATION), None)
-    first = next((name for name in (TRAIN, FLAT) if name in splits), None)
-    if first is None or (second is None and val_split is None):
-        missing = "train" if first is None else "val"
-        raise DataError(
-            f"{str(root)!r} has no {missing!r} of images and masks; {LAYOUT} (or, without val, "
-            "--val-split 0.1 holds a tenth out)"
-        )
+    root, kind, splits = _found(data)
+    layout.check_splits(str(root), splits, val_split, kind)
     if val_split is not None:
-        if second is not None:
-            raise UsageError(
-                f"--val-split {val_split} was given, but {str(root)!r} has a split {second!r}; "
-                "leave out --val-split, or move that split away"
-            )
-        return _hold_out(_open(root, first, (first,)), val_split, seed)
-    assert second is not None
-    train, val = (_open(root, name, (first, second)) for name in (first, second))
+        whole = TRAIN if TRAIN in splits else FLAT
+        return _hold_out(_open(root, kind, whole, (whole,)), val_split, seed)
+    both = (TRAIN, next(name for name in splits if name in EVALUATION))
+    train, val = (_open(root, kind, name, both) for name in both)
     return train, val
 
 
 def open_evaluation(data: str, split: str | None = None) -> Split:
-    """The split to evaluate on: ``split``, or the first present of val, validation, test.
+    """The split to evaluate on: ``split``, or the first present of val, valid, validation, test.
 
     Raises:
         DataError, UsageError: as `open_training`.
     """
-    root, splits = _found(data)
+    root, kind, splits = _found(data)
     chosen = split or next((name for name in splits if name in EVALUATION), None)
-    if chosen is None or chosen not in splits:
-        wanted = f"{split!r}" if split else "val, validation or test"
+    if chosen is None:
+        raise layout.nothing_to_evaluate_on(str(root), kind)
+    if chosen not in splits:
         raise DataError(
-            f"{str(root)!r} has no {wanted} of images and masks (it has "
+            f"{str(root)!r} has no {kind.part} {split!r}{kind.holding} (it has "
             f"{', '.join(splits)}); name another one with --split"
         )
-    return _open(root, chosen, (chosen,))
+    return _open(root, kind, chosen, (chosen,))
 
 
-def _found(data: str) -> tuple[Path, tuple[str, ...]]:
-    """The folder, and the splits that it has."""
+def _found(data: str) -> tuple[Path, Layout, tuple[str, ...]]:
+    """The folder, how it is laid out, and the splits that it has."""
     prefix, where = split_data_name(data)
     if data.startswith(OWN):
         raise DataError(
@@ -117,38 +120,16 @@ def _found(data: str) -> tuple[Path, tuple[str, ...]]:
     root = Path(where).absolute()
     if prefix or root.suffix == ".tar":
         raise UsageError(f"--data {data}: masks are read from a folder; {LAYOUT}")
-    with readable(root):
-        list(root.iterdir())
-    splits = _splits(root)
-    if splits:
-        return root, splits
-    classes = any((root / name).is_dir() for name in (TRAIN, *EVALUATION))
-    hint = "it looks like data for classification, and the model segments: " if classes else ""
+    kind, splits = layout.find_layout(root)
+    if kind in (PAIRS, VOC):
+        return root, kind, splits
+    hint = "it looks like data for classification, and the model segments: " if splits else ""
     raise DataError(f"{where!r} holds no images with masks; {hint}{LAYOUT}")
 
 
-def _splits(root: Path) -> tuple[str, ...]:
-    """The splits of pairs that a folder has; none where it is another kind of folder."""
-    if not root.is_dir():
-        return ()
-    if _is_voc(root):
-        lists = root / VOC_LISTS
-        return tuple(n for n in (TRAIN, *EVALUATION) if (lists / f"{n}.txt").is_file())
-    found = tuple(n for n in find_splits(root) if _has_pairs(root / n))
-    return found or ((FLAT,) if _has_pairs(root) else ())
-
-
-def _is_voc(root: Path) -> bool:
-    return all((root / part).is_dir() for part in (VOC_IMAGES, VOC_MASKS, VOC_LISTS))
-
-
-def _has_pairs(folder: Path) -> bool:
-    return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
-
-
-def _open(root: Path, name: str, of_classes: Iterable[str]) -> Split:
+def _open(root: Path, kind: Layout, name: str, of_classes: Iterable[str]) -> Split:
     """One split, with the classes of all ``of_classes``."""
-    pairs = {split: _pairs(root, split) for split in dict.fromkeys((name, *of_classes))}
+    pairs = {split: _pairs(root, kind, split) for split in dict.fromkeys((name, *of_classes))}
     names = _class_names(root)
     if names is None:
         names = _numbers(root, [mask for found in pairs.values() for _, mask in found])
@@ -161,8 +142,8 @@ def _open(root: Path, name: str, of_classes: Iterable[str]) -> Split:
     return Split(str(root), name, names, files, rows, np.zeros(count, np.int64))
 
 
-def _pairs(root: Path, split: str) -> list[Pair]:
-    pairs = _voc_pairs(root, split) if _is_voc(root) else _folder_pairs(root, split)
+def _pairs(root: Path, kind: Layout, split: str) -> list[Pair]:
+    pairs = _voc_pairs(root, split) if kind is VOC else _folder_pairs(root, split)
     if not pairs:
         raise DataError(f"{str(root)!r} has no images in {split!r}; {LAYOUT}")
     return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mecq_cli.report import html
@@ -14,11 +14,8 @@ Document = Mapping[str, Any]
 MOST_ROWS = 20
 """Classes in the table."""
 
-_PIXELATED = 64
-"""Images up to this side are drawn as they are, enlarged."""
 
-
-def answers_section(answers: Document, thumbnails: Mapping[int, str]) -> Iterator[str]:
+def answers_section(answers: Document, thumbnails: Mapping[int, Sequence[str]]) -> Iterator[str]:
     """The section, piece by piece."""
     yield _overview(answers)
     yield from _confusion(answers)
@@ -135,7 +132,7 @@ def _classes(answers: Document) -> str:
     )
 
 
-def _examples(answers: Document, thumbnails: Mapping[int, str]) -> Iterator[str]:
+def _examples(answers: Document, thumbnails: Mapping[int, Sequence[str]]) -> Iterator[str]:
     examples = answers["examples"]
     if not examples:
         return
@@ -151,13 +148,13 @@ def _examples(answers: Document, thumbnails: Mapping[int, str]) -> Iterator[str]
         mine = [e for e in examples if e["label"] == row["index"]]
         if mine:
             yield f"<h4>{text(row['class'])}, {percent(row['integer'], 1)}</h4>"
-            items = "".join(_example(e, thumbnails.get(e["index"])) for e in mine)
+            items = "".join(_example(e, thumbnails.get(e["index"], ())) for e in mine)
             yield f'<ul class="images">{items}</ul>'
 
 
-def _example(example: Document, picture: str | None) -> str:
+def _example(example: Document, pictures: Sequence[str]) -> str:
     said = f"{example['class']} taken for {example['integer']}"
-    image = f'<img src="{picture}" alt="{text(said)}">' if picture else ""
+    image = "".join(f'<img src="{picture}" alt="{text(said)}">' for picture in pictures)
     return (
         f'<li title="{text(example["path"])}">{image}{text(example["integer"])}<br>'
         f"{_sure(example['confidence'])}</li>"

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mecq_cli.report import figures, html
 from mecq_cli.report.answers_page import answers_section
 from mecq_cli.report.html import number, percent, signed, size, text
 from mecq_cli.report.layers_page import histograms_section, layers_section
-from mecq_cli.tasks.figures import FIGURES, figures_of
+from mecq_cli.report.pictures_page import pictures_section
+from mecq_cli.tasks.figures import CLASSIFY, FIGURES, figures_of
 
 Document = Mapping[str, Any]
 
 
-def render(document: Document, thumbnails: Mapping[int, str]) -> str:
+def render(document: Document, pictures: Mapping[int, Sequence[str]]) -> str:
     """The whole page.
 
     Args:
         document: what `mecq_cli.workflow.report` gathered.
-        thumbnails: data URIs of the example images by their "index".
+        pictures: data URIs of the example images by their "index": one each or, of answers that
+            are drawn, those of `pictures_page.TITLES`.
     """
     name = f"{document['model']}, W{document['wbits']} A{document['abits']}"
-    parts = [part for part in _sections(document, thumbnails) if part is not None]
+    parts = [part for part in _sections(document, pictures) if part is not None]
     links = "".join(f'<a href="#{anchor}">{text(title)}</a>' for anchor, title, _ in parts)
     body = [
         "<header>",
@@ -41,14 +43,16 @@ def render(document: Document, thumbnails: Mapping[int, str]) -> str:
 
 
 def _sections(
-    document: Document, thumbnails: Mapping[int, str]
+    document: Document, pictures: Mapping[int, Sequence[str]]
 ) -> Iterator[tuple[str, str, Iterator[str]] | None]:
     if document["training"]:
         yield "training", "Training", _training(document["training"])
     if document.get("runtime"):
         yield "sizes", "Sizes and speed", _runtime(document)
-    if document.get("answers"):
-        yield "answers", "Answers", answers_section(document["answers"], thumbnails)
+    answers = document.get("answers")
+    if answers:
+        section = answers_section if answers["task"] == CLASSIFY else pictures_section
+        yield "answers", "Answers", section(answers, pictures)
     if document.get("layers"):
         yield "layers", "Layers", layers_section(document)
         yield "histograms", "Histograms", histograms_section(document)
@@ -99,7 +103,7 @@ def _verification(document: Document) -> tuple[str, str]:
         return "equal", f"onnxruntime and simulator, every logit, {verified['images']} images"
     if verified["top1_agreement"] == 100.0:
         return "same answers", f"on {verified['images']} images; logits differ in rounding"
-    return "differs", f"same answer on {percent(verified['top1_agreement'])} of the images"
+    return "differs", f"{percent(verified['top1_agreement'])} of the answers are the same"
 
 
 def _headline_rows(document: Document) -> Iterator[tuple[str, str]]:

@@ -160,10 +160,10 @@ def _confusion(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def thumbnail(image: Image.Image) -> str:
-    """A small JPEG as a data URI, of an image of mode RGB."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL) -> str:
+    """A small JPEG as a data URI, of an image of mode RGB; ``side`` is the longer one, at most."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -70,7 +70,14 @@ svg text { fill: currentColor; }
 .images li { width: 6.4rem; font-size: .78rem; line-height: 1.3; color: var(--soft); }
 .images img { display: block; width: 6.4rem; height: 6.4rem; object-fit: contain;
   background: var(--card); border-radius: .3rem; }
-.images .small { image-rendering: pixelated; }
+.answers { list-style: none; margin: .6rem 0; padding: 0; }
+.answers li { display: grid; gap: .5rem; margin-bottom: 1rem; max-width: 52rem;
+  grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
+.answers img { display: block; width: 100%; max-height: 16rem; object-fit: contain;
+  background: var(--card); border-radius: .3rem; }
+.answers figcaption { margin: .2rem 0 0; }
+.swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .45rem;
+  border-radius: 2px; vertical-align: -.05rem; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--c2); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;

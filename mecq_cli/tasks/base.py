@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from mecq_cli.data import Split
@@ -51,6 +52,22 @@ class Metric(Protocol):
         """The figures of ``images`` images whose sums are these."""
 
 
+class Drawing(Protocol):
+    """How answers look over the picture that they are about.
+
+    Pictures are RGB, of the size that the network takes; ``classes`` is their number.
+    """
+
+    def colours(self, classes: int) -> list[str | None]:
+        """In CSS, the colour of each class; None for one that is not drawn."""
+
+    def labels(self, picture: Image, labels: Tensor, classes: int) -> Image:
+        """What is true of one image: its part of the labels of a batch."""
+
+    def answers(self, picture: Image, answers: Tensor, classes: int) -> Image:
+        """What a network says of one image: its part of what the metric takes of a batch."""
+
+
 class Task(Protocol):
     """What a model is for.
 
@@ -58,7 +75,9 @@ class Task(Protocol):
         name: as ``--task`` takes it.
         figures: what its figures are called.
         regularized: whether the entropy regularizer is on where no weight is given: its default
-            weight was found for this task.
+            weight was found for this task, or is balanced.
+        balance: the weight is chosen for the network, so that the gradient of the regularizer is
+            so many times that of the task, at most the default; None: it is the default.
         norms_of_whole_images: whether batch norm counts what it sees of whole images, or of those
             that are trained on.
     """
@@ -66,7 +85,12 @@ class Task(Protocol):
     name: str
     figures: Figures
     regularized: bool
+    balance: float | None
     norms_of_whole_images: bool
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """Of answers over pictures; None where an answer is the name of a class."""
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         """Images to train on and to evaluate on; see `mecq_cli.data.open_training`."""

@@ -24,7 +24,9 @@ class Classification:
     name = CLASSIFY
     figures = FIGURES[CLASSIFY]
     regularized = True
+    balance: float | None = None
     norms_of_whole_images = True
+    drawing = None
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         require_no_masks(data)

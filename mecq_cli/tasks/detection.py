@@ -21,6 +21,7 @@ from mecq_cli.models.detection import BACKGROUND, coco_names
 from mecq_cli.models.detector import COORDINATES, Detector
 from mecq_cli.tasks.base import ADVICE, Measured, Metric
 from mecq_cli.tasks.decoding import LABEL, SCORE, decoded
+from mecq_cli.tasks.drawing import BoxDrawing
 from mecq_cli.tasks.figures import DETECT, FIGURES
 
 
@@ -35,6 +36,8 @@ class Detection:
     name = DETECT
     figures = FIGURES[DETECT]
     regularized = False
+    balance: float | None = None
+    drawing = BoxDrawing()
     # Parts that are cut out show objects larger, and the weights have learned with these (network
     # of docs/detection.md, an epoch at W4A4: mAP 62.2 % with them, 51.2 % with whole images).
     norms_of_whole_images = False

@@ -19,6 +19,8 @@ class Figures:
         label: its name.
         others: keys and names of what else an evaluation yields.
         train_key, train_label: of what is right in the batches of the training.
+        by_class: key and name of a figure for each class, a list in the details of `Measured`;
+            None without one.
     """
 
     key: str
@@ -26,6 +28,7 @@ class Figures:
     others: Mapping[str, str]
     train_key: str
     train_label: str
+    by_class: tuple[str, str] | None = None
 
     @property
     def train_title(self) -> str:
@@ -43,6 +46,7 @@ FIGURES = {
         {"pixel_accuracy": "pixel accuracy"},
         "train_pixels",
         "pixels right in training batches",
+        ("iou", "IoU"),
     ),
     DETECT: Figures(
         "map",
@@ -50,6 +54,7 @@ FIGURES = {
         {"map_50": "mAP at an IoU of 0.5", "map_75": "mAP at an IoU of 0.75"},
         "train_anchors",
         "anchors on objects right in training batches",
+        ("ap", "AP"),
     ),
 }
 """By the name of the task."""

@@ -18,7 +18,11 @@ from mecq_cli.errors import DataError, UsageError
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.tasks.base import ADVICE, Measured, Metric
 from mecq_cli.tasks.divergence import divergence
+from mecq_cli.tasks.drawing import MaskDrawing
 from mecq_cli.tasks.figures import FIGURES, SEGMENT
+
+BALANCE = 2.0
+"""Found on two networks (docs/segmentation.md)."""
 
 
 class Segmentation:
@@ -26,8 +30,10 @@ class Segmentation:
 
     name = SEGMENT
     figures = FIGURES[SEGMENT]
-    regularized = False
+    regularized = True
+    balance: float | None = BALANCE
     norms_of_whole_images = True
+    drawing = MaskDrawing()
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
         require_no_boxes(data)

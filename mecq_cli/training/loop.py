@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.training.averaging import WeightAverage
+from mecq_cli.training.balance import balanced_weight
 from mecq_cli.training.batch_norm import synchronise
 from mecq_cli.training.integer_teacher import IntegerTeacher
 from mecq_cli.training.lowering import fewest_bits, raise_bits, stages
@@ -38,6 +40,8 @@ from mecq_cli.training.tracking import EventLog
 Epoch = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(epoch, first batch) -> normalised images [N, C, H, W] and labels [N], on the device."""
 
+
+_WEIGHT = "mec_weight"
 
 Images = Callable[[], tuple[Iterable[Tensor], int]]
 """Normalised batches for the grids, and how many they are."""
@@ -143,7 +147,21 @@ class Trainer:
         if found:
             self.share_state()
             self._use_bits_of(self.progress.step)
+            self._weigh()
         return found
+
+    def balance(self, batches: Iterable[tuple[Tensor, Tensor]], share: float) -> float:
+        """Find the weight of the regularizer (`balanced_weight`), and remember it."""
+        weight = balanced_weight(self.step, batches, share)
+        self.progress.facts[_WEIGHT] = weight
+        self._weigh()
+        return weight
+
+    def _weigh(self) -> None:
+        """Use the weight that was found, where one was."""
+        weight = self.progress.facts.get(_WEIGHT)
+        if weight is not None:
+            self.recipe = self.step.recipe = replace(self.recipe, mec_weight=weight)
 
     def share_state(self) -> None:
         """All processes take over what the first one has."""

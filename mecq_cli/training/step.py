@@ -130,16 +130,7 @@ class TrainingStep:
         Raises:
             NumericError: the loss or a gradient is not finite; nothing was updated.
         """
-        device = images.device.type
-        target, other = None, None
-        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
-            if self.teacher is not None:
-                with torch.no_grad():
-                    target, *other = self.teacher(images)
-            logits, *features = self.run(images)
-        logits = logits.float()
-        task = self._task(logits, target, labels)
-        mec, lengths = self._entropy(features, other, step)
+        logits, task, mec, lengths = self.losses(images, labels, step)
         total = task + self.recipe.mec_weight * mec
         values, correct, counted = self._together(total, task, mec, logits, labels)
         if not all(math.isfinite(v) for v in values):
@@ -157,6 +148,21 @@ class TrainingStep:
         for follower in self.followers:
             follower.update((step + 1) / max(self.recipe.total_steps, 1))
         return Losses(*values, correct, counted, lengths)
+
+    def losses(
+        self, images: Tensor, labels: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Logits, the loss of the task, the entropy term, and coding lengths by site in nats."""
+        device = images.device.type
+        target, other = None, None
+        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    target, *other = self.teacher(images)
+            logits, *features = self.run(images)
+        logits = logits.float()
+        task = self._task(logits, target, labels)
+        return logits, task, *self._entropy(features, other, step)
 
     def _together(
         self, total: Tensor, task: Tensor, mec: Tensor, logits: Tensor, labels: Tensor

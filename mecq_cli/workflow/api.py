@@ -23,7 +23,7 @@ from mecq_cli.config import (
     from_flags,
     resolve,
 )
-from mecq_cli.data import Split, split_of
+from mecq_cli.data import Split, masked_split_of, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
@@ -43,11 +43,6 @@ from mecq_cli.workflow.quantize import quantize as run_quantize
 Source = Any
 """A torch Dataset in map style, or a DataLoader of one."""
 Profile = Literal["ort", "portable", "qonnx"]
-
-_FOLDERS = {
-    SEGMENT: "with images/ and masks/: docs/segmentation.md",
-    DETECT: "with annotations/ as COCO has them: docs/detection.md",
-}
 
 IMAGENET = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bilinear")
 """How most published models of torchvision's kind see an image."""
@@ -227,9 +222,11 @@ def quantize(
             reads; or an SSD or RetinaNet of torchvision's, with any backbone and heads. It stays as
             it is. Or a name, as ``mecq quantize`` takes it.
         data: what ``--data`` takes, as a folder; or (train, val): two data sets in map style, or
-            DataLoaders of such, that give (image, label). An image is a Pillow image or a uint8
-            tensor [3, H, W], which mecq resizes, augments and normalises; or a float tensor
-            [C, H, W] as the model takes it, augmented by the data set.
+            DataLoaders of such, that give (image, label), or (image, mask) to a network that
+            segments. An image is a Pillow image or a uint8 tensor [3, H, W], which mecq resizes,
+            augments and normalises; or a float tensor [C, H, W] as the model takes it, augmented
+            by the data set. A mask has the size of its image, and the index of a class in each
+            pixel (255: ignored): integers [H, W], or a Pillow image of 8 bits.
         wbits, abits: bits of weights and activations, 1 to 8, or 32 for float. Of the weights 4,
             if no ``target_avg_bits`` or ``target_size`` gives each layer its own.
         preprocessing: of a module's images. By default 224 pixels, cropped from 256, with mean and
@@ -316,17 +313,18 @@ def _with_items(
         plain = Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], "bilinear", crop_pct=1.0)
         preprocessing = replace(preprocessing or plain, input_size=shape)
     loaded = _loaded(model, preprocessing, config)
-    if loaded.task != CLASSIFY:
+    if loaded.task == DETECT:
         raise UsageError(
-            f"data: {loaded.name} {loaded.task}s, and data sets of a program give one label an "
-            f"image; give a folder ({_FOLDERS[loaded.task]})"
+            f"data: {loaded.name} detects, and data sets of a program give one label an image, or "
+            "a mask; give a folder with annotations/ as COCO has them (docs/detection.md)"
         )
     names = tuple(classes or _names(data[0]) or map(str, range(loaded.num_classes)))
     if len(names) != loaded.num_classes:
         raise UsageError(
             f"classes: got {len(names)} names; the model has {loaded.num_classes} outputs"
         )
-    return loaded, (split_of(data[0], "train", names), split_of(data[1], "val", names))
+    made = masked_split_of if loaded.task == SEGMENT else split_of
+    return loaded, (made(data[0], "train", names), made(data[1], "val", names))
 
 
 def _names(data: Source) -> Sequence[str] | None:

@@ -355,6 +355,12 @@ def _regularized(
     return config.model_copy(update={"mec_weight": 0.0})
 
 
+def is_balanced(config: QuantizeConfig, recipe: Recipe, task: Task) -> bool:
+    """Whether the weight of the entropy term is found for the network before its training."""
+    open_ = config.mec_weight is None and task.balance is not None
+    return open_ and recipe.total_steps > 0 and recipe.mec_weight > 0
+
+
 def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
     """The settings with every "chosen by the program" filled in."""
     return config.model_copy(
@@ -368,7 +374,7 @@ def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeCon
             "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
             if config.warmup_epochs is None
             else config.warmup_epochs,
-            "mec_weight": recipe.mec_weight,
+            "mec_weight": None if is_balanced(config, recipe, task) else recipe.mec_weight,
             "mec_align": recipe.mec.align,
             "mec_term": recipe.mec.term,
             "amp": "bf16" if recipe.bf16 else "off",
@@ -476,6 +482,14 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     with job.phases("calibration"):
         calibrate(trainer.model, job.told("calibrate", batches, count), count, to_be_trained=trains)
     trainer.share_state()
+    if is_balanced(job.config, job.recipe, job.task):
+        assert job.task.balance is not None
+        with job.phases("calibration"):
+            weight = trainer.balance(job.batches(CALIBRATION_EPOCH), job.task.balance)
+        listener.note(
+            f"entropy term: weight {weight:g}, so that its gradient is {job.task.balance:g} times "
+            "that of the task, or less"
+        )
     if job.processes.first:
         atomic_write(run.metrics, b"", force=True)
     trainer.save()
@@ -526,7 +540,7 @@ def _describe(job: Job, model: QuantizedModel) -> None:
     )
     extras = [
         "distillation" if recipe.distill_weight else "",
-        f"{recipe.mec.term} weight {recipe.mec_weight:g}" if recipe.mec_weight else "",
+        _weighed(job),
         "bf16" if recipe.bf16 else "",
         f"average of {recipe.ema:g}" if recipe.ema else "",
         "oscillations frozen" if recipe.freeze_oscillations else "",
@@ -542,6 +556,15 @@ def _describe(job: Job, model: QuantizedModel) -> None:
         f"{config.model} {bits} on {job.device}, task {job.task.name}: {how}"
         f"{'; ' + parts if parts else ''}"
     )
+
+
+def _weighed(job: Job) -> str:
+    """The entropy term and its weight."""
+    if not job.recipe.mec_weight:
+        return ""
+    if is_balanced(job.config, job.recipe, job.task):
+        return f"{job.recipe.mec.term}, balanced"
+    return f"{job.recipe.mec.term} weight {job.recipe.mec_weight:g}"
 
 
 def _finish(
@@ -574,6 +597,7 @@ def _finish(
         "images": simulated.images,
         "sizes": sizes,
         "steps": trainer.progress.step,
+        "mec_weight": trainer.recipe.mec_weight,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mecq_cli import __version__
 from mecq_cli.config import ReportConfig
-from mecq_cli.data.images import open_rgb
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
-from mecq_cli.report import curves, figures, html, layers, page, predictions
+from mecq_cli.report import curves, figures, html, layers, page
 from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.storage import atomic_write, read_bytes_limited
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.allot import with_sensitivities
 from mecq_cli.workflow.machine import facts
+from mecq_cli.workflow.report_answers import answer
 from mecq_cli.workflow.report_material import Material, open_material
 from mecq_cli.workflow.report_runtime import look_at_runtime
 from mecq_cli.workflow.report_seen import Seen
@@ -41,9 +40,8 @@ def report(config: ReportConfig, listener: Listener) -> dict[str, Any]:
     output = config.output or run.report
     force = may_replace(output, force=config.force)
     material = open_material(run, config)
-    document = _gathered(material, config, listener)
+    document, pictures = _gathered(material, config, listener)
     listener.note("drawing")
-    pictures = _thumbnails(material, document)
     data = page.render(document, pictures).encode()
     atomic_write(output, data, force=force)
     return {**document, "path": str(output), "bytes": len(data)}
@@ -71,7 +69,10 @@ def _run(name: str | None) -> RunFolder:
     return target.run
 
 
-def _gathered(material: Material, asked: ReportConfig, listener: Listener) -> dict[str, Any]:
+def _gathered(
+    material: Material, asked: ReportConfig, listener: Listener
+) -> tuple[dict[str, Any], dict[int, tuple[str, ...]]]:
+    """The numbers of the page, and its pictures of images."""
     run, config, summary = material.run, material.config, material.summary
     document: dict[str, Any] = {
         "mecq": __version__,
@@ -89,7 +90,7 @@ def _gathered(material: Material, asked: ReportConfig, listener: Listener) -> di
     }
     model = material.model
     if model is None:
-        return document
+        return document, {}
     for key in ("model", "wbits", "abits"):
         document[key] = model.metadata.get(key, document[key])
     fp32 = int(model.metadata.get("fp32_bytes", 0))
@@ -105,23 +106,15 @@ def _gathered(material: Material, asked: ReportConfig, listener: Listener) -> di
         seen.fp_weights,
     )
     document["watched_images"] = seen.watched_images
-    document["answers"] = seen.answers()
+    answered = None
+    if seen.dataset is not None:
+        answered = answer(material, model, seen.dataset, seen.places, listener)
+    document["answers"] = answered and answered.document
     document["runtime"] = look_at_runtime(run, model, material.fp, seen.some, listener)
-    return document
+    return document, answered.shown if answered else {}
 
 
 def _command(run: RunFolder) -> list[str] | None:
     if not run.config.exists():
         return None
     return ["mecq", "quantize", "--config", str(run.config), "--output", f"{run.path}-again"]
-
-
-def _thumbnails(material: Material, document: Mapping[str, Any]) -> dict[int, str]:
-    """The example images as data URIs, by their place in the split."""
-    answers, split = document.get("answers"), material.split
-    if answers is None or split is None:
-        return {}
-    return {
-        example["index"]: predictions.thumbnail(open_rgb(split.file(example["index"])))
-        for example in answers["examples"]
-    }

@@ -21,6 +21,8 @@ from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers, load_for_data
 from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of, task_of
@@ -36,6 +38,7 @@ class Material:
         summary: summary.json; {} of a run that is not finished.
         model: the integer network; None of a run that has none yet.
         preprocessing: of its images.
+        task: what it is for.
         split: evaluation images; None where they are gone.
         classes: of the outputs.
         fp: the FP network; None where its weights are gone.
@@ -48,6 +51,7 @@ class Material:
     summary: dict[str, Any]
     model: IntegerModel | None = None
     preprocessing: Preprocessing | None = None
+    task: Task = CLASSIFICATION
     split: Split | None = None
     classes: ClassMap | None = None
     fp: nn.Module | None = None
@@ -79,7 +83,7 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
         return material
     model = material.model = safetensors.load(run.artifact)
     preprocessing = material.preprocessing = preprocessing_of(model.metadata, run.artifact)
-    task = task_of(model.metadata, run.artifact)
+    task = material.task = task_of(model.metadata, run.artifact)
     if asked.data is not None:  # named, so it has to be there
         material.split = evaluation_split(config, asked.data, task=task)
     else:

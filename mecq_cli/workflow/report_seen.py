@@ -1,22 +1,19 @@
-"""Both networks of a report on the evaluation images."""
+"""The layers of both networks of a report on the evaluation images."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mecq_cli.data import ImageDataset, dataset_of, eval_batches, normalize
-from mecq_cli.data.boxes import BoxDataset
-from mecq_cli.data.masks import MaskDataset
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import Grid, IntegerModel
-from mecq_cli.integerize import IntegerModule, integerize
-from mecq_cli.report import layers, predictions
+from mecq_cli.integerize import integerize
+from mecq_cli.report import layers
 from mecq_cli.sites import ProductSite
 from mecq_cli.workflow.common import eval_batch_size
 from mecq_cli.workflow.report_material import Material
@@ -24,13 +21,13 @@ from mecq_cli.workflow.report_material import Material
 WATCHED_IMAGES = 256
 """For the codes of activations; each image gives thousands of values."""
 
-_TASK = "look at images"
-
 
 class Seen:
     """Both networks on the evaluation images.
 
     Attributes:
+        dataset: these images; None where they are gone.
+        places: of these in the split.
         some: normalised images [N, C, H, W] that the activations were counted on; None without.
         watched, floats: codes and FP values of those.
         fp_weights: of the FP network by layer.
@@ -39,16 +36,15 @@ class Seen:
     def __init__(self, material: Material, model: IntegerModel, images: int) -> None:
         self.material, self.model = material, model
         self.dataset: ImageDataset | None = None
-        self.total = 0
+        self.places: list[int] = []
         self.some: Tensor | None = None
         self.watched: layers.Watched | None = None
         self.floats: layers.Floats | None = None
         self.watched_images = 0
-        self._answers: predictions.Answers | None = None
         split, classes = material.split, material.classes
         if split is not None and classes is not None and material.preprocessing is not None:
-            self.total = len(split)
-            chosen = split.take(_evenly(len(split), images))
+            self.places = _evenly(len(split), images)
+            chosen = split.take(self.places)
             self.dataset = dataset_of(chosen, material.preprocessing, classes.indices)
         fp = None
         if material.fp is not None:
@@ -58,23 +54,9 @@ class Seen:
         self.fp_weights = {s.name: s.weight for s in sites if isinstance(s, ProductSite)}
 
     def look(self, listener: Listener) -> None:
-        """At the images, where there are any."""
+        """Count the codes and the FP values of some of the images, where there are any."""
         if self.dataset is None:
             return
-        self._watch(listener)
-        if isinstance(self.dataset, MaskDataset):
-            self.material.left_out.append(
-                "Answers by class: the network segments; mecq eval has the IoU of each class."
-            )
-        elif isinstance(self.dataset, BoxDataset):
-            self.material.left_out.append(
-                "Answers by class: the network detects; mecq eval has the precision of each class."
-            )
-        else:
-            self._answers = self._answer(listener)
-
-    def _watch(self, listener: Listener) -> None:
-        assert self.dataset is not None
         split = self.dataset.split
         part = split.take(_evenly(len(split), WATCHED_IMAGES))
         preprocessing = self.dataset.preprocessing
@@ -103,43 +85,6 @@ class Seen:
         self.floats = layers.Floats(integerize(self._fp, self.model.input_shape, {}), wanted)
         for images in batches:
             self.floats.see(images)
-
-    @torch.no_grad()
-    def _answer(self, listener: Listener) -> predictions.Answers:
-        assert self.dataset is not None
-        integer, plain = IntegerModule(self.model), self.material.fp
-        labels, said, sure, fp = [], [], [], []
-        listener.start(_TASK, len(self.dataset))
-        preprocessing, done = self.dataset.preprocessing, 0
-        for batch in eval_batches(self.dataset, batch_size=eval_batch_size(preprocessing)):
-            images = normalize(batch.images, preprocessing)
-            confidence, choice = torch.softmax(integer(images).double(), 1).max(1)
-            labels.append(batch.labels)
-            said.append(choice)
-            sure.append(confidence)
-            if plain is not None:
-                fp.append(plain(images).argmax(1))
-            done += len(choice)
-            listener.advance(_TASK, done)
-        listener.finish(_TASK)
-        return predictions.Answers(
-            torch.cat(labels).numpy(),
-            torch.cat(said).numpy(),
-            torch.cat(fp).numpy() if fp else None,
-            torch.cat(sure).numpy(),
-        )
-
-    def answers(self) -> dict[str, Any] | None:
-        """What `mecq_cli.report.predictions` makes of them."""
-        if self._answers is None or self.dataset is None or self.material.classes is None:
-            return None
-        split = self.dataset.split
-        found = predictions.gather(self._answers, self.material.classes.names, split.paths)
-        # By their place in the whole split, where their files are looked up again.
-        chosen = _evenly(self.total, len(split))
-        for example in found["examples"]:
-            example["index"] = chosen[example["index"]]
-        return {"of": self.total, "split": split.name, "root": str(split.root), **found}
 
 
 def _evenly(total: int, count: int) -> list[int]:

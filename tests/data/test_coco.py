@@ -146,8 +146,10 @@ def test_images_are_held_out(scenes: Path) -> None:
     train, val = open_training(str(scenes), 0.3, 0)
     assert (len(train), len(val), val.name) == (4, 2, "train (held out)")
     assert not {*train.paths} & {*val.paths}
-    with pytest.raises(DataError, match="no annotations of 'val'"):
+    with pytest.raises(DataError, match=r"has no val.json, .* in annotations/ to evaluate on"):
         open_training(str(scenes), None, 0)
+    with pytest.raises(DataError, match=r"has no val.json, .* in annotations/ to evaluate on"):
+        open_evaluation(str(scenes))
 
 
 def annotation(**changes: object) -> Callable[[Document], object]:

@@ -73,6 +73,14 @@ def test_both_layouts_hold_the_same(scenes: Path, tmp_path: Path) -> None:
     assert {0, IGNORED} < set(np.unique(batch.labels)) <= {0, 1, 2, 3, IGNORED}
 
 
+def test_valid_is_one_of_the_names(scenes: Path) -> None:
+    (scenes / "val").rename(scenes / "valid")
+    assert open_evaluation(str(scenes)).name == "valid"
+    assert open_training(str(scenes), None, 0)[1].name == "valid"
+    with pytest.raises(DataError, match=r"no folder 'val' with .* \(it has train, valid\)"):
+        open_evaluation(str(scenes), "val")
+
+
 def test_classes_without_names_are_numbers_up_to_the_largest(scenes: Path) -> None:
     (scenes / "classes.txt").unlink()
     mask = np.zeros((32, 32), np.uint8)
@@ -198,7 +206,7 @@ def _no_val(scenes: Path) -> None:
         (_none, ("no images in 'train'",)),
         (_classes_twice, ("classes.txt", "3 classes", "different")),
         (_text, ("train/masks", "0002.txt", "move them away")),
-        (_no_val, ("no 'val'", "--val-split")),
+        (_no_val, ("no val/, valid/, validation/ or test/", "masks/", "--val-split")),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

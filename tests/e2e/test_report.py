@@ -216,7 +216,7 @@ def test_names_from_outside_are_text(reported: dict[str, Any]) -> None:
     for row in document["layers"]:
         row["layer"] = row["note"] = evil
     text = page.render(
-        document, {e["index"]: "data:image/jpeg;base64," for e in answers["examples"]}
+        document, {e["index"]: ("data:image/jpeg;base64,",) for e in answers["examples"]}
     )
     found = check_offline(text)
     assert len(found.all("img")) == len(answers["examples"])
