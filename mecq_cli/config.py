@@ -145,7 +145,7 @@ class QuantizeConfig(Settings):
             mecq_cli.quantizers.QUANTIZERS (checked there: this module needs no torch).
         val_split: share of the training images to hold out where there is no evaluation split.
         img_size, crop_pct: override the preprocessing of the model.
-        task: classify or segment; auto is what the model is made for.
+        task: classify, segment or detect; auto is what the model is made for.
         recipe: how long the training is where ``epochs`` does not say it (training/recipe.py).
         epochs, max_steps: length of training; 0 epochs is post-training quantization.
         batch_size, lr, optimizer, weight_decay, warmup_epochs: the recipe; the batch is that of
@@ -314,7 +314,8 @@ class PredictConfig(Settings):
     Attributes:
         target: run, artifact or ONNX file.
         images: to look at.
-        output: folder for the masks of a network that segments; None is the current one.
+        output: folder for the files of a network that segments or detects; None is the current
+            one.
         force: replace masks that exist.
     """
 

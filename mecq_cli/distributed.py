@@ -99,6 +99,18 @@ class Processes:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
+    def rows(self, mine: torch.Tensor) -> torch.Tensor:
+        """The rows [n, columns] of all processes below each other, in their order, on the CPU."""
+        if self.count == 1:
+            return mine
+        most = self.largest(len(mine))
+        padded = torch.full((most, mine.shape[1] + 1), -1.0, dtype=torch.float64)
+        padded[: len(mine)] = torch.cat([torch.ones(len(mine), 1), mine], 1)
+        parts = [torch.empty_like(padded, device=self.device) for _ in range(self.count)]
+        dist.all_gather(parts, padded.to(self.device))
+        whole = torch.cat(parts).cpu()
+        return whole[whole[:, 0] == 1, 1:].to(mine.dtype)
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.largest(0)

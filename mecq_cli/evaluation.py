@@ -30,7 +30,8 @@ def evaluate(
     """Evaluate on every image, in float32, without autocast.
 
     Args:
-        predict: normalised images [N, C, H, W] on ``device`` -> logits [N, classes, ...].
+        predict: normalised images [N, C, H, W] on ``device`` -> what the metric of the task takes,
+            logits [N, classes, ...] or what `Task.answers` makes of the outputs.
         dataset: without augmentation.
         batch_size: images at a time.
         device: where the images go.
@@ -45,10 +46,11 @@ def evaluate(
     metric, images = task.metric(outputs or len(dataset.split.classes)), 0
     mine = {"first": processes.rank, "every": processes.count}
     for batch in eval_batches(dataset, batch_size=batch_size, workers=workers, **mine):
-        logits = predict(normalize(batch.images, dataset.preprocessing, device)).float().cpu()
-        metric.update(logits, batch.labels)
+        answers = predict(normalize(batch.images, dataset.preprocessing, device)).float().cpu()
+        metric.update(answers, batch.labels)
         images += len(batch.labels)
         listener.advance("evaluate", min(images * processes.count, len(dataset)))
     listener.finish("evaluate")
+    metric.gather(processes)
     total, *sums = processes.sums([images, *metric.sums()])
     return metric.measured(int(total), sums)

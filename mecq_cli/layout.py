@@ -7,6 +7,7 @@ is loaded.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ IMAGES, MASKS = "images", "masks"
 """What a split of images with masks holds."""
 VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 """What Pascal VOC has instead; in the last one a list of names for each split."""
+COCO_FOLDER = "annotations"
+"""Where COCO has a file of annotations for each split, of images with boxes."""
+COCO_BESIDE = "_annotations.coco.json"
+"""Such a file, where it lies beside the images of its split."""
 LAYOUT = "expected train/ and val/ in it, each with one folder of images per class"
 
 
@@ -61,7 +66,15 @@ PAIRS = Layout(
 VOC = Layout(
     "list", ".txt", f" in {VOC_LISTS}/", f"expected {VOC_LISTS}/train.txt and val.txt in it"
 )
+COCO = Layout(
+    "file",
+    ".json",
+    f" in {COCO_FOLDER}/",
+    f"expected {COCO_FOLDER}/instances_train.json and {COCO_FOLDER}/instances_val.json in it, and "
+    "the images in train/ and val/, as COCO has them, or train alone with --val-split 0.1",
+)
 
+_COCO_NAME = re.compile(rf"(?:instances_)?({'|'.join((TRAIN, *EVALUATION))})(\d*)\.json")
 _LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
 
 
@@ -113,7 +126,47 @@ def find_layout(root: Path) -> tuple[Layout, tuple[str, ...]]:
     pairs = tuple(name for name in splits if _has_pairs(root / name))
     if pairs or _has_pairs(root):
         return PAIRS, pairs or (FLAT,)
-    return CLASS_FOLDERS, splits
+    boxes = find_boxes(root)
+    return (COCO, tuple(boxes)) if boxes else (CLASS_FOLDERS, splits)
+
+
+@dataclass(frozen=True)
+class BoxSource:
+    """A split of images with boxes.
+
+    Attributes:
+        file: its annotations.
+        folder: where its images are, relative to the root.
+    """
+
+    file: Path
+    folder: str
+
+
+def find_boxes(root: Path) -> dict[str, BoxSource]:
+    """The splits with annotations that a folder has, train first.
+
+    Raises:
+        DataError: there are two files for one of them.
+    """
+    found: dict[str, BoxSource] = {}
+    folder = root / COCO_FOLDER
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        match = _COCO_NAME.fullmatch(file.name)
+        if match is None:
+            continue
+        name, images = match.group(1), "".join(match.groups())
+        if name in found:
+            raise DataError(
+                f"{str(folder)!r} has two files for {name!r}, {found[name].file.name!r} and "
+                f"{file.name!r}; move one of them away"
+            )
+        within = f"images/{images}" if (root / "images" / images).is_dir() else images
+        found[name] = BoxSource(file, within)
+    for name in (TRAIN, *EVALUATION):
+        if name not in found and (root / name / COCO_BESIDE).is_file():
+            found[name] = BoxSource(root / name / COCO_BESIDE, name)
+    return {name: found[name] for name in (TRAIN, *EVALUATION) if name in found}
 
 
 def _has_pairs(folder: Path) -> bool:

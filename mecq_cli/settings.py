@@ -56,7 +56,7 @@ def _joined(*names: str) -> AfterValidator:
     return _within(f"one or more of {', '.join(names)}, joined by '+'", check)
 
 
-TaskName = Literal["auto", "classify", "segment"]
+TaskName = Literal["auto", "classify", "segment", "detect"]
 
 SITES = ("penultimate", "stages", "layers", "weights")
 Sites = Annotated[str, _joined(*SITES)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mecq_cli.integer.ir import Grid, IntegerModel, Node
+from mecq_cli.integer.ir import Grid, IntegerModel, Node, shared_weights
 from mecq_cli.integer.packing import layer_bytes
 
 _LISTED = (
@@ -61,7 +61,8 @@ def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
 
 def totals(model: IntegerModel, fp32: int, packed: int) -> dict[str, Any]:
     """fp32, packed (the artifact's) and ideal bytes, and fp32 / packed."""
-    ideal = sum(ideal_bytes(node) for node in model.nodes)
+    shared = shared_weights(model)
+    ideal = sum(ideal_bytes(node, shared=node.name in shared) for node in model.nodes)
     return {
         "fp32_bytes": fp32,
         "packed_bytes": packed,
@@ -70,12 +71,17 @@ def totals(model: IntegerModel, fp32: int, packed: int) -> dict[str, Any]:
     }
 
 
-def ideal_bytes(node: Node) -> int:
-    """Weights at exactly their bits, and a float32 scale and an int32 bias per channel."""
+def ideal_bytes(node: Node, *, shared: bool = False) -> int:
+    """Weights at exactly their bits, and a float32 scale and an int32 bias per channel.
+
+    Args:
+        node: any.
+        shared: whether the weights are those of a node before, which counts them.
+    """
     if node.weight_bits is None:
         return 0
     shape = node.tensors["weight"].shape
-    return layer_bytes(math.prod(shape), int(shape[0]), node.weight_bits)
+    return layer_bytes(0 if shared else math.prod(shape), int(shape[0]), node.weight_bits)
 
 
 def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:

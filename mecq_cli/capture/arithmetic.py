@@ -9,6 +9,7 @@ from torch.fx import Node as FxNode
 from mecq_cli.capture.activations import noise, stochastic_depth
 from mecq_cli.capture.layout import layout
 from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.token_moves import transposed
 from mecq_cli.errors import UsageError
 
 
@@ -77,12 +78,26 @@ def divide(reader: Reader, node: FxNode) -> None:
         return
     length = reader.notes.get(b) if isinstance(b, FxNode) else None
     if isinstance(length, dict) and length.get("rows") is a and "eps" in length:
-        attributes = {"eps": length["eps"]}
-        reader.add(node, "l2_normalize", [a], suffix="normalize", attributes=attributes)
+        _normalize(reader, node, length)
     elif isinstance(b, (int, float)) and b and not reader.is_constant(a):
         reader.add(node, "rescale", [a, 1.0 / b], suffix="scale")
     else:
         raise UsageError(f"layer {module_path(node)}: this division has no integer form here yet")
+
+
+def _normalize(reader: Reader, node: FxNode, length: dict[str, Any]) -> None:
+    """A division by the length along an axis: rows, to which the value is turned where need be."""
+    value, base = length["rows"], module_path(node)
+    place = layout(value)
+    axis, shape = place.axis(length["axis"]), place.shape
+    order = [*(i + 1 for i in range(len(shape)) if i + 1 != axis), axis]
+    turned = transposed(reader, base, reader.source(value), shape, order)
+    after = tuple(shape[i - 1] for i in order)
+    attributes = {"eps": length["eps"]}
+    path = f"{base}.normalize".lstrip(".")
+    name = reader.append(path, "l2_normalize", [turned], after, attributes=attributes)
+    back = [order.index(i + 1) + 1 for i in range(len(order))]
+    reader.alias[node] = transposed(reader, base, name, after, back)
 
 
 def _same_rank(reader: Reader, node: FxNode, a: Any, b: Any) -> None:

@@ -147,12 +147,15 @@ def _one_for_all_heads(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
 
 
 def vector_norm(reader: Reader, node: FxNode) -> None:
-    """The length of rows, by which they will be divided."""
+    """The length of rows along one axis, by which they will be divided."""
     order, axes = reader.argument(node, 1, "ord", 2), reader.argument(node, 2, "dim")
-    rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
-    if float(order) != 2.0 or [int(a) % rank for a in axes or ()] != [rank - 1]:
+    source = node.args[0]
+    assert isinstance(source, FxNode)
+    rank = len(source.meta["val"].shape)
+    along = [int(axis) % rank for axis in axes or ()]
+    if float(order) != 2.0 or len(along) != 1 or along[0] == layout(source).batch:
         raise UsageError(f"layer {module_path(node)}: a norm of another kind than that of rows")
-    reader.notes[node] = {"rows": node.args[0]}
+    reader.notes[node] = {"rows": source, "axis": along[0]}
 
 
 def bounded_norm(reader: Reader, node: FxNode) -> None:

@@ -61,6 +61,7 @@ _BESIDE = 4
 _SHORT = {
     "top1": "top-1",
     "miou": "mIoU",
+    "map": "mAP",
     "drop": "change",
     "packed_bytes": "artifact",
     "steps": "steps",

@@ -15,7 +15,7 @@ QUANTIZERS = (
     "auto", "lsq", "lsq+", "lsq-mid-rise", "pact", "dorefa", "ewgs", "lsq-thresholds", "n2uq",
 )  # fmt: skip
 ESTIMATORS = ("moe", "exact", "taylor")
-TASKS = ("auto", "classify", "segment")
+TASKS = ("auto", "classify", "segment", "detect")
 FORMATS = ("onnx", "safetensors", "compressed-tensors")
 
 

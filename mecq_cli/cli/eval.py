@@ -39,7 +39,8 @@ def evaluate(
         typer.Option(
             autocompletion=one_of(*TASKS),
             metavar="NAME",
-            help="What the target does: classify or segment (default auto: what it is made for).",
+            help="What the target does: classify, segment or detect (default auto: what it is "
+            "made for).",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -90,7 +91,8 @@ def evaluate(
 ) -> None:
     """Example: [bold]mecq eval runs/latest --data DIR[/bold]
 
-    Measure top-1 and top-5 accuracy; of what segments mean IoU and pixel accuracy.
+    Measure top-1 and top-5 accuracy; of what segments mean IoU and pixel accuracy,
+    of what detects mean average precision.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import EvalConfig, from_flags

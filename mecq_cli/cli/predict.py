@@ -31,10 +31,10 @@ def predict(
             "--output",
             "-o",
             metavar="DIR",
-            help="Of a network that segments: where the masks go (default: here).",
+            help="Of a network that segments or detects: where its files go (default: here).",
         ),
     ] = None,
-    force: Annotated[bool | None, typer.Option("--force", help="Replace masks that exist.")] = None,
+    force: Annotated[bool | None, typer.Option("--force", help="Replace files that exist.")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -42,7 +42,8 @@ def predict(
     """Example: [bold]mecq predict runs/latest cat.jpg dog.png[/bold]
 
     The five most probable classes of each image. Of a network that segments: how much of the image
-    each class covers, its mask as a PNG, and the mask drawn over the picture.
+    each class covers, its mask as a PNG, and the mask drawn over the picture. Of one that detects:
+    the boxes as JSON, and drawn onto the picture.
     """
     from mecq_cli.cli import render
     from mecq_cli.config import PredictConfig, from_flags

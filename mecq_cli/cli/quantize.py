@@ -27,7 +27,7 @@ def quantize(
         str | None,
         typer.Argument(
             help="A timm name, torchvision/NAME, resnet20_cifar, resnet56_cifar, ...; to "
-            "segment lraspp_mobilenet_v3_large, deeplabv3_resnet50, ...",
+            "segment lraspp_mobilenet_v3_large, ...; to detect ssdlite320_mobilenet_v3_large, ...",
             metavar="MODEL",
             show_default=False,
             autocompletion=model_names,
@@ -108,7 +108,8 @@ def quantize(
         typer.Option(
             metavar="DATA",
             help="Folder with train/ and val/, each with a folder a class (to segment: with "
-            "images/ and masks/); or tar files, wds/PATH, hfds/NAME.",
+            "images/ and masks/; to detect: with annotations/ as COCO has); or tar files, "
+            "wds/PATH, hfds/NAME.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -117,7 +118,8 @@ def quantize(
         typer.Option(
             autocompletion=one_of(*TASKS),
             metavar="NAME",
-            help="What the model does: classify or segment (default auto: what it is made for).",
+            help="What the model does: classify, segment or detect (default auto: what it is "
+            "made for).",
             rich_help_panel=_DATA,
         ),
     ] = None,

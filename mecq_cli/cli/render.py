@@ -20,11 +20,13 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.live import duration
 from mecq_cli.errors import UsageError
-from mecq_cli.tasks.figures import figures_of
+from mecq_cli.tasks.figures import DETECT, figures_of
 
 Document = Mapping[str, Any]
 View = Callable[[Document], Iterable[RenderableType]]
 
+_SHOWN_BOXES = 10
+"""Of an image; the others are in its file."""
 # Where no terminal sets a width, nothing is cut or folded.
 _UNLIMITED = 1000
 
@@ -163,8 +165,10 @@ def evaluation(document: Document) -> Iterable[RenderableType]:
     if of.by_class:
         key, label = of.by_class
         for name, value in zip(document["classes"], document[key], strict=True):
-            said = "not there" if value is None else _percent(value)
-            table.add_row(f"{label} of {_plain(name)}", said)
+            if value is not None:
+                table.add_row(f"{label} of {_plain(name)}", _percent(value))
+            elif document["task"] != DETECT:  # of COCO's classes most are not there
+                table.add_row(f"{label} of {_plain(name)}", "not there")
     table.add_row("measured on", f"{document['images']} images of {_plain(document['split'])}")
     table.add_row("time", duration(document["seconds"]))
     yield table
@@ -201,7 +205,13 @@ def predictions(document: Document) -> Iterable[RenderableType]:
             table.add_row(
                 f"{found['share']:6.2f} %", f"{_plain(found['class'])} ({found['index']})"
             )
-        for key in ("mask", "overlay"):
+        for found in prediction.get("detections", ())[:_SHOWN_BOXES]:
+            corners = ", ".join(f"{corner:.0f}" for corner in found["box"])
+            table.add_row(
+                f"{100 * found['score']:6.2f} %",
+                f"{_plain(found['class'])} ({found['index']}) at {corners}",
+            )
+        for key in ("mask", "boxes", "overlay"):
             if key in prediction:
                 table.add_row(key, _plain(prediction[key]))
         for candidate in prediction.get("top5", ()):
@@ -439,8 +449,9 @@ def _verified(document: Document) -> str:
     images, agreement = document["images"], document.get("top1_agreement", 100.0)
     if document.get("profile") == "qonnx":
         return f"by layers; top-1 as in the simulator on {agreement:.2f} % of {images} images"
-    if agreement < 100.0 and document.get("pixels"):
-        return f"same class as in the simulator for {agreement:.4f} % of pixels, {images} images"
+    many = next((key for key in ("pixels", "anchors") if document.get(key)), None)
+    if agreement < 100.0 and many:
+        return f"same class as in the simulator for {agreement:.4f} % of {many}, {images} images"
     return f"equal to the simulator on {images} images"
 
 

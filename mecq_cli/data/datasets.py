@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mecq_cli.data.boxes import BoxDataset, BoxFiles
 from mecq_cli.data.item_masks import FloatMaskDataset, FloatMaskItems, MaskItems
 from mecq_cli.data.items import FloatDataset, FloatFiles
 from mecq_cli.data.loader import ImageDataset
@@ -16,6 +17,7 @@ _KINDS: tuple[tuple[type, type[ImageDataset]], ...] = (
     (FloatFiles, FloatDataset),
     (MaskItems, MaskDataset),
     (PairFiles, MaskDataset),
+    (BoxFiles, BoxDataset),
 )
 
 

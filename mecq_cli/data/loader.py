@@ -64,6 +64,7 @@ class ImageDataset:
     Attributes:
         split, preprocessing, train, seed, epoch: as given.
         labels: int64 [len], indices into the outputs of the model.
+        outputs: int64 [classes], the output of each class; None where they are in one order.
         in_memory: decoded images are kept, so that workers have nothing to do.
 
     Args:
@@ -92,11 +93,10 @@ class ImageDataset:
                 f"class folders of {split.name}; one for each is needed"
             )
         self.split, self.preprocessing, self.train, self.seed = split, preprocessing, train, seed
-        self.labels: Indices = (
-            split.labels
-            if label_indices is None
-            else np.asarray(label_indices, dtype=np.int64)[split.labels]
+        self.outputs: Indices | None = (
+            None if label_indices is None else np.asarray(label_indices, dtype=np.int64)
         )
+        self.labels: Indices = split.labels if self.outputs is None else self.outputs[split.labels]
         self._prepare()
         self.set_epoch(0)
 

@@ -26,11 +26,11 @@ from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.data.split import NameList, Split
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.layout import (
-    CLASS_FOLDERS,
     EVALUATION,
     FLAT,
     IMAGES,
     MASKS,
+    PAIRS,
     TRAIN,
     VOC,
     VOC_IMAGES,
@@ -61,7 +61,7 @@ def require_no_masks(data: str) -> None:
     prefix, where = split_data_name(data)
     if prefix or data.startswith(OWN) or not Path(where).is_dir():
         return
-    if layout.find_layout(Path(where))[0] is not layout.CLASS_FOLDERS:
+    if layout.find_layout(Path(where))[0] in (PAIRS, VOC):
         raise DataError(
             f"{where!r} holds images with masks, which is data for segmentation, and the model "
             "classifies: give one that segments (lraspp_mobilenet_v3_large, deeplabv3_resnet50, "
@@ -121,7 +121,7 @@ def _found(data: str) -> tuple[Path, Layout, tuple[str, ...]]:
     if prefix or root.suffix == ".tar":
         raise UsageError(f"--data {data}: masks are read from a folder; {LAYOUT}")
     kind, splits = layout.find_layout(root)
-    if kind is not CLASS_FOLDERS:
+    if kind in (PAIRS, VOC):
         return root, kind, splits
     hint = "it looks like data for classification, and the model segments: " if splits else ""
     raise DataError(f"{where!r} holds no images with masks; {hint}{LAYOUT}")

@@ -19,9 +19,11 @@ import onnx
 from onnx import helper
 
 from mecq_cli.export import onnx_graph, qonnx_graph
+from mecq_cli.export.onnx_detection import add_detections
 from mecq_cli.export.qonnx_builder import DOMAIN
 from mecq_cli.export.seal import METADATA_KEY, PRODUCER, seal
-from mecq_cli.integer.ir import INPUT, IntegerModel
+from mecq_cli.integer.ir import INPUT, LEAST_SHARED, IntegerModel
+from mecq_cli.models.detector import detector_in
 from mecq_cli.storage import atomic_write
 
 
@@ -58,12 +60,17 @@ def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
     """The ONNX model, which passes ``onnx.checker.check_model(full_check=True)``.
 
     Raises:
-        ArtifactError: the model holds something that cannot be written.
+        ArtifactError: the model holds something that cannot be written, or says something
+            impossible of its detector.
     """
     form = PROFILES[profile]
     versions = {"": form.opset, **form.domains}
+    graph, detector = form.build(model), detector_in(model.metadata)
+    if detector is not None and profile != "qonnx":
+        add_detections(graph, detector)
+    _share(graph)
     proto = helper.make_model(
-        form.build(model),
+        graph,
         opset_imports=[helper.make_opsetid(name, version) for name, version in versions.items()],
         ir_version=form.ir_version,
         producer_name=PRODUCER,
@@ -74,6 +81,30 @@ def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
     helper.set_model_props(proto, {METADATA_KEY: metadata})
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _share(graph: onnx.GraphProto) -> None:
+    """Store equal tensors once, in place, from a size on at which that pays."""
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    kept = []
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) >= LEAST_SHARED:
+            content = onnx.TensorProto()
+            content.CopyFrom(tensor)
+            content.ClearField("name")
+            name = first.setdefault(content.SerializeToString(deterministic=True), tensor.name)
+            if name != tensor.name:
+                names[tensor.name] = name
+                continue
+        kept.append(tensor)
+    if not names:
+        return
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def to_bytes(model: IntegerModel, profile: str = "ort") -> bytes:

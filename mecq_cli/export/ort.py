@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ class OrtRunner:
         """
         logits: NDArray[np.float32] = self._run(self._session, images)[0]
         return logits
+
+    def run_named(self, images: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
+        """Outputs by name.
+
+        Raises:
+            UsageError: the images have another shape than the model wants.
+            ArtifactError: it has no such output, or onnxruntime fails.
+        """
+        known = [output.name for output in self._session.get_outputs()]
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ArtifactError(f"{self.path}: has no output {missing[0]!r}; export it again")
+        values = dict(zip(known, self._run(self._session, images), strict=True))
+        return [values[name] for name in names]
 
     def run_all(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The output of every operation by its name, from a session that has them all as outputs.

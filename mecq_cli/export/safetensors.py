@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.integer.geometry import Shape, shapes
-from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node
+from mecq_cli.integer.ir import MID_RISE_BITS, Grid, IntegerModel, Node, shared_weights
 from mecq_cli.integer.operations import RULES
 from mecq_cli.integer.packing import pack_weights, packed_bytes, unpack_weights
 from mecq_cli.integer.validate import validate
@@ -47,16 +47,19 @@ def to_bytes(model: IntegerModel) -> bytes:
             (tuples are none).
     """
     validate(model)
+    shared = shared_weights(model)
     document = {
         "input_shape": list(model.input_shape),
         "metadata": dict(model.metadata),
-        "nodes": [_node_to_json(node) for node in model.nodes],
+        "nodes": [_node_to_json(node, shared.get(node.name)) for node in model.nodes],
     }
     known = shapes(model)
     newer = (_needs_version_2(node, [known[name] for name in node.inputs]) for node in model.nodes)
-    version = 2 if any(newer) else 1
+    version = 2 if shared or any(newer) else 1
     try:
-        parts = encode(KIND, _to_tensors(model), {"model": canonical_json(document)}, version)
+        parts = encode(
+            KIND, _to_tensors(model, shared), {"model": canonical_json(document)}, version
+        )
     except ValueError as reason:
         raise ArtifactError(f"the model cannot be written: {reason}") from reason
     return b"".join(parts)
@@ -100,7 +103,7 @@ def _needs_version_2(node: Node, shapes: Sequence[Shape]) -> bool:
     return node.mid_rise or tokens or node.op in VERSION_2
 
 
-def _node_to_json(node: Node) -> dict[str, Any]:
+def _node_to_json(node: Node, shared: str | None) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": node.name,
         "op": node.op,
@@ -117,13 +120,17 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         }
         if node.mid_rise:  # only then: what files of version 1 can hold is written as one
             entry["weight"]["mid_rise"] = True
+        if shared is not None:
+            entry["weight"]["of"] = shared
     return entry
 
 
-def _to_tensors(model: IntegerModel) -> dict[str, RawTensor]:
+def _to_tensors(model: IntegerModel, shared: Mapping[str, str]) -> dict[str, RawTensor]:
     tensors = {}
     for node in model.nodes:
         for name, array in node.tensors.items():
+            if name == "weight" and node.name in shared:
+                continue
             if name == "weight" and node.weight_bits not in (None, 32):
                 array = pack_weights(array, node.weight_bits or 0, mid_rise=node.mid_rise)
             tensors[f"{node.name}.{name}"] = _to_raw(array)
@@ -183,7 +190,11 @@ def _to_weights(
 ) -> tuple[int, dict[str, NDArray[Any]], bool]:
     """weight_bits and the tensors of a node, unpacked, and mid_rise."""
     mid_rise = isinstance(weight, dict) and "mid_rise" in weight
-    _require_keys(weight, {"bits", "shape"} | ({"mid_rise"} if mid_rise else set()), "a weight")
+    extra = {"mid_rise", "of"} & weight.keys() if isinstance(weight, dict) else set()
+    _require_keys(weight, {"bits", "shape"} | extra, "a weight")
+    owner = weight.get("of", name)
+    if not isinstance(owner, str):
+        raise ValueError(f"node {name!a:.80}: the weight is of no node")
     bits, shape = weight["bits"], weight["shape"]
     if type(bits) is not int or not (1 <= bits <= 8 or bits == 32):
         raise ValueError(f"node {name!a:.80}: weights have 1 to 8 or 32 bits")
@@ -192,7 +203,8 @@ def _to_weights(
     if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**32 for n in shape):
         raise ValueError(f"node {name!a:.80}: the weight has no proper shape")
     arrays = {
-        key: _to_array(f"{name}.{key}", tensors) for key in ("weight", "weight_scale", "bias")
+        key: _to_array(f"{owner if key == 'weight' else name}.{key}", tensors)
+        for key in ("weight", "weight_scale", "bias")
     }
     packed = arrays["weight"]
     if bits < 32:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.tasks.drawing import palette
-from mecq_cli.tasks.figures import CLASSIFY
+from mecq_cli.tasks.drawing import SHOWN, palette
+from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 
 _IMPORTS = """
 import sys
@@ -29,7 +29,8 @@ def load(path):
 
 session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
 for name in sys.argv[1:]:
-    logits = session.run(None, {{"input": load(name)}})[0][0]
+"""
+_LOGITS = """    logits = session.run(None, {{"input": load(name)}})[0][0]
 """
 
 _CLASSIFY = (
@@ -40,6 +41,7 @@ Needs onnxruntime ({version} or newer), numpy and pillow.
 '''
     + _IMPORTS
     + _LOAD
+    + _LOGITS
     + """    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = int(probabilities.argmax())
     print(f"{{name}}: {{CLASSES[best]}} ({{100 * probabilities[best]:.1f}} %)")
@@ -56,6 +58,7 @@ the image each class covers. Needs onnxruntime ({version} or newer), numpy and p
     + _IMPORTS
     + "COLOURS = {colours!r}\n"
     + _LOAD
+    + _LOGITS
     + """    mask = logits.argmax(0).astype(np.uint8)
     image = Image.frombytes("P", mask.shape[::-1], mask.tobytes())
     image.putpalette(COLOURS)
@@ -66,6 +69,28 @@ the image each class covers. Needs onnxruntime ({version} or newer), numpy and p
 """
 )
 
+_DETECT = (
+    '''"""Find objects in images with {file}: python {script} IMAGE...
+
+Says the class, the probability and the place (left, top, right, bottom in pixels of the image) of
+each. Needs onnxruntime ({version} or newer), numpy and pillow.
+"""
+'''
+    + _IMPORTS
+    + "LEAST = {least}\n"
+    + _LOAD
+    + """    outputs = ["boxes", "scores", "labels"]
+    found = [part[0] for part in session.run(outputs, {{"input": load(name)}})]
+    width, height = Image.open(name).size
+    scale = np.array([width, height, width, height]) / ({width}, {height}, {width}, {height})
+    for box, score, label in zip(*found):
+        if score >= LEAST:
+            place = ", ".join(f"{{corner:.0f}}" for corner in box * scale)
+            print(f"{{name}}: {{CLASSES[label]}} ({{100 * score:.1f}} %) at {{place}}")
+"""
+)
+
+_TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
 MODES = {1: "L", 3: "RGB"}
 """Which image files there are for a number of input channels."""
 
@@ -74,14 +99,16 @@ def snippet(
     file: str, preprocessing: Preprocessing, classes: list[str], version: str, task: str = CLASSIFY
 ) -> str:
     """The content of a script beside ``file``, which needs that version of onnxruntime."""
-    template = _CLASSIFY if task == CLASSIFY else _SEGMENT
-    channels = preprocessing.input_size[0]
-    return template.format(
+    channels, height, width = preprocessing.input_size
+    return _TEMPLATES[task].format(
         file=file,
         version=version,
         script=file.rsplit(".", 1)[0] + ".py",
         classes=classes,
         colours=palette(len(classes)),
+        least=SHOWN,
+        height=height,
+        width=width,
         mode=MODES[channels],
         axis="[..., None]" if channels == 1 else "",
         mean=list(preprocessing.mean),

@@ -105,8 +105,7 @@ def _product(inserter: Inserter, layer: Layer) -> None:
     assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
     weight_quantizer = None
     if bits.wbits != 32:
-        weight_quantizer = inserter.quantizers.weight(bits.wbits, len(layer.module.weight))
-        weight_quantizer.initialize(layer.module.weight)
+        weight_quantizer = inserter.weight_quantizer(layer.module.weight, bits.wbits)
     site = ProductSite(
         layer.name,
         [source],

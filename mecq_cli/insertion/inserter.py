@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from mecq_cli.entropy import as_rows
 from mecq_cli.insertion.builders import BUILDERS, NEEDS
@@ -18,7 +18,7 @@ from mecq_cli.insertion.taps import channel_axes
 from mecq_cli.insertion.values import nonnegative
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer, Users
-from mecq_cli.quantizers import ActivationQuantizer, quantizers_named
+from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer, quantizers_named
 from mecq_cli.sites import ClipSite, DequantizeSite, QuantizeSite, Site
 
 
@@ -51,6 +51,7 @@ class Inserter:
         self.sites: list[Site] = []
         self.values: dict[str, _Value] = {}
         self.groups: dict[str, ActivationQuantizer] = {}
+        self._of_weights: dict[tuple[int, int], WeightQuantizer] = {}
         self._users = Users(layers)
         self.floats = float_values(layers)
         self.needs = self._collect_needs()
@@ -118,6 +119,15 @@ class Inserter:
         if need.group:
             self.groups[need.group] = quantizer
         return quantizer
+
+    def weight_quantizer(self, weight: Tensor, bits: int) -> WeightQuantizer:
+        """The quantizer of a weight; one for all layers that share it, so that they have the same
+        integers."""
+        key = (id(weight), bits)
+        if key not in self._of_weights:
+            self._of_weights[key] = self.quantizers.weight(bits, len(weight))
+            self._of_weights[key].initialize(weight)
+        return self._of_weights[key]
 
     # -- the graph -----------------------------------------------------------------------------
 

@@ -177,7 +177,8 @@ def _above_resizing(name: str, by_name: dict[str, Layer]) -> str:
 
 
 def last_products(name: str, by_name: dict[str, Layer]) -> list[str]:
-    """The products that make the logits: several, where these are the mean of several heads."""
+    """The products that make the logits: several, where these are the mean of several heads, or
+    those of several heads beside each other."""
     layer = by_name.get(name)
     if layer is None or layer.kind in PRODUCTS:
         return [name]
@@ -185,5 +186,5 @@ def last_products(name: str, by_name: dict[str, Layer]) -> list[str]:
         return []
     if layer.kind == "add" and len(layer.shape) > 1:
         return [first_above(name, by_name)]
-    heads = layer.inputs if layer.kind in ("add", "rescale") else layer.inputs[:1]
+    heads = layer.inputs if layer.kind in ("add", "rescale", "concat") else layer.inputs[:1]
     return [found for head in heads for found in last_products(head, by_name)]

@@ -17,7 +17,8 @@ Tap = Literal["penultimate", "stages", "layers"]
 def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     """Layers whose values are tapped, in the order of execution.
 
-    ``penultimate``: what the last convolution or linear layer reads. ``stages``: the last
+    ``penultimate``: what the last convolution or linear layer reads (of a network that detects the
+    last of its stages). ``stages``: the last
     residual add (or concatenation, or convolution) of each spatial resolution; of a network of
     tokens the last residual add for each number of tokens or, where that is one number, those at
     a third, two thirds and the end of the depth. ``layers``: what every convolution or linear
@@ -26,7 +27,7 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     wanted: set[str] = set()
     if "penultimate" in taps:
-        wanted.add(products[-1].inputs[0])
+        wanted.add(_penultimate(layers, products))
     if "layers" in taps:
         wanted |= {p.inputs[0] for p in products if p.inputs[0] != INPUT}
     if "stages" in taps:
@@ -34,8 +35,17 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     return [layer.name for layer in layers if layer.name in wanted]
 
 
+def _penultimate(layers: list[Layer], products: list[Layer]) -> str:
+    """What the last product reads; of a network that detects, the end of its backbone."""
+    inner = _of_backbone(layers)
+    if inner is not layers:
+        return _map_stages(layers, products)[-1]
+    return products[-1].inputs[0]
+
+
 def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     by_name = {layer.name: layer for layer in layers}
+    inner = _of_backbone(layers)
     # Of a network that segments neither its logits are a stage nor the gates of its head.
     dense = dense_logits(layers)
     convolved = {p.shape[1:] for p in products if p.kind == "conv2d"}
@@ -45,13 +55,28 @@ def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     for kinds in (PRODUCTS, ("concat",), ("add",)):
         last |= {
             layer.shape[1:]: layer.name
-            for layer in layers
+            for layer in inner
             if len(layer.shape) == 3 and layer.shape[1:] in convolved and layer.kind in kinds
             if layer.name not in dense and not (dense and layer.shape[1:] == (1, 1))
         }
     # The logits of a convolutional classifier are no stage.
     logits = first_above(layers[-1].name, by_name)
     return [name for name in last.values() if name != logits]
+
+
+def _of_backbone(layers: list[Layer]) -> list[Layer]:
+    """Of a network that detects, which puts out a row of values for each anchor: its backbone.
+
+    torchvision calls it so, and what is below its pyramid its body: the sums of a pyramid are of
+    maps that were resized, and end no stage.
+    """
+    if len(layers[-1].shape) != 2:
+        return layers
+    for path in ("backbone.body.", "backbone."):
+        found = [layer for layer in layers if layer.name.startswith(path)]
+        if found:
+            return found
+    return layers
 
 
 def _token_stages(layers: list[Layer]) -> list[str]:

@@ -98,6 +98,7 @@ before.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -220,3 +221,28 @@ class IntegerModel:
     def output(self) -> Node:
         """The node whose values are the logits [N, classes]."""
         return self.nodes[-1]
+
+
+LEAST_SHARED = 1024
+"""Bytes of a packed weight from which on it is stored once, where several layers have it."""
+
+
+def shared_weights(model: IntegerModel) -> dict[str, str]:
+    """Layers whose weight, to the last bit, an earlier layer has too, and which one that is.
+
+    So it is where a network runs a layer at several places, as heads of a pyramid of features.
+    """
+    first: dict[tuple[Any, ...], str] = {}
+    found: dict[str, str] = {}
+    for node in model.nodes:
+        bits = node.weight_bits
+        if bits is None or node.tensors["weight"].size * bits < 8 * LEAST_SHARED:
+            continue
+        weight = node.tensors["weight"]
+        digest = hashlib.sha256(weight.tobytes()).digest()
+        key = (bits, node.mid_rise, weight.dtype.str, weight.shape, digest)
+        if key in first:
+            found[node.name] = first[key]
+        else:
+            first[key] = node.name
+    return found

@@ -28,6 +28,8 @@ _KINDS = {
     "float": "float",
     "any": "all float or all integers on a grid",
 }
+_COORDINATES = 4
+"""Numbers that move an anchor, behind its logits."""
 _TENSORS = {"weight", "weight_scale", "bias"}
 
 
@@ -50,17 +52,21 @@ def validate(model: IntegerModel) -> None:
             where = f"node {_short(node.name)} ({_short(node.op)})"
             raise ArtifactError(f"{where}: {reason}") from reason
     logits = values[model.output.name]
-    if len(logits.shape) not in (1, 3):
+    boxes = _COORDINATES if len(logits.shape) == 2 else 0
+    if len(logits.shape) > 3 or logits.shape[0] <= boxes:
         raise ArtifactError(
-            f"the last node must yield logits [N, classes] or [N, classes, H, W], not {logits}"
+            "the last node must yield logits [N, classes] or [N, classes, H, W], or those of "
+            f"anchors [N, classes + 4, anchors], not {logits}"
         )
     classes = model.metadata.get("classes")
     if classes is not None and not (
         isinstance(classes, list | tuple)
-        and len(classes) == logits.shape[0]
+        and len(classes) == logits.shape[0] - boxes
         and all(isinstance(name, str) for name in classes)
     ):
-        raise ArtifactError(f"the metadata must name {logits.shape[0]} classes, one for each logit")
+        raise ArtifactError(
+            f"the metadata must name {logits.shape[0] - boxes} classes, one for each logit"
+        )
 
 
 def _check_node(node: Node, values: Mapping[str, Value]) -> Value:

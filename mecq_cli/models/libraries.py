@@ -15,6 +15,11 @@ from torch import nn
 
 from mecq_cli.errors import UsageError
 from mecq_cli.models import cifar_resnet
+from mecq_cli.models.detection import (
+    TorchvisionDetection,
+    detection_names,
+    other_detection_names,
+)
 from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import TorchvisionSegmentation, segmentation_names
@@ -53,6 +58,7 @@ class LibraryModel(Protocol):
         preprocessing: that the library's weights count on.
         published: where the library's weights are; None where it has none.
         task: what it is for, by the name of the task.
+        rows_of_a_class: how many rows of the first classifier's weight a class has.
     """
 
     name: str
@@ -62,6 +68,7 @@ class LibraryModel(Protocol):
     preprocessing: Preprocessing
     published: PublishedWeights | None
     task: str
+    rows_of_a_class: int
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         """Make the net; a classifier of another size than the pretrained one is random."""
@@ -71,6 +78,7 @@ class TimmModel:
     """A model of timm's, the CIFAR ResNets of this package among them."""
 
     task = "classify"
+    rows_of_a_class = 1
 
     def __init__(self, name: str) -> None:
         cfg = get_pretrained_cfg(name) or PretrainedCfg()
@@ -105,6 +113,7 @@ class TorchvisionModel:
     """A classification model of torchvision's, with its default weights."""
 
     task = "classify"
+    rows_of_a_class = 1
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -169,6 +178,13 @@ def find(name: str) -> LibraryModel:
     arch = name.removeprefix(TORCHVISION)
     if arch in segmentation_names():  # also by its own name alone, which timm has not
         return TorchvisionSegmentation(name, arch)
+    if arch in detection_names():
+        return TorchvisionDetection(name, arch)
+    if arch in other_detection_names():
+        raise UsageError(
+            f"{name}: detects in two stages or without anchors, and cannot be quantized here; "
+            f"choose one of {', '.join(detection_names())}"
+        )
     if name.startswith(TORCHVISION):
         if name in _torchvision_names():
             return TorchvisionModel(name)
@@ -183,7 +199,7 @@ def find(name: str) -> LibraryModel:
 
 def model_names() -> list[str]:
     """Every name that `find` takes, timm's first; timm's may be followed by ``.TAG``."""
-    return [*timm.list_models(), *_torchvision_names(), *segmentation_names()]
+    return [*timm.list_models(), *_torchvision_names(), *segmentation_names(), *detection_names()]
 
 
 def _torchvision_names() -> list[str]:

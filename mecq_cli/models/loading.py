@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mecq_cli.errors import CheckpointError, UsageError
 from mecq_cli.models import libraries
+from mecq_cli.models.detection import detector_of, is_detector
+from mecq_cli.models.detector import Detector
 from mecq_cli.models.hub import quiet, unavailable
 from mecq_cli.models.libraries import LibraryModel, model_names
 from mecq_cli.models.preprocessing import Preprocessing
@@ -33,6 +35,7 @@ class LoadedModel:
         weights: "library", "random", or the name of the checkpoint file.
         imagenet: whether the outputs are the classes of ImageNet-1k, in its order.
         task: what it is for, see mecq_cli.tasks.
+        detector: what makes boxes of its outputs; None of those that do not detect.
     """
 
     name: str
@@ -42,6 +45,7 @@ class LoadedModel:
     weights: Literal["library", "random"] | str
     imagenet: bool
     task: str = "classify"
+    detector: Detector | None = None
 
 
 def load_model(
@@ -87,15 +91,28 @@ def load_model(
         classes = _some(num_classes or model.num_classes, model)
         module = _built(model, classes, img_size)
     weights = checkpoint.name if checkpoint else "library" if pretrained else "random"
+    module = module.float().eval()
     return LoadedModel(
         name=name,
-        module=module.float().eval(),
+        module=module,
         preprocessing=preprocessing,
         num_classes=classes,
         weights=weights,
         imagenet=classes == model.num_classes == _IMAGENET_CLASSES,
         task=model.task,
+        detector=_detector(module, model, preprocessing) if is_detector(module) else None,
     )
+
+
+def _detector(module: nn.Module, model: LibraryModel, preprocessing: Preprocessing) -> Detector:
+    _, height, width = preprocessing.input_size
+    try:
+        return detector_of(module, (height, width))
+    except RuntimeError as error:  # torch's, of a map that is smaller than a kernel
+        raise UsageError(
+            f"{model.name} cannot take images of {height} pixels ({first_line(error)}); its own "
+            f"size is {model.preprocessing.input_size[-1]}"
+        ) from error
 
 
 def _from_checkpoint(
@@ -143,7 +160,10 @@ def _from_library(
             "fetch it again, or give another with --checkpoint"
         ) from error
     if reset and classes == model.num_classes:
-        _reset(module, model)
+        if is_detector(module):  # of which the bias begins where nothing is there, most of the time
+            _renew(module, model, _built(model, classes, img_size))
+        else:
+            _reset(module, model)
     return module, classes
 
 
@@ -172,12 +192,17 @@ def _reset(module: nn.Module, model: LibraryModel) -> None:
         layer.reset_parameters()
 
 
+def _renew(module: nn.Module, model: LibraryModel, random: nn.Module) -> None:
+    for name in model.classifiers:
+        module.get_submodule(name).load_state_dict(random.get_submodule(name).state_dict())
+
+
 def _classifier_rows(model: LibraryModel, state: Mapping[str, Tensor]) -> int | None:
     """How many classes the weights are for; None where they have no such layer."""
     for name in model.classifiers:
         weight = state.get(f"{name}.weight")
         if weight is not None and weight.ndim > 1:
-            return weight.shape[0]
+            return weight.shape[0] // model.rows_of_a_class
     return None
 
 

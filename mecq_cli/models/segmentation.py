@@ -32,6 +32,7 @@ class TorchvisionSegmentation:
     """
 
     task = "segment"
+    rows_of_a_class = 1
 
     def __init__(self, name: str, arch: str) -> None:
         self.name, self._arch = name, arch

@@ -36,6 +36,7 @@ def curvature_costs(
     make: MakeQuantizer,
     seed: int,
     told: Callable[[], None],
+    classes: int | None = None,
 ) -> dict[str, dict[int, float]]:
     """The second-order estimate, in nats, for each layer and each number of bits.
 
@@ -46,10 +47,11 @@ def curvature_costs(
         make: the quantizers.
         seed: of the signs.
         told: called after each part of the images.
+        classes: how many of the outputs are logits; None: all.
     """
     sites = {site.name: site for site in model.sites()}
     weights = [_weight(sites[choice.name]) for choice in choices]
-    traces = _traces(model, images, weights, seed, told)
+    traces = _traces(model, images, weights, seed, told, classes)
     costs: dict[str, dict[int, float]] = {}
     for choice, weight, trace in zip(choices, weights, traces, strict=True):
         mean = max(trace, 0.0) / choice.weights  # of an estimate that may fall below zero
@@ -71,6 +73,7 @@ def _traces(
     weights: Sequence[Tensor],
     seed: int,
     told: Callable[[], None],
+    classes: int | None,
 ) -> list[float]:
     """Of the diagonal block of each weight."""
     parts = parts_of(images)
@@ -79,7 +82,7 @@ def _traces(
     totals = torch.zeros(len(weights), dtype=torch.float64, device=images.device)
     for part in parts:
         with torch.enable_grad():
-            outputs = torch.log_softmax(model(part), 1)
+            outputs = torch.log_softmax(model(part)[:, :classes], 1)
             goal = outputs.detach().exp()
             loss = -(goal * outputs).sum(1).mean()
             slopes = torch.autograd.grad(loss, weights, create_graph=True)

@@ -38,6 +38,7 @@ def measure(
     distortion: float = 0.06,
     seed: int = 0,
     listener: Listener | None = None,
+    classes: int | None = None,
 ) -> Sensitivities:
     """Measure on images; the network is in float but for the layer in question.
 
@@ -50,6 +51,7 @@ def measure(
         distortion: of the coding length.
         seed: of random signs.
         listener: hears of the progress.
+        classes: how many of the outputs are logits, where not all of them are.
 
     Raises:
         NumericError: one that is not finite.
@@ -58,10 +60,10 @@ def measure(
     wanted = [choice for choice in choices if choice.open]
     with float_mode(model):
         if kind == "hessian":
-            found = _by_curvature(model, images, wanted, make, seed, listener)
+            found = _by_curvature(model, images, wanted, make, seed, listener, classes)
         else:
             reference = outputs_of(model, images)
-            distance: Callable[[Outputs], float] = LossDistance(reference)
+            distance: Callable[[Outputs], float] = LossDistance(reference, classes)
             if kind == "coding":
                 distance = CodingDistance(reference, distortion)
             found = _by_outputs(model, images, wanted, make, distance, listener)
@@ -100,6 +102,7 @@ def _by_curvature(
     make: MakeQuantizer,
     seed: int,
     listener: Listener,
+    classes: int | None,
 ) -> Sensitivities:
     done = 0
 
@@ -110,6 +113,6 @@ def _by_curvature(
 
     listener.start(_TASK, len(parts_of(images)))
     with torch.autocast(images.device.type, enabled=False):
-        found = curvature_costs(model, images, choices, make, seed, told)
+        found = curvature_costs(model, images, choices, make, seed, told, classes)
     listener.finish(_TASK)
     return found

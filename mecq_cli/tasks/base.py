@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mecq_cli.data import Split
+from mecq_cli.distributed import Processes
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.tasks.figures import Figures
 
@@ -38,8 +39,11 @@ class Measured:
 class Metric(Protocol):
     """Counts, on one process; the sums of all processes give the figures."""
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take a batch: float32 logits and labels of the data set, both on the CPU."""
+    def update(self, answers: Tensor, labels: Tensor) -> None:
+        """Take a batch: float32 answers and labels of the data set, both on the CPU."""
+
+    def gather(self, processes: Processes) -> None:
+        """Bring together, in every process, what is no sum."""
 
     def sums(self) -> list[float]:
         """What was counted so far; as many numbers in every process."""
@@ -74,12 +78,15 @@ class Task(Protocol):
             weight was found for this task, or is balanced.
         balance: the weight is chosen for the network, so that the gradient of the regularizer is
             so many times that of the task, at most the default; None: it is the default.
+        norms_of_whole_images: whether batch norm counts what it sees of whole images, or of those
+            that are trained on.
     """
 
     name: str
     figures: Figures
     regularized: bool
     balance: float | None
+    norms_of_whole_images: bool
 
     @property
     def drawing(self) -> Drawing | None:
@@ -96,17 +103,30 @@ class Task(Protocol):
     ) -> ClassMap:
         """Which output of a model belongs to which class of the data; UsageError if none does."""
 
+    def outputs_for(self, names: Sequence[str]) -> int:
+        """How many outputs a new model needs for classes of such names."""
+
     def same_classes(self, data: ClassMap, model: Sequence[str]) -> bool:
         """Whether the classes of the data are those a quantized model was made for."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy of a batch; a float32 scalar."""
+        """The loss of a batch; a float32 scalar."""
+
+    def divergence(self, logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+        """How far outputs are from those of the float network; a float32 scalar."""
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What the metric takes of a batch: the logits themselves, or what is made of them."""
 
     def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
         """How many answers of a batch are right, and how many there are."""
 
     def metric(self, outputs: int) -> Metric:
-        """A new metric for a model of so many outputs."""
+        """A new metric for a model of so many outputs.
+
+        Raises:
+            EnvironmentFailure: a library that it takes is missing.
+        """
 
     def some_labels(
         self, images: int, outputs: int, size: tuple[int, int], device: torch.device

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CLASSIFY, SEGMENT = "classify", "segment"
+CLASSIFY, SEGMENT, DETECT = "classify", "segment", "detect"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,14 @@ FIGURES = {
         "train_pixels",
         "pixels right in training batches",
         ("iou", "IoU"),
+    ),
+    DETECT: Figures(
+        "map",
+        "mAP",
+        {"map_50": "mAP at an IoU of 0.5", "map_75": "mAP at an IoU of 0.75"},
+        "train_anchors",
+        "anchors on objects right in training batches",
+        ("ap", "AP"),
     ),
 }
 """By the name of the task."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mecq_cli.errors import UsageError
+from mecq_cli.models.loading import LoadedModel
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.classification import Classification
-from mecq_cli.tasks.figures import CLASSIFY, SEGMENT
+from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 
 CLASSIFICATION: Task = Classification()
 
@@ -14,10 +15,23 @@ def task_named(name: str) -> Task:
     """The task of such a name; torchmetrics is only read where it is needed."""
     if name == CLASSIFY:
         return CLASSIFICATION
+    if name == DETECT:
+        from mecq_cli.tasks.detection import Detection
+
+        return Detection()
     assert name == SEGMENT, name
     from mecq_cli.tasks.segmentation import Segmentation
 
     return Segmentation()
+
+
+def task_of(model: LoadedModel) -> Task:
+    """The task of a model, which it can be trained and measured by."""
+    if model.detector is None:
+        return task_named(model.task)
+    from mecq_cli.tasks.detection import Detection
+
+    return Detection(model.detector, model.module)
 
 
 def choose(asked: str, found: str, model: str) -> Task:

@@ -10,11 +10,14 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from mecq_cli.data import Split
+from mecq_cli.data.coco import require_no_boxes
 from mecq_cli.data.masks import IGNORED
 from mecq_cli.data.pairs import is_numbered, open_evaluation, open_training
+from mecq_cli.distributed import Processes
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.tasks.base import ADVICE, Measured, Metric
+from mecq_cli.tasks.divergence import divergence
 from mecq_cli.tasks.drawing import MaskDrawing
 from mecq_cli.tasks.figures import FIGURES, SEGMENT
 
@@ -29,12 +32,15 @@ class Segmentation:
     figures = FIGURES[SEGMENT]
     regularized = True
     balance: float | None = BALANCE
+    norms_of_whole_images = True
     drawing = MaskDrawing()
 
     def open_training(self, data: str, val_split: float | None, seed: int) -> tuple[Split, Split]:
+        require_no_boxes(data)
         return open_training(data, val_split, seed)
 
     def open_evaluation(self, data: str, split: str | None = None) -> Split:
+        require_no_boxes(data)
         return open_evaluation(data, split)
 
     def match_classes(
@@ -52,6 +58,9 @@ class Segmentation:
         found = f"classes up to {len(names) - 1}" if numbered else f"{len(names)} classes"
         raise UsageError(f"the model has {outputs} outputs and the masks have {found}; {advice}")
 
+    def outputs_for(self, names: Sequence[str]) -> int:
+        return len(names)
+
     def same_classes(self, data: ClassMap, model: Sequence[str]) -> bool:
         return data.names == tuple(model) or is_numbered(data.names) or is_numbered(model)
 
@@ -60,6 +69,12 @@ class Segmentation:
         labels = labels.long()
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp_min(1)
+
+    def divergence(self, logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+        return divergence(logits, target, temperature)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return logits
 
     def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
         right = (logits.argmax(1) == labels) & (labels != IGNORED)
@@ -94,8 +109,11 @@ class _Overlap:
             validate_args=False,
         )
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        self._counts.update(logits.argmax(1), labels.long())
+    def update(self, answers: Tensor, labels: Tensor) -> None:
+        self._counts.update(answers.argmax(1), labels.long())
+
+    def gather(self, processes: Processes) -> None:
+        """Nothing: all of it is sums."""
 
     def sums(self) -> list[float]:
         counts: list[float] = self._counts.confmat.flatten().double().tolist()

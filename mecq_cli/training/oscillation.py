@@ -123,6 +123,10 @@ class OscillationFreezing:
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
+    seen: set[tuple[int, int]] = set()
     for module in model.modules():
         if isinstance(module, ProductSite) and isinstance(module.weight_quantizer, UniformWeight):
-            yield module.name, _Weight(module.weight, module.weight_quantizer)
+            both = (id(module.weight), id(module.weight_quantizer))
+            if both not in seen:  # else it is shared with a layer before
+                seen.add(both)
+                yield module.name, _Weight(module.weight, module.weight_quantizer)

@@ -18,7 +18,6 @@ from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
 from mecq_cli.tasks.base import Task
-from mecq_cli.tasks.divergence import divergence
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training.accumulation import MicroBatches
 from mecq_cli.training.compiling import Compiler
@@ -200,7 +199,7 @@ class TrainingStep:
         if target is None or self.recipe.distill_weight == 0:
             return cross_entropy
         t, share = self.recipe.distill_temperature, self.recipe.distill_weight
-        return (1 - share) * cross_entropy + share * divergence(logits, target, t)
+        return (1 - share) * cross_entropy + share * self.task.divergence(logits, target.float(), t)
 
     def _cause(self, images: Tensor) -> str:
         """Where a loss that is not finite comes from."""

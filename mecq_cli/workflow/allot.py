@@ -98,6 +98,7 @@ def with_bits(
     sensitivities = measure(
         config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
         distortion=config.mec_distortion, seed=config.seed, listener=listener,
+        classes=loaded.num_classes,
     )  # fmt: skip
     found = allot(choices, sensitivities, target)
     average = average_bits(choices, [found.bits.get(c.name, c.bits[0]) for c in choices])

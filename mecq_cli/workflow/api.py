@@ -27,12 +27,14 @@ from mecq_cli.data import Split, masked_split_of, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
+from mecq_cli.models.detection import detector_of, is_detector, outputs_only
+from mecq_cli.models.detector import COORDINATES
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import OUT, logits_only
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
-from mecq_cli.tasks.figures import CLASSIFY, SEGMENT
+from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 from mecq_cli.workflow.common import task_for
 from mecq_cli.workflow.export import export
 from mecq_cli.workflow.load import Classifier, load
@@ -49,7 +51,7 @@ IMAGENET = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 class Settings(TypedDict, total=False):
     """The settings of ``mecq quantize`` beside model, bits and data; see `QuantizeConfig`."""
 
-    task: Literal["auto", "classify", "segment"]
+    task: Literal["auto", "classify", "segment", "detect"]
     checkpoint: str | Path
     pretrained: bool
     reset_classifier: bool
@@ -117,8 +119,8 @@ class Quantized:
     Attributes:
         module: the integer model as a torch module.
         float_top1: of the float model, in percent, on the evaluation images; NaN of a model
-            that segments, which has ``float_miou`` instead.
-        top1: of the integer model, read back from its file; NaN, and ``miou``, likewise.
+            that segments or detects, which has ``float_miou`` or ``float_map`` instead.
+        top1: of the integer model, read back from its file; NaN, ``miou`` and ``map``, likewise.
         images: how many those were.
         run: the run folder, for ``mecq eval``, ``mecq export``, ``resume=True`` ...
         summary: all figures, as in the summary.json of the run.
@@ -141,6 +143,16 @@ class Quantized:
     def miou(self) -> float | None:
         """Mean IoU of the integer model in percent; None of one that classifies."""
         return self.summary.get("miou")
+
+    @property
+    def float_map(self) -> float | None:
+        """Mean average precision of the float model in percent; None unless it detects."""
+        return self.summary.get("fp_map")
+
+    @property
+    def map(self) -> float | None:
+        """Mean average precision of the integer model in percent; None unless it detects."""
+        return self.summary.get("map")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.module(images)  # type: ignore[no-any-return]
@@ -207,7 +219,8 @@ def quantize(
     Args:
         model: a trained classifier [N, C, H, W] -> [N, classes], or a network that segments, ->
             [N, classes, H, W] (or a dict with that as "out"), any forward that torch.export
-            reads; it stays as it is. Or a name, as ``mecq quantize`` takes it.
+            reads; or an SSD or RetinaNet of torchvision's, with any backbone and heads. It stays as
+            it is. Or a name, as ``mecq quantize`` takes it.
         data: what ``--data`` takes, as a folder; or (train, val): two data sets in map style, or
             DataLoaders of such, that give (image, label), or (image, mask) to a network that
             segments. An image is a Pillow image or a uint8 tensor [3, H, W], which mecq resizes,
@@ -300,6 +313,11 @@ def _with_items(
         plain = Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], "bilinear", crop_pct=1.0)
         preprocessing = replace(preprocessing or plain, input_size=shape)
     loaded = _loaded(model, preprocessing, config)
+    if loaded.task == DETECT:
+        raise UsageError(
+            f"data: {loaded.name} detects, and data sets of a program give one label an image, or "
+            "a mask; give a folder with annotations/ as COCO has them (docs/detection.md)"
+        )
     names = tuple(classes or _names(data[0]) or map(str, range(loaded.num_classes)))
     if len(names) != loaded.num_classes:
         raise UsageError(
@@ -320,6 +338,10 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
     own = copy.deepcopy(model).float().cpu().eval()
     preprocessing = preprocessing.overridden(img_size=config.img_size, crop_pct=config.crop_pct)
     name, size = type(model).__name__, list(preprocessing.input_size)
+    found = None
+    if is_detector(own):
+        own = outputs_only(own)
+        found = detector_of(own, (size[1], size[2]))
     try:
         with torch.no_grad():
             logits = own(torch.zeros(1, *size))
@@ -331,11 +353,17 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
     if isinstance(logits, dict) and OUT in logits:
         own, logits = logits_only(own), logits[OUT]
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+    if found is not None:
+        return LoadedModel(
+            name, own, preprocessing, shape[1] - COORDINATES, "module", imagenet=False,
+            task=DETECT, detector=found,
+        )  # fmt: skip
     dense = len(shape) == 4
     if len(shape) not in (2, 4) or shape[0] != 1:
         raise UsageError(
             f"model: {name} gives no logits [N, classes], and no [N, classes, H, W] (or a dict "
-            "with these as 'out'); a network that classifies or segments is needed"
+            "with these as 'out'), and is no SSD or RetinaNet of torchvision's; what "
+            "classifies, segments or detects is needed"
         )
     if dense and shape[2:] != preprocessing.input_size[1:]:
         raise UsageError(

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mecq_cli.calibration import calibrate
@@ -26,7 +25,8 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.order import channels_last
-from mecq_cli.tasks.registry import task_named
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import task_of
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.integer_teacher import make_teacher
@@ -145,11 +145,11 @@ def make_step(
     images = torch.randn(shape, generator=generator)
     images += torch.randn((*shape[:2], 1, 1), generator=generator)
     images = images.to(device, memory_format=torch.channels_last)
-    labels = torch.randint(0, loaded.num_classes, (bench.batch_size,), generator=generator)
-    labels = labels.to(device)
+    task = task_of(loaded)
+    labels = task.some_labels(bench.batch_size, loaded.num_classes, shape[2:], device)
     recipe = _recipe(name, bench, device, family=family_of(loaded.module))
     if name == "fp":
-        return _fp_step(change(loaded.module).to(device), images, labels, recipe, listener)
+        return _fp_step(change(loaded.module).to(device), task, images, labels, recipe, listener)
     return qat_step(loaded, images, labels, config, recipe, listener)
 
 
@@ -165,7 +165,12 @@ def _recipe(name: str, bench: Bench, device: torch.device, *, family: Family) ->
 
 
 def _fp_step(
-    network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, listener: Listener
+    network: nn.Module,
+    task: Task,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    listener: Listener,
 ) -> Step:
     channels_last(network.train())
     fused = can_fuse(images.device) or None
@@ -181,7 +186,7 @@ def _fp_step(
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
             logits = run(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = task.loss(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -213,7 +218,7 @@ def qat_step(
     calibrate(model, iter([images]), 1)
     model.train()
     optimizer, _ = make_optimizer(model, replace(recipe, lr=1e-4))
-    task = task_named(loaded.task)
+    task = task_of(loaded)
     train = TrainingStep(model, teacher, recipe, optimizer, listener, task=task)
     count = 0
 

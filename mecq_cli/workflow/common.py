@@ -14,12 +14,13 @@ from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
 from mecq_cli.models import libraries
 from mecq_cli.models.classes import ClassMap
+from mecq_cli.models.detector import KEY
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.settings import OWN
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY
-from mecq_cli.tasks.registry import choose, task_named
+from mecq_cli.tasks.registry import choose, task_named, task_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,9 +68,11 @@ def load_for_data(
 ) -> tuple[LoadedModel, ClassMap]:
     """The FP model, and which output belongs to which class folder.
 
-    A new classifier, or a model with random weights, gets as many outputs as there are folders.
+    A new classifier, or a model with random weights, gets the outputs that these classes need.
     """
-    wanted = len(folders) if reset_classifier or (checkpoint is None and not pretrained) else None
+    wanted = None
+    if reset_classifier or (checkpoint is None and not pretrained):
+        wanted = task_named(libraries.find(name).task).outputs_for(folders)
     loaded = load_model(
         name,
         checkpoint=checkpoint,
@@ -79,7 +82,7 @@ def load_for_data(
         img_size=img_size,
         crop_pct=crop_pct,
     )
-    task = task_named(loaded.task)
+    task = task_of(loaded)
     return loaded, task.match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
 
 
@@ -134,6 +137,8 @@ def artifact_metadata(
         named["allotment"] = {key: getattr(config, key) for key in keys}
     if loaded.task != CLASSIFY:
         named["task"] = loaded.task
+    if loaded.detector is not None:
+        named[KEY] = loaded.detector.to_json()
     return {
         **named,
         "model": loaded.name,

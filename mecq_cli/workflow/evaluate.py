@@ -17,7 +17,7 @@ from mecq_cli.models.order import channels_last
 from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY
-from mecq_cli.tasks.registry import choose, task_named
+from mecq_cli.tasks.registry import choose, task_of
 from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device, task_for
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
@@ -34,7 +34,7 @@ _ADVICE = "give the --data it was made for"
 
 
 def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
-    """Top-1 and top-5, or mean IoU and pixel accuracy, in percent on the evaluation split.
+    """Top-1 and top-5, or mean IoU, or mean average precision, in percent on the evaluation split.
 
     Raises:
         MecqError: see mecq_cli.errors.
@@ -48,6 +48,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     task = _task(config, target, stored, settings)
     split = evaluation_split(settings, config.data, config.split, task)
     opened = stored or _with_weights(config, target, split, device)
+    task = opened.task
     classes = task.match_classes(
         split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
     )
@@ -59,7 +60,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         )
     dataset = dataset_of(split, opened.preprocessing, classes.indices)
     measured = evaluate_on(
-        opened.predict,
+        opened.answers,
         dataset,
         batch_size=config.batch_size or eval_batch_size(opened.preprocessing),
         device=device,
@@ -145,5 +146,5 @@ def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device)
     module: nn.Module = channels_last(loaded.module.to(device)).eval()
     return Opened(
         "model", module, loaded.preprocessing, classes.names, loaded.imagenet,
-        task_named(loaded.task),
+        task_of(loaded),
     )  # fmt: skip

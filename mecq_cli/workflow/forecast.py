@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import LoadedModel
-from mecq_cli.tasks.registry import task_named
+from mecq_cli.tasks.registry import task_of
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.workflow.bench_train import memory_now, memory_peak, qat_step, timed
 from mecq_cli.workflow.machine import available_memory
@@ -61,7 +61,7 @@ def forecast(
     before = memory_now(device)
     plain = replace(recipe, batch_size=images, accumulate=1, compile="off")
     x = torch.rand(images, *shape).to(device, memory_format=torch.channels_last)
-    task = task_named(loaded.task)
+    task = task_of(loaded)
     y = task.some_labels(images, loaded.num_classes, shape[1:], device)
     step = qat_step(_copy(loaded), x, y, config, plain, Listener())
     kept = _Kept()

@@ -14,17 +14,21 @@ import torch
 from torch import nn
 
 from mecq_cli.data import Split
+from mecq_cli.data.boxes import BoxFiles
 from mecq_cli.errors import UsageError
 
 
 def digest_of_images(*splits: Split) -> str:
-    """SHA-256 of names and classes; pixels are not read."""
+    """SHA-256 of names, classes and boxes; pixels are not read."""
     whole = hashlib.sha256()
     for split in splits:
         whole.update(repr((split.classes, len(split))).encode())
         for path in split.paths:
             whole.update(path.encode("utf-8", "surrogateescape") + b"\0")
         whole.update(split.labels.tobytes())
+        if isinstance(split.files, BoxFiles):
+            for row in split.rows:
+                whole.update(split.files.rows(int(row)).tobytes())
     return whole.hexdigest()
 
 
@@ -46,7 +50,7 @@ def require_same(stored: Mapping[str, Any], now: Mapping[str, str]) -> None:
     """
     words = {
         "images": "the images in --data are not those the run was started with (other names, "
-        "classes or numbers)",
+        "classes, numbers or boxes)",
         "weights": "the float weights are not those the run was started with",
     }
     for key, value in now.items():

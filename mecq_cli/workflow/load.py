@@ -14,8 +14,10 @@ from mecq_cli.errors import UsageError
 from mecq_cli.export import safetensors
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule
+from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import resolve_target
+from mecq_cli.tasks.decoding import SCORE, decoded
 from mecq_cli.workflow.targets import preprocessing_of, require_artifact
 
 
@@ -30,6 +32,7 @@ class Classifier(IntegerModule):
             ``interpolation``, ``crop_pct``, ``crop_mode``.
         classes: a name for each logit.
         imagenet: whether the logits are those of ImageNet-1k.
+        detector: what makes boxes of the outputs of a network that detects; else None.
         model: the integer model itself, see `mecq_cli.integer.ir`.
     """
 
@@ -38,6 +41,21 @@ class Classifier(IntegerModule):
         self.preprocessing = preprocessing
         self.classes = tuple(str(name) for name in model.metadata.get("classes", ()))
         self.imagenet = bool(model.metadata.get("imagenet", False))
+        self.detector = detector_in(model.metadata)
+
+    def detect(self, images: Tensor) -> list[Tensor]:
+        """The boxes in normalised images, of a network that detects.
+
+        Returns:
+            For each image float32 [boxes, 6], the most probable first: left, top, right, bottom in
+            pixels of the input, probability, index of the class.
+
+        Raises:
+            UsageError: the network does not detect, or as calling it.
+        """
+        if self.detector is None:
+            raise UsageError(f"{self.model.metadata.get('model', 'this model')} does not detect")
+        return [rows[rows[:, SCORE] > 0] for rows in decoded(self(images), self.detector)]
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """An image file as this model sees it: resized, cropped, normalised, float32 [C, H, W].

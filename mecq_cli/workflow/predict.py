@@ -1,8 +1,9 @@
-"""`mecq predict`: the five likeliest classes of single images, or their masks."""
+"""`mecq predict`: the five likeliest classes of single images, their masks, or their boxes."""
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.runs import resolve_target
 from mecq_cli.storage import atomic_write
-from mecq_cli.tasks.drawing import as_image, over
-from mecq_cli.tasks.figures import SEGMENT
+from mecq_cli.tasks.decoding import SCORE
+from mecq_cli.tasks.drawing import as_image, boxed, over
+from mecq_cli.tasks.figures import DETECT, SEGMENT
 from mecq_cli.workflow.targets import Opened, open_artifact, open_onnx, require_artifact
 
 
 def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
-    """Classes and probabilities (softmax of the logits) of each image, or masks.
+    """Classes and probabilities (softmax of the logits) of each image, or masks, or boxes.
 
     Raises:
-        UsageError: the target is an FP model's name, or a mask exists already.
+        UsageError: the target is an FP model's name, or a file exists already.
         DataError: an image cannot be read.
     """
     target = resolve_target(config.target)
@@ -43,15 +45,19 @@ def predict(config: PredictConfig, listener: Listener) -> dict[str, Any]:
         )
     if opened.task.name == SEGMENT:
         predictions = segmented(config, opened)
+    elif opened.task.name == DETECT:
+        predictions = detected(config, opened)
     elif config.output is not None:
-        raise UsageError(f"--output: {target.name} classifies; only masks are written to files")
+        raise UsageError(
+            f"--output: {target.name} classifies; only masks and boxes are written to files"
+        )
     else:
         predictions = [_one(opened, path) for path in config.images]
     return {"target": target.name, "predictions": predictions}
 
 
 def looked_at(opened: Opened, path: Path) -> tuple[Image.Image, torch.Tensor]:
-    """A picture, and the logits of it."""
+    """A picture, and what is said of it: logits, or boxes."""
     if not path.exists():
         raise DataError(f"{path}: no such file; give an image")
     if path.is_dir():
@@ -62,7 +68,7 @@ def looked_at(opened: Opened, path: Path) -> tuple[Image.Image, torch.Tensor]:
     picture = Image.fromarray(read_image(path))
     pixels = torch.tensor(eval_transform(opened.preprocessing)(picture))[None]
     with torch.no_grad():
-        return picture, opened.predict(normalize(pixels, opened.preprocessing))[0]
+        return picture, opened.answers(normalize(pixels, opened.preprocessing))[0]
 
 
 def _one(opened: Opened, path: Path) -> dict[str, Any]:
@@ -78,21 +84,34 @@ def _one(opened: Opened, path: Path) -> dict[str, Any]:
     }
 
 
+def _files(config: PredictConfig, endings: dict[str, str]) -> list[dict[str, Path]]:
+    """The files that are written for each image, by what they hold.
+
+    Raises:
+        UsageError: one of them exists, or two would have one name.
+    """
+    folder = config.output or Path()
+    names = [path.stem for path in config.images]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        kinds = " and ".join(f"{twice}.{ending}" for ending in endings.values())
+        raise UsageError(f"two images are called {twice!r}, and both would get {kinds}; rename one")
+    files = [
+        {key: folder / f"{name}.{ending}" for key, ending in endings.items()} for name in names
+    ]
+    taken = next((f for pair in files for f in pair.values() if f.exists()), None)
+    if taken is not None and not config.force:
+        raise UsageError(f"{taken} exists; --force overwrites it, --output names another folder")
+    return files
+
+
 def segmented(config: PredictConfig, opened: Opened) -> list[dict[str, Any]]:
     """Masks as PNG files, and drawn over their pictures.
 
     Raises:
         UsageError: one of the files exists, or two would have one name.
     """
-    folder = config.output or Path()
-    names = [path.stem for path in config.images]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two images are called {twice!r}, and so would their masks; rename one")
-    files = [{key: folder / f"{name}.{key}.png" for key in ("mask", "overlay")} for name in names]
-    taken = next((f for pair in files for f in pair.values() if f.exists()), None)
-    if taken is not None and not config.force:
-        raise UsageError(f"{taken} exists; --force overwrites it, --output names another folder")
+    files = _files(config, {"mask": "mask.png", "overlay": "overlay.png"})
     return [
         _mask(opened, path, pair, force=config.force)
         for path, pair in zip(config.images, files, strict=True)
@@ -122,3 +141,40 @@ def _mask(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) ->
         ],
         **{key: str(file) for key, file in files.items()},
     }
+
+
+def detected(config: PredictConfig, opened: Opened) -> list[dict[str, Any]]:
+    """Boxes as JSON files, and drawn onto their pictures.
+
+    Raises:
+        UsageError: one of the files exists, or two would have one name.
+    """
+    files = _files(config, {"boxes": "boxes.json", "overlay": "boxes.png"})
+    return [
+        _boxes(opened, path, pair, force=config.force)
+        for path, pair in zip(config.images, files, strict=True)
+    ]
+
+
+def _boxes(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) -> dict[str, Any]:
+    picture, answers = looked_at(opened, path)
+    height, width = opened.preprocessing.input_size[1:]
+    across, down = picture.width / width, picture.height / height
+    found = []
+    for *corners, score, label in answers[answers[:, SCORE] > 0].double().tolist():
+        scaled = [c * s for c, s in zip(corners, (across, down, across, down), strict=True)]
+        index = int(label)
+        found.append(
+            {
+                "class": opened.classes[index],
+                "index": index,
+                "score": score,
+                "box": [round(c, 2) for c in scaled],
+            }
+        )
+    document = {"image": str(path), "size": [*picture.size], "detections": found}
+    atomic_write(files["boxes"], (json.dumps(document, indent=2) + "\n").encode(), force=force)
+    drawn, data = boxed(picture, found, len(opened.classes)), io.BytesIO()
+    drawn.save(data, "PNG")
+    atomic_write(files["overlay"], data.getvalue(), force=force)
+    return document | {key: str(file) for key, file in files.items()}

@@ -48,7 +48,7 @@ from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.base import Measured, Task
-from mecq_cli.tasks.divergence import divergence
+from mecq_cli.tasks.registry import task_of
 from mecq_cli.training import tracking
 from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
@@ -123,18 +123,19 @@ class Job:
             yield images, batch.labels.to(self.device)
 
     def some_images(
-        self, epoch: int, images: int, part: Part | None = None
+        self, epoch: int, images: int, part: Part | None = None, *, whole: bool = True
     ) -> tuple[Iterator[Tensor], int]:
         """About so many training images for statistics, and how many batches they come in.
 
         Large images without augmentation: statistics of random crops are not those of whole
         images. Small ones with it: padding and shifting is part of what their networks know
-        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without).
+        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without). With it also
+        where they need not be ``whole``.
         """
         available = batches_per_epoch(len(self.train), self.recipe.batch_size)
         count = min(max(-(-images // self.recipe.batch_size), 1), available)
         dataset = self.train
-        if dataset.preprocessing.input_size[1] > SMALL:
+        if whole and dataset.preprocessing.input_size[1] > SMALL:
             dataset = dataset_of(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
@@ -152,7 +153,7 @@ class Job:
     def measured(self, model: nn.Module) -> Measured:
         """The figures of a model on the evaluation images, in float32."""
         return evaluate(
-            model,
+            lambda images: self.task.answers(model(images)),
             self.val,
             batch_size=eval_batch_size(self.loaded.preprocessing),
             device=self.device,
@@ -285,6 +286,7 @@ def _open(
         config.data, config.val_split, config.seed
     )
     if model is not None:
+        task = task_of(model)
         loaded, classes = model, task.match_classes(train_split.classes, model.num_classes)
     else:
         loaded, classes = load_for_data(
@@ -296,6 +298,7 @@ def _open(
             img_size=config.img_size,
             crop_pct=config.crop_pct,
         )
+        task = task_of(loaded)
     if (
         not _is_trained(loaded, config)
         and config.distill
@@ -505,7 +508,9 @@ def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None
     before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
     distance = None if job.recipe.total_steps else _distance(job, model, plain)
     # Batch norm in training mode is that of all processes: each brings its part.
-    images, count = job.some_images(BN_EPOCH, job.config.bn_images, job.processes.part)
+    images, count = job.some_images(
+        BN_EPOCH, job.config.bn_images, job.processes.part, whole=job.task.norms_of_whole_images
+    )
     reestimate_batch_norm(model, job.told("batch norm", images, count))
     if distance is None or job.processes.broadcast(_distance(job, model, plain) < distance):
         job.listener.note("batch norm statistics were measured anew")
@@ -520,7 +525,7 @@ def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
     images, count = job.some_images(CALIBRATION_EPOCH, COMPARED_IMAGES)
     total = 0.0
     for x in images:
-        total += float(divergence(model(x), plain(x)))
+        total += float(job.task.divergence(model(x), plain(x)))
     return total / count
 
 

@@ -133,7 +133,7 @@ def _drawn(
     metrics = {name: _Scored(task, len(names)) for name in networks}
     for batch, images in _batches(dataset, listener):
         for name, network in networks.items():
-            metrics[name].see(network(images).float(), batch.labels)
+            metrics[name].see(task.answers(network(images).float()), batch.labels)
     scores = {name: metric.scores() for name, metric in metrics.items()}
     colours = drawing.colours(len(names))
     found = pictures.gather(
@@ -146,7 +146,8 @@ def _drawn(
         images = normalize(batch.images, dataset.preprocessing)
         drawn = [picture, drawing.labels(picture, batch.labels[0], len(names))]
         for network in networks.values():
-            drawn.append(drawing.answers(picture, network(images).float()[0], len(names)))
+            answers = task.answers(network(images).float())
+            drawn.append(drawing.answers(picture, answers[0], len(names)))
         shown[example["index"]] = tuple(predictions.thumbnail(one, PICTURE) for one in drawn)
     return found, shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from mecq_cli.config import QuantizeConfig, from_toml
 from mecq_cli.data import Split
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export import safetensors
+from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
 from mecq_cli.export.onnx_file import read
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integerize import IntegerModule
+from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.tasks import registry
 from mecq_cli.tasks.base import Task
-from mecq_cli.tasks.figures import CLASSIFY, FIGURES
+from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
 from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers, load_for_data
@@ -40,6 +44,8 @@ class Opened:
         classes: a name for each output.
         imagenet: whether the outputs are ImageNet-1k's.
         task: what it does.
+        found: normalised images -> what the metric of the task takes, where a file makes that
+            itself; None where the task does.
     """
 
     kind: str
@@ -48,6 +54,11 @@ class Opened:
     classes: tuple[str, ...]
     imagenet: bool
     task: Task = CLASSIFICATION
+    found: Callable[[Tensor], Tensor] | None = None
+
+    def answers(self, images: Tensor) -> Tensor:
+        """What the metric of the task takes."""
+        return self.task.answers(self.predict(images)) if self.found is None else self.found(images)
 
 
 def open_artifact(path: Path) -> Opened:
@@ -64,7 +75,18 @@ def open_onnx(path: Path) -> Opened:
     def predict(images: Tensor) -> Tensor:
         return torch.from_numpy(runner.run(np.ascontiguousarray(images.cpu().numpy())))
 
-    return _described("onnx", predict, runner.metadata, path)
+    opened = _described("onnx", predict, runner.metadata, path)
+    if opened.task.name == DETECT and isinstance(runner, OrtRunner):
+        opened.found = partial(_detected, runner)
+    return opened
+
+
+def _detected(runner: OrtRunner, images: Tensor) -> Tensor:
+    """The boxes that an ONNX file makes itself, as `mecq_cli.tasks.decoding` has them."""
+    fed = np.ascontiguousarray(images.cpu().numpy())
+    boxes, scores, labels = runner.run_named(fed, (BOXES, SCORES, LABELS))
+    columns = (boxes, scores[..., None], labels[..., None])
+    return torch.from_numpy(np.concatenate(columns, -1, dtype=np.float32))
 
 
 def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:
@@ -84,7 +106,7 @@ def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.devic
     model.to(device).eval()
     return Opened(
         "simulator", model, loaded.preprocessing, classes.names, loaded.imagenet,
-        task_named(loaded.task),
+        registry.task_of(loaded),
     )  # fmt: skip
 
 
@@ -160,4 +182,11 @@ def task_of(metadata: Any, path: Path) -> Task:
             f"{path}: is for the task {str(name)[:40]!r}, which this version does not know; known "
             f"are {', '.join(FIGURES)}"
         )
-    return task_named(name)
+    if name != DETECT:
+        return task_named(name)
+    from mecq_cli.tasks.detection import Detection
+
+    detector = detector_in(metadata)
+    if detector is None:
+        raise ArtifactError(f"{path}: says nothing of its boxes; export it again")
+    return Detection(detector)

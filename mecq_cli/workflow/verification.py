@@ -11,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from mecq_cli.events import Listener
+from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner, to_integers
+from mecq_cli.insertion.needs import PRODUCTS
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.kernels import run_all
+from mecq_cli.models.detector import detector_in
 from mecq_cli.replay import Values, Way, replay
-from mecq_cli.verify import Comparison, Predict, compare
+from mecq_cli.tasks.decoding import decoded
+from mecq_cli.verify import BoxComparison, Comparison, Predict, compare
 
 Array = NDArray[np.float32]
 QUICK_IMAGES = 8
@@ -52,13 +56,15 @@ def verify(
         EnvironmentFailure: what runs it is missing.
     """
     listener.note("verifying: against the simulator")
-    comparison = compare(_torch(model), _runner(path, profile), batches)
+    comparison = compare(_torch(model), _runner(path, profile), batches, _classes(model))
     if profile == "qonnx":
         # Floats round a few integers the other way: the layers are what can be relied on.
         comparison.require_images(name)
     else:
         comparison.require(name, exact=_is_integer(model))
     document = _verified(comparison)
+    if profile != "qonnx":
+        document |= _same_boxes(path, name, model, batches)
     ways = list(_ways(path, name, profile, model, deep=deep))
     listener.note(f"verifying: layer by layer, by {', '.join(way.name for way in ways)}")
     return document | _replayed(ways, name, model, batches, deep=deep)
@@ -83,7 +89,7 @@ def verify_file(
     stored = read(path)
     if isinstance(stored, IntegerModel):
         return verify_artifact(stored, name, model, batches, deep=deep)
-    comparison = compare(_torch(model), stored, batches)
+    comparison = compare(_torch(model), stored, batches, _classes(model))
     comparison.require(name, exact=_is_integer(model))
     return _verified(comparison)
 
@@ -108,7 +114,7 @@ def verify_artifact(
     Raises:
         VerificationError: the file does not compute what it should.
     """
-    comparison = compare(_torch(model), _torch(stored), batches)
+    comparison = compare(_torch(model), _torch(stored), batches, _classes(model))
     comparison.require(name, exact=True)
     ways = [_by_torch(stored)] if deep else []
     return _verified(comparison) | _replayed(ways, name, model, batches, deep=deep)
@@ -119,10 +125,33 @@ def _verified(comparison: Comparison) -> dict[str, Any]:
     return {
         "verified": True,
         "images": comparison.images,
-        **({"pixels": comparison.answers} if dense else {}),
+        **({comparison.unit: comparison.answers} if dense else {}),
         "top1_agreement": 100.0 * comparison.agree / comparison.answers,
         "largest_difference": comparison.largest_difference,
     }
+
+
+def _classes(model: IntegerModel) -> int | None:
+    """How many of the outputs are logits, where not all of them are."""
+    return None if detector_in(model.metadata) is None else len(model.metadata["classes"])
+
+
+def _same_boxes(
+    path: Path, name: str, model: IntegerModel, batches: Sequence[Array]
+) -> dict[str, Any]:
+    """Compare the boxes that the file makes with those that torchvision makes of the simulator."""
+    detector = detector_in(model.metadata)
+    if detector is None:
+        return {}
+    run, runner, found = _torch(model), OrtRunner(path), BoxComparison()
+    for images in batches:
+        expected = decoded(torch.from_numpy(run(images)), detector).numpy()
+        boxes, scores, labels = runner.run_named(images, (BOXES, SCORES, LABELS))
+        got = np.concatenate([boxes, scores[..., None], labels[..., None]], -1, dtype=np.float32)
+        found.add(expected, got, max(detector.size))
+    found.require(name)
+    share = 100.0 * found.agree / max(found.boxes, 1)
+    return {"boxes": found.boxes, "box_agreement": share if found.boxes else 100.0}
 
 
 def _replayed(
@@ -180,7 +209,14 @@ def _some(batches: Sequence[Array], count: int) -> Array:
     return picked
 
 
+_MOVING = ("concat", "flatten", "reshape", "transpose")
+"""Operations that move the logits, where several heads make them."""
+
+
 def _is_integer(model: IntegerModel) -> bool:
-    """Whether every operation from the first to the last layer works on integers."""
-    inner = model.nodes[:-1]
-    return all(node.grid is not None for node in inner if node.op != "flatten")
+    """Whether every operation from the first to the last layers works on integers."""
+    floats = {node.name for node in model.nodes if node.grid is None}
+    made = {node.name for node in model.nodes if node.name in floats and node.op in PRODUCTS}
+    moved = {node.name for node in model.nodes if node.name in floats and node.op in _MOVING}
+    reads = all(node.name in moved or not floats & set(node.inputs) for node in model.nodes)
+    return reads and floats <= made | moved | {model.output.name}

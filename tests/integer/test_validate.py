@@ -172,9 +172,16 @@ def test_the_model_as_a_whole() -> None:
         validate(replace(good, nodes=()))
     with pytest.raises(ArtifactError, match="input_shape"):
         validate(replace(good, input_shape=(3, 2**20, 2**20)))
-    tokens = Node("t", "reshape", ("c",), OTHER, {"shape": (6, 4)})
-    with pytest.raises(ArtifactError, match=r"yield logits \[N, classes\]"):
-        validate(replace(good, nodes=(*good.nodes[:-1], tokens)))
+    for shape in ((4, 6), (2, 1, 2, 6)):  # no class is left beside four numbers; too many axes
+        tokens = Node("t", "reshape", ("c",), OTHER, {"shape": shape})
+        with pytest.raises(ArtifactError, match=r"yield logits \[N, classes\]"):
+            validate(replace(good, nodes=(*good.nodes[:-1], tokens)))
+    anchors = replace(
+        good, nodes=(*good.nodes[:-1], Node("t", "reshape", ("c",), OTHER, {"shape": (6, 4)}))
+    )
+    validate(replace(anchors, metadata={"classes": ["a", "b"]}))
+    with pytest.raises(ArtifactError, match="must name 2 classes"):
+        validate(replace(anchors, metadata={"classes": [*"abcdef"]}))
     with pytest.raises(ArtifactError, match="must name 24 classes"):
         validate(replace(good, metadata={"classes": ["a", "b"]}))
 

@@ -134,6 +134,13 @@ def resumed(folder: Path, processes: Processes) -> int:
     return step
 
 
+def gathered(processes: Processes) -> list[Tensor]:
+    """Rows of which one process has more, or the only ones."""
+    mine = torch.arange(2.0 * processes.rank + 1)[:, None] + 10 * processes.rank
+    both = torch.cat([mine, -mine], 1)
+    return [processes.rows(both), processes.rows(both[: 2 * processes.rank])]
+
+
 def killed(folder: Path, processes: Processes) -> None:
     """The second process dies within the fourth step."""
 
@@ -166,6 +173,7 @@ def _scenarios(rank: int, port: int, folder: str) -> None:
             "stopped": stopped(root / "stopped", processes),
             "poisoned": poisoned(root / "poisoned", processes),
             "resumed": resumed(root / "stopped", processes),
+            "gathered": gathered(processes),
         }
         torch.save(result, root / f"{rank}.pt")
         # The last thing they do: with one of them gone the group is of no use.
@@ -205,6 +213,14 @@ def test_two_train_as_one(both: Any, tmp_path: Path, name: str, parts: int) -> N
         for process in found:
             assert torch.equal(process[name][key], found[0][name][key]), key
             assert torch.allclose(process[name][key], value, rtol=1e-3, atol=1e-4), key
+
+
+def test_rows_of_all_are_below_each_other(both: Any) -> None:
+    _, found = both
+    for process in found:
+        all_of_them, second = process["gathered"]
+        assert all_of_them.tolist() == [[n, -n] for n in (0.0, 10.0, 11.0, 12.0)]
+        assert second.tolist() == [[10.0, -10.0], [11.0, -11.0]]
 
 
 def test_they_stop_as_one_and_go_on(both: Any) -> None:

@@ -1,0 +1,200 @@
+"""Detection through the command line: quantize, resume, eval, export, predict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+import mecq_cli
+from mecq_cli.errors import UsageError
+from mecq_cli.models.detection import BACKGROUND
+from tests.detectors import small_ssd, tiny_retinanet
+from tests.e2e.command import mecq, write_patterns
+from tests.e2e.test_bad_input import refused
+from tests.e2e.test_segmentation import rows, summary
+from tests.scenes import CLASSES, write_boxes, write_scenes
+
+MODEL = "ssdlite320_mobilenet_v3_large"
+SETTINGS = "bn_images = 8\ncalibration_images = 8\n"
+NAMES = [BACKGROUND, *CLASSES[1:]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes and a run of two steps on them."""
+    folder = tmp_path_factory.mktemp("detect")
+    write_boxes(folder / "scenes", {"train": 8, "val": 4}, 64)
+    (folder / "settings.toml").write_text(SETTINGS)
+    done = mecq(
+        "quantize", MODEL, "--wbits", 4, "--abits", 4, "--no-pretrained", "--data", "scenes",
+        "--img-size", 64, "--max-steps", 2, "--batch-size", 4, "--checkpoint-every", 1,
+        "--config", "settings.toml", "--device", "cpu", "--compile", "off", "--output", "run",
+        cwd=folder,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert f"{MODEL} W4 A4 on cpu, task detect" in done.err
+    assert "the entropy regularizer is off" in done.err
+    assert "float mAP" in done.out
+    return folder
+
+
+def test_a_run_that_is_continued_ends_as_one_that_was_not_stopped(place: Path) -> None:
+    stopped = Path(shutil.copytree(place / "run", place / "stopped"))
+    sorted((stopped / "checkpoints").iterdir())[-1].unlink()
+    for name in ("summary.json", "model.safetensors"):
+        (stopped / name).unlink()
+    resumed = mecq("quantize", "--resume", "--output", "stopped", "--json", cwd=place).document
+    assert resumed["resumed_at"] == 1
+    assert rows(stopped) == rows(place / "run")
+    assert {"train_anchors", "loss_task"} <= rows(stopped)[0].keys()
+    files = [run / "model.safetensors" for run in (stopped, place / "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for key in ("task", "fp_map", "simulator_map", "map", "images"):
+        assert resumed[key] == summary(place / "run")[key]
+
+
+def test_run_artifact_and_onnx_have_one_precision(place: Path) -> None:
+    exported = mecq("export", "run", "--images", 4, "--json", cwd=place).document
+    assert exported["verified"] is True
+    assert exported["anchors"] > 4
+    assert exported["top1_agreement"] >= 99.9
+    assert exported["box_agreement"] >= 99
+    assert exported["boxes"] > 50
+    wanted = summary(place / "run")
+    assert wanted["simulator_map"] == wanted["map"]
+    found = {
+        target: mecq("eval", *target.split(), "--data", "scenes", "--json", cwd=place).document
+        for target in ("run", "run --simulator", "run/model.onnx")
+    }
+    for document in found.values():
+        assert document["task"] == "detect"
+        for key in ("map", "map_50", "map_75"):
+            assert document[key] == pytest.approx(found["run"][key], abs=1e-6)
+        assert document["classes"] == NAMES
+        there = [share for share in document["ap"] if share is not None]
+        assert document["map"] == pytest.approx(np.mean(there))
+    assert found["run"]["map"] == wanted["map"]
+    shown = mecq("eval", "run", cwd=place).out
+    assert all(word in shown for word in ("mAP", "mAP at an IoU of 0.5", "AP of triangle"))
+
+
+def test_boxes_are_written_and_drawn_onto_the_picture(place: Path) -> None:
+    Image.open(place / "scenes/val/0001.png").resize((160, 80)).save(place / "wide.png")
+    done = mecq("predict", "run", "wide.png", "--output", "found", "--json", cwd=place)
+    (found,) = done.document["predictions"]
+    stored = json.loads((place / found["boxes"]).read_text())
+    assert stored == {key: found[key] for key in ("image", "size", "detections")}
+    assert stored["size"] == [160, 80]
+    scores = [row["score"] for row in stored["detections"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 5
+    module = mecq_cli.load(place / "run")
+    images = module.read(place / "wide.png")[None]
+    boxes = module.detect(images)[0]
+    for row, own in zip(stored["detections"], boxes, strict=True):
+        assert row["class"] == NAMES[row["index"]] == NAMES[int(own[5])]
+        scaled = own[:4] * torch.tensor([160 / 64, 80 / 64] * 2)
+        assert row["box"] == pytest.approx(scaled.tolist(), abs=0.01)
+        assert row["score"] == pytest.approx(float(own[4]))
+    with Image.open(place / found["overlay"]) as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (160, 80))
+        drawn = np.asarray(overlay) != np.asarray(Image.open(place / "wide.png"))
+        assert drawn.any() == (scores[0] >= 0.5)
+    again = mecq("predict", "run", "wide.png", "--output", "found", cwd=place)
+    refused(again, 2, "wide.boxes.json exists", "--force")
+    shown = mecq("predict", "run", "wide.png", "--output", "found", "--force", cwd=place).out
+    assert "wide.boxes.png" in shown
+
+
+def test_the_script_beside_the_file_needs_no_mecq(place: Path) -> None:
+    if not (place / "run/model.onnx").exists():
+        mecq("export", "run", "--no-verify", cwd=place)
+    script = (place / "run/model.py").read_text().replace("LEAST = 0.5", "LEAST = 0.0001")
+    (place / "run/all.py").write_text(script.replace("__file__", "'run/model.py'"))
+    command = [sys.executable, "-I", "run/all.py", "scenes/val/0000.png"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    module = mecq_cli.load(place / "run")
+    wanted = module.detect(module.read(place / "scenes/val/0000.png")[None])[0]
+    assert len(said) == len(wanted)
+    assert f": {NAMES[int(wanted[0, 5])]} ({100 * float(wanted[0, 4]):.1f} %) at " in said[0]
+
+
+def test_what_does_not_fit_is_said_in_a_line(place: Path, tmp_path: Path) -> None:
+    classes = write_patterns(tmp_path / "classes", {"train": 2, "val": 2})
+    masks = write_scenes(tmp_path / "masks", {"train": 2, "val": 2}, 32)
+    start = ["quantize", MODEL, "--wbits", 4, "--abits", 4, "--no-pretrained", "--device", "cpu"]
+    for other in (classes, masks):
+        done = mecq(*start, "--data", other, cwd=tmp_path)
+        refused(done, 3, "holds no images with boxes", "data for another task")
+    done = mecq(*start, "--task", "classify", "--data", place / "scenes", cwd=tmp_path)
+    refused(done, 2, "--task classify", "made to detect")
+    for name, word in (("resnet20_cifar", "detection"), ("lraspp_mobilenet_v3_large", "detection")):
+        done = mecq("quantize", name, *start[2:], "--data", place / "scenes", cwd=tmp_path)
+        refused(done, 3, f"data for {word}", "a model that detects")
+    done = mecq("quantize", "fasterrcnn_resnet50_fpn", *start[2:], "--data", masks, cwd=tmp_path)
+    refused(done, 2, "in two stages or without anchors", MODEL)
+    file = tmp_path / "other/annotations/instances_val.json"
+    other = Path(shutil.copytree(place / "scenes", tmp_path / "other"))
+    document = json.loads(file.read_text())
+    document["categories"][1]["name"] = "square"
+    file.write_text(json.dumps(document))
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 3, "are not those of", "square")
+    document["annotations"][0]["category_id"] = 12
+    file.write_text(json.dumps(document))
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 3, "has the label 12, but the categories are 1, 2, 3")
+    document["categories"].append({"id": 12, "name": "star"})
+    file.write_text(json.dumps(document))
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 2, "4 outputs, the background among them, and the data 4 categories")
+    (other / "val/0000.png").unlink()
+    done = mecq("eval", place / "run", "--data", other, cwd=tmp_path)
+    refused(done, 3, "lists 1 images that are not there")
+
+
+@pytest.mark.parametrize("kind", ["ssd", "retinanet"])
+def test_a_module_of_a_program(
+    kind: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of torchvision's classes, around a backbone of one's own."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = small_ssd(64, widths=(8, 8, 8, 8, 8)) if kind == "ssd" else tiny_retinanet()
+    preprocessing = mecq_cli.Preprocessing(
+        (3, 64, 64), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0, crop_mode="squash"
+    )
+    settings: dict[str, Any] = {
+        "epochs": 2, "batch_size": 4, "calibration_images": 8, "bn_images": 8, "compile": "off",
+        "device": "cpu",
+    }  # fmt: skip
+    result = mecq_cli.quantize(
+        net, place / "scenes", 4, 4, preprocessing=preprocessing, mec_weight=1.0, **settings
+    )
+    assert result.summary["task"] == "detect"
+    assert result.map == result.summary["simulator_map"]
+    assert result.float_map is not None
+    assert result.module.detector is not None
+    anchors = len(result.module.detector.anchors)
+    assert result(torch.zeros(2, 3, 64, 64)).shape == (2, 8, anchors)
+    sites = rows(result.run)[0]["coding_length"]
+    assert all(name.startswith("backbone.") for name in sites)
+    assert {row["loss_mec"] != 0 for row in rows(result.run)} == {True}
+    assert result.export().exists()
+    items = TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(UsageError, match="detects, and data sets of a program"):
+        mecq_cli.quantize(net, (items, items), 4, 4)
+    with pytest.raises(UsageError, match="cuts parts of the image off"):
+        mecq_cli.quantize(net, place / "scenes", 4, 4)
