@@ -237,3 +237,12 @@ def test_a_report_shows_the_worst_answers_with_their_boxes(place: Path) -> None:
     edge = changed[top : top + height, left]
     assert np.median(edge) > 40
     assert (changed < 30).mean() > 0.6
+
+
+def test_deployment_is_timed_without_the_making_of_boxes(place: Path) -> None:
+    flags = ("--threads", 1, "--repeats", 1, "--batch-sizes", 1, "--calibration-images", 4)
+    document = mecq("bench", "deploy", "run", *flags, "--json", cwd=place).document
+    assert set(document["kernels"]) == {"fp32", "static_int8", "mecq"}
+    for kernels in document["kernels"].values():
+        assert "NonMaxSuppression" not in kernels
+    assert document["kernels"]["mecq"]["QLinearConv"] > 50
