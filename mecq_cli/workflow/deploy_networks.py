@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import integerize
 from mecq_cli.layout import FLAT
+from mecq_cli.models.detector import KEY
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import Target
@@ -87,7 +88,9 @@ def build(config: DeployConfig, target: Target, folder: Path, listener: Listener
     if integer is None:
         listener.note(f"integers by mecq, W{config.wbits} A{config.abits}")
         integer = _quantized(config, loaded, images)
-    integer_onnx.save(integer, files[MECQ])
+    # What makes boxes of the outputs is in neither of the others.
+    metadata = {key: value for key, value in integer.metadata.items() if key != KEY}
+    integer_onnx.save(replace(integer, metadata=metadata), files[MECQ])
     return Networks(loaded.name, loaded.weights, images.numpy(), files, integer)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import subprocess
@@ -18,9 +20,11 @@ from torch.utils.data import TensorDataset
 import mecq_cli
 from mecq_cli.errors import UsageError
 from mecq_cli.models.detection import BACKGROUND
+from mecq_cli.tasks.drawing import BoxDrawing
 from tests.detectors import small_ssd, tiny_retinanet
 from tests.e2e.command import mecq, write_patterns
 from tests.e2e.test_bad_input import refused
+from tests.e2e.test_report import check_offline
 from tests.e2e.test_segmentation import rows, summary
 from tests.scenes import CLASSES, write_boxes, write_scenes
 
@@ -198,3 +202,47 @@ def test_a_module_of_a_program(
         mecq_cli.quantize(net, (items, items), 4, 4)
     with pytest.raises(UsageError, match="cuts parts of the image off"):
         mecq_cli.quantize(net, place / "scenes", 4, 4)
+
+
+def test_a_report_shows_the_worst_answers_with_their_boxes(place: Path) -> None:
+    report = mecq("report", "run", "--json", cwd=place).document
+    answers, wanted = report["answers"], summary(place / "run")
+    assert report["left_out"] == []
+    assert (answers["images"], answers["figure"], answers["by_class"]) == (4, "mAP", "AP")
+    assert answers["integer"] == wanted["map"]
+    assert answers["fp"] == pytest.approx(wanted["fp_map"], abs=0.01)
+    measured = mecq("eval", "run", "--json", cwd=place).document
+    by_class = {row["class"]: row["integer"] for row in answers["classes"]}
+    known = zip(measured["classes"], measured["ap"], strict=True)
+    assert by_class == {name: value for name, value in known if value is not None}
+    drawn = check_offline((place / "run/report.html").read_text()).all("img")
+    assert len(drawn) == 4 * len(answers["examples"])
+    # The second picture of an image has the boxes that are there, in the colours of the classes.
+    colours = BoxDrawing().colours(len(NAMES))
+    assert {row["class"]: row["colour"] for row in answers["classes"]} == {
+        name: colours[NAMES.index(name)] for name in by_class
+    }
+    sources = [str(image["src"]).removeprefix("data:image/jpeg;base64,") for image in drawn[:2]]
+    plain, boxes = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(source))), np.float64)
+        for source in sources
+    )
+    document = json.loads((place / "scenes/annotations/instances_val.json").read_text())
+    name = Path(answers["examples"][0]["path"]).name
+    number = next(image["id"] for image in document["images"] if image["file_name"] == name)
+    left, top, _, height = next(
+        row["bbox"] for row in document["annotations"] if row["image_id"] == number
+    )
+    changed = np.abs(boxes - plain).max(2)
+    edge = changed[top : top + height, left]
+    assert np.median(edge) > 40
+    assert (changed < 30).mean() > 0.6
+
+
+def test_deployment_is_timed_without_the_making_of_boxes(place: Path) -> None:
+    flags = ("--threads", 1, "--repeats", 1, "--batch-sizes", 1, "--calibration-images", 4)
+    document = mecq("bench", "deploy", "run", *flags, "--json", cwd=place).document
+    assert set(document["kernels"]) == {"fp32", "static_int8", "mecq"}
+    for kernels in document["kernels"].values():
+        assert "NonMaxSuppression" not in kernels
+    assert document["kernels"]["mecq"]["QLinearConv"] > 50
