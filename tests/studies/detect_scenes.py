@@ -36,7 +36,10 @@ IMAGES = {"train": 1600, "val": 400}
 PREPROCESSING = mecq_cli.Preprocessing(
     (3, SIZE, SIZE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=1.0, crop_mode="squash"
 )
+DRAWN = ("W4A4", "W2A2")
 ARMS: dict[str, dict[str, Any]] = {
+    "W4A4, not trained": {"wbits": 4, "abits": 4, "epochs": 0},
+    "W2A2, not trained": {"wbits": 2, "abits": 2, "epochs": 0},
     "W4A4": {"wbits": 4, "abits": 4, "epochs": 4},
     "W2A2": {"wbits": 2, "abits": 2, "epochs": 10},
     "W4A4, MEC": {"wbits": 4, "abits": 4, "epochs": 4, "mec_weight": 10.0},
@@ -128,7 +131,7 @@ def main(work: Path, output: Path | None) -> None:
     task = Detection(detector_of(net, (SIZE, SIZE)), net)
     networks: dict[str, Any] = {"float": net}
     for name, settings in ARMS.items():
-        run = work / name.replace(", ", "-").lower()
+        run = work / name.replace(", ", "-").replace(" ", "-").lower()
         result = mecq_cli.quantize(
             net, scenes, preprocessing=PREPROCESSING, output=run, batch_size=BATCH,
             calibration_images=128, bn_images=512, compile="off", device="cpu",
@@ -143,7 +146,7 @@ def main(work: Path, output: Path | None) -> None:
             "onnx_bytes": file.stat().st_size, "seconds": result.summary["seconds"],
             "fp32_bytes": result.summary["sizes"]["fp32_bytes"],
         })  # fmt: skip
-        if "MEC" not in name:
+        if name in DRAWN:
             networks[name] = result.module
             if output is not None:
                 picture(scenes, task, networks, output)
