@@ -16,19 +16,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from mecq_cli import layout
+from mecq_cli.data.annotated import folder_of, hold_out_any, is_laid_out, to_evaluate_on
 from mecq_cli.data.boxes import BoxFiles
-from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.data.split import NameList, Split, check_same_classes
-from mecq_cli.errors import DataError, UsageError
+from mecq_cli.errors import DataError
 from mecq_cli.layout import COCO, EVALUATION, TRAIN, BoxSource, readable
-from mecq_cli.settings import OWN, split_data_name
 from mecq_cli.storage import read_bytes_limited
 
 _MOST_BYTES = 2**31
@@ -38,12 +36,9 @@ _ROUNDED = 1.0
 
 def require_no_boxes(data: str) -> None:
     """Raise DataError where a folder is one of images with boxes: nothing to classify by."""
-    prefix, where = split_data_name(data)
-    if prefix or data.startswith(OWN) or not Path(where).is_dir():
-        return
-    if layout.find_layout(Path(where))[0] is COCO:
+    if is_laid_out(data, COCO):
         raise DataError(
-            f"{where!r} holds images with boxes, which is data for detection: give a model that "
+            f"{data!r} holds images with boxes, which is data for detection: give a model that "
             "detects (ssdlite320_mobilenet_v3_large, retinanet_resnet50_fpn, ...), or other data"
         )
 
@@ -64,7 +59,7 @@ def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split,
     layout.check_splits(str(root), sources, val_split, COCO)
     train = _open(root, TRAIN, sources[TRAIN])
     if val_split is not None:
-        return _hold_out(train, val_split, seed)
+        return hold_out_any(train, val_split, seed)
     second = next(name for name in sources if name in EVALUATION)
     val = _open(root, second, sources[second])
     check_same_classes(train, val)
@@ -78,34 +73,19 @@ def open_evaluation(data: str, split: str | None = None) -> Split:
         DataError, UsageError: as `open_training`.
     """
     root, sources = _found(data)
-    chosen = split or next((name for name in EVALUATION if name in sources), None)
-    if chosen is None:
-        raise layout.nothing_to_evaluate_on(str(root), COCO)
-    if chosen not in sources:
-        raise DataError(
-            f"{str(root)!r} has no annotations of {split!r} (it has {', '.join(sources)}); name "
-            "another split with --split"
-        )
+    chosen = to_evaluate_on(root, COCO, sources, split)
     return _open(root, chosen, sources[chosen])
 
 
 def _found(data: str) -> tuple[Path, Mapping[str, BoxSource]]:
     """The folder, and the splits that it has."""
-    prefix, where = split_data_name(data)
-    if data.startswith(OWN):
-        raise DataError(
-            "the images of this run were data sets of the program that started it; give others "
-            "with --data DIR"
-        )
-    root = Path(where).absolute()
-    if prefix or root.suffix == ".tar":
-        raise UsageError(f"--data {data}: boxes are read from a folder; {COCO.expected}")
+    root = folder_of(data, "boxes", COCO.expected)
     with readable(root):
         names = sorted(entry.name for entry in root.iterdir())
     sources = layout.find_boxes(root)
     if not sources:
         hint = "it looks like data for another task: " if TRAIN in names else ""
-        raise DataError(f"{where!r} holds no images with boxes; {hint}{COCO.expected}")
+        raise DataError(f"{data!r} holds no images with boxes; {hint}{COCO.expected}")
     return root, sources
 
 
@@ -255,13 +235,3 @@ def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, fl
     if box[2] <= box[0] or box[3] <= box[1]:
         raise DataError(f"{what}: the box {given} lies outside of the image; correct it")
     return box
-
-
-def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Some images to evaluate on: at least one, and at least one stays."""
-    if len(split) < 2:
-        raise DataError(f"{split.root!r} has {len(split)} image; holding some out needs 2 or more")
-    count = min(max(round(fraction * len(split)), 1), len(split) - 1)
-    order = permutation(len(split), Purpose.HOLD_OUT, seed, 0)
-    aside, rest = np.sort(order[:count]), np.sort(order[count:])
-    return split.take(rest), replace(split.take(aside), name=f"{split.name} (held out)")

@@ -14,17 +14,16 @@ at all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mecq_cli import layout
+from mecq_cli.data.annotated import folder_of, hold_out_any, is_laid_out, to_evaluate_on
 from mecq_cli.data.folder import Scanner
 from mecq_cli.data.masks import IGNORED, PairFiles, read_mask
-from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.data.split import NameList, Split
-from mecq_cli.errors import DataError, UsageError
+from mecq_cli.errors import DataError
 from mecq_cli.layout import (
     EVALUATION,
     FLAT,
@@ -38,7 +37,6 @@ from mecq_cli.layout import (
     VOC_MASKS,
     Layout,
 )
-from mecq_cli.settings import OWN, split_data_name
 
 CLASS_NAMES = "classes.txt"
 LAYOUT = (
@@ -58,12 +56,9 @@ def is_numbered(names: Sequence[str]) -> bool:
 
 def require_no_masks(data: str) -> None:
     """Raise DataError where a folder is one of images with masks: nothing to classify by."""
-    prefix, where = split_data_name(data)
-    if prefix or data.startswith(OWN) or not Path(where).is_dir():
-        return
-    if layout.find_layout(Path(where))[0] in (PAIRS, VOC):
+    if is_laid_out(data, PAIRS, VOC):
         raise DataError(
-            f"{where!r} holds images with masks, which is data for segmentation, and the model "
+            f"{data!r} holds images with masks, which is data for segmentation, and the model "
             "classifies: give one that segments (lraspp_mobilenet_v3_large, deeplabv3_resnet50, "
             "...), or a folder with a folder of images per class"
         )
@@ -85,7 +80,7 @@ def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split,
     layout.check_splits(str(root), splits, val_split, kind)
     if val_split is not None:
         whole = TRAIN if TRAIN in splits else FLAT
-        return _hold_out(_open(root, kind, whole, (whole,)), val_split, seed)
+        return hold_out_any(_open(root, kind, whole, (whole,)), val_split, seed)
     both = (TRAIN, next(name for name in splits if name in EVALUATION))
     train, val = (_open(root, kind, name, both) for name in both)
     return train, val
@@ -98,33 +93,18 @@ def open_evaluation(data: str, split: str | None = None) -> Split:
         DataError, UsageError: as `open_training`.
     """
     root, kind, splits = _found(data)
-    chosen = split or next((name for name in splits if name in EVALUATION), None)
-    if chosen is None:
-        raise layout.nothing_to_evaluate_on(str(root), kind)
-    if chosen not in splits:
-        raise DataError(
-            f"{str(root)!r} has no {kind.part} {split!r}{kind.holding} (it has "
-            f"{', '.join(splits)}); name another one with --split"
-        )
+    chosen = to_evaluate_on(root, kind, splits, split)
     return _open(root, kind, chosen, (chosen,))
 
 
 def _found(data: str) -> tuple[Path, Layout, tuple[str, ...]]:
     """The folder, how it is laid out, and the splits that it has."""
-    prefix, where = split_data_name(data)
-    if data.startswith(OWN):
-        raise DataError(
-            "the images of this run were data sets of the program that started it; give others "
-            "with --data DIR"
-        )
-    root = Path(where).absolute()
-    if prefix or root.suffix == ".tar":
-        raise UsageError(f"--data {data}: masks are read from a folder; {LAYOUT}")
+    root = folder_of(data, "masks", LAYOUT)
     kind, splits = layout.find_layout(root)
     if kind in (PAIRS, VOC):
         return root, kind, splits
     hint = "it looks like data for classification, and the model segments: " if splits else ""
-    raise DataError(f"{where!r} holds no images with masks; {hint}{LAYOUT}")
+    raise DataError(f"{data!r} holds no images with masks; {hint}{LAYOUT}")
 
 
 def _open(root: Path, kind: Layout, name: str, of_classes: Iterable[str]) -> Split:
@@ -240,14 +220,3 @@ def _numbers(root: Path, masks: Iterable[str]) -> tuple[str, ...]:
             "of a class in each pixel that counts"
         )
     return tuple(map(str, range(largest + 1)))
-
-
-def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Some pairs to evaluate on: at least one, and at least one stays."""
-    if len(split) < 2:
-        raise DataError(f"{split.root!r} has {len(split)} image; holding some out needs 2 or more")
-    count = min(max(round(fraction * len(split)), 1), len(split) - 1)
-    order = permutation(len(split), Purpose.HOLD_OUT, seed, 0)
-    aside, rest = np.sort(order[:count]), np.sort(order[count:])
-    name = "held out" if split.name == FLAT else f"{split.name} (held out)"
-    return split.take(rest), replace(split.take(aside), name=name)

@@ -219,7 +219,7 @@ def test_other_folders_are_refused(scenes: Path, tmp_path: Path) -> None:
     fails(UsageError, "boxes are read from a folder", f"wds/{scenes}")
     masks = write_scenes(tmp_path / "masks", {"train": 2, "val": 2}, 32)
     fails(DataError, "holds no images with boxes; it looks like data for another task", masks)
-    with pytest.raises(DataError, match="has no annotations of 'test'"):
+    with pytest.raises(DataError, match="has no file 'test' in annotations"):
         open_evaluation(str(scenes), "test")
     with pytest.raises(DataError, match="which is data for detection"):
         require_no_boxes(str(scenes))

@@ -35,6 +35,7 @@ from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
 from mecq_cli.tasks.drawing import over
 from mecq_cli.tasks.registry import task_named
+from tests.blocks import Block, layer
 from tests.scenes import CLASSES, IGNORED
 
 PREPROCESSING = mecq_cli.Preprocessing(
@@ -54,25 +55,6 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 SHOWN = (3, 17, 24)
 SIDE, GAP, TITLE = 160, 6, 22
-
-
-def layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class Block(nn.Module):
-    """Residual, at half the size."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.first, self.second = layer(inputs, outputs, 2), layer(outputs, outputs)[:2]
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
 class Small(nn.Module):
