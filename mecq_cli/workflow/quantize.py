@@ -6,41 +6,26 @@ import copy
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mecq_cli import launch
 from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.config import QuantizeConfig, to_toml
-from mecq_cli.data import (
-    SMALL,
-    ImageDataset,
-    Part,
-    Split,
-    batches_per_epoch,
-    dataset_of,
-    normalize,
-    train_batches,
-)
-from mecq_cli.distributed import Processes, check_divides, joined
+from mecq_cli.data import Split
+from mecq_cli.distributed import Processes, joined
 from mecq_cli.entropy import require_estimator
-from mecq_cli.errors import UsageError
-from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
-from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
@@ -48,121 +33,23 @@ from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.base import Measured, Task
-from mecq_cli.tasks.registry import task_of
 from mecq_cli.training import tracking
 from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.metrics import read_rows
-from mecq_cli.training.recipe import (
-    Recipe,
-    choose,
-    default_batch_size,
-    make_optimizer,
-)
+from mecq_cli.training.recipe import Recipe, choose, make_optimizer
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
-from mecq_cli.workflow.common import (
-    artifact_metadata,
-    eval_batch_size,
-    evaluation_data,
-    insert_quantizers,
-    load_for_data,
-    pick_device,
-    taps_of,
-    task_for,
-)
+from mecq_cli.workflow.common import artifact_metadata, insert_quantizers, taps_of
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.machine import facts, loader_workers
-from mecq_cli.workflow.phases import Phases
+from mecq_cli.workflow.job import BN_EPOCH, CALIBRATION_EPOCH, Job, is_trained, open_job
+from mecq_cli.workflow.machine import facts
 
 COMPARED_IMAGES = 128
 TEACHER_IMAGES = 128
-CALIBRATION_EPOCH = 2**20
-BN_EPOCH = 2**20 + 1
-"""Epoch numbers that training never reaches: their order and augmentation are their own."""
-
-
-@dataclass
-class Job:
-    """Everything that is open while a run works."""
-
-    config: QuantizeConfig
-    device: torch.device
-    loaded: LoadedModel
-    classes: ClassMap
-    train: ImageDataset
-    val: ImageDataset
-    recipe: Recipe
-    listener: Listener
-    processes: Processes
-    task: Task
-    workers: int = 0
-    phases: Phases = field(default_factory=Phases)
-    allotment: dict[str, Any] | None = None
-
-    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches on the device; of several processes, the part of this one."""
-        part = partial(self.processes.part, parts=self.recipe.accumulate)
-        return self._batches(self.train, epoch, first, part)
-
-    def _batches(
-        self, dataset: ImageDataset, epoch: int, first: int = 0, part: Part | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in train_batches(
-            dataset,
-            batch_size=self.recipe.batch_size,
-            epoch=epoch,
-            start_batch=first,
-            workers=self.workers,
-            part=part,
-        ):
-            images = normalize(batch.images, self.train.preprocessing, self.device)
-            yield images, batch.labels.to(self.device)
-
-    def some_images(
-        self, epoch: int, images: int, part: Part | None = None, *, whole: bool = True
-    ) -> tuple[Iterator[Tensor], int]:
-        """About so many training images for statistics, and how many batches they come in.
-
-        Large images without augmentation: statistics of random crops are not those of whole
-        images. Small ones with it: padding and shifting is part of what their networks know
-        (ResNet-20 W4A4 without training, 1,000 images: 89.9 % with, 87.8 % without). With it also
-        where they need not be ``whole``.
-        """
-        available = batches_per_epoch(len(self.train), self.recipe.batch_size)
-        count = min(max(-(-images // self.recipe.batch_size), 1), available)
-        dataset = self.train
-        if whole and dataset.preprocessing.input_size[1] > SMALL:
-            dataset = dataset_of(
-                dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
-            )
-        batches = self._batches(dataset, epoch, part=part)
-        return (x for x, _ in islice(batches, count)), count
-
-    def told(self, task: str, batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-        """The same batches; the listener hears how many of ``count`` have been used."""
-        self.listener.start(task, count)
-        for number, images in enumerate(batches, 1):
-            yield images
-            self.listener.advance(task, number)
-        self.listener.finish(task)
-
-    def measured(self, model: nn.Module) -> Measured:
-        """The figures of a model on the evaluation images, in float32."""
-        return evaluate(
-            lambda images: self.task.answers(model(images)),
-            self.val,
-            batch_size=eval_batch_size(self.loaded.preprocessing),
-            device=self.device,
-            workers=self.workers,
-            listener=self.listener,
-            processes=self.processes,
-            task=self.task,
-            outputs=self.loaded.num_classes,
-        )
 
 
 def quantize(
@@ -207,7 +94,7 @@ def _quantize(
     require_estimator(config.mec_estimator)
     if config.log == "tensorboard":
         tracking.require()
-    job = _open(config, origins, listener, splits, model, processes)
+    job = open_job(config, origins, listener, splits, model, processes)
     if config.dry_run:
         if job.config.target:
             _allot(job)
@@ -272,89 +159,6 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     return {**summary, "run": str(run.path)}  # which may have been moved
 
 
-def _open(
-    config: QuantizeConfig,
-    origins: Mapping[str, str],
-    listener: Listener,
-    splits: tuple[Split, Split] | None,
-    model: LoadedModel | None,
-    processes: Processes,
-) -> Job:
-    device = processes.device or pick_device(config.device)
-    task = task_for(config.task, config.model, model)
-    train_split, val_split = splits or task.open_training(
-        config.data, config.val_split, config.seed
-    )
-    if model is not None:
-        task = task_of(model)
-        loaded, classes = model, task.match_classes(train_split.classes, model.num_classes)
-    else:
-        loaded, classes = load_for_data(
-            config.model,
-            train_split.classes,
-            checkpoint=config.checkpoint,
-            pretrained=config.pretrained,
-            reset_classifier=config.reset_classifier,
-            img_size=config.img_size,
-            crop_pct=config.crop_pct,
-        )
-        task = task_of(loaded)
-    if (
-        not _is_trained(loaded, config)
-        and config.distill
-        and origins.get("distill", "default") == "default"
-    ):
-        listener.note("the float classifier is random: nothing to distil from it")
-        config = config.model_copy(update={"distill": False})
-    if loaded.weights == "random" and origins.get("mec_views", "default") == "default":
-        # Features of a random network are no example to follow.
-        sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
-        config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
-    config = _regularized(config, origins, task, listener)
-    preprocessing = loaded.preprocessing
-    batch_size = config.batch_size or default_batch_size(
-        len(train_split), preprocessing.input_size[1]
-    )
-    train = dataset_of(train_split, preprocessing, classes.indices, train=True, seed=config.seed)
-    val = evaluation_data(val_split, preprocessing, classes)
-    # A last batch of one image has no variance: batch norm cannot train on it.
-    batch_size = min(batch_size, len(train_split))
-    if config.batch_size != batch_size:  # ours to choose: one that can be divided
-        shares = processes.count * config.accumulate
-        batch_size = max(batch_size // shares, 1) * shares
-    check_divides(batch_size, processes.count, config.accumulate)
-    if batch_size < 2 and config.epochs != 0:
-        raise UsageError(
-            f"training needs batches of at least 2 images, got --batch-size {batch_size} with "
-            f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
-        )
-    steps = batches_per_epoch(len(train_split), batch_size)
-    recipe = choose(config, steps, batch_size, device, family=family_of(loaded.module))
-    workers = loader_workers(config.workers, device, launch.local_processes())
-    return Job(
-        config, device, loaded, classes, train, val, recipe, listener, processes, task, workers
-    )
-
-
-def _is_trained(loaded: LoadedModel, config: QuantizeConfig) -> bool:
-    """Whether the float model knows the classes: else its accuracy is that of guessing."""
-    return loaded.weights != "random" and not config.reset_classifier
-
-
-def _regularized(
-    config: QuantizeConfig, origins: Mapping[str, str], task: Task, listener: Listener
-) -> QuantizeConfig:
-    """Without the entropy term where its default weight is another task's."""
-    if task.regularized or origins.get("mec_weight", "default") != "default":
-        return config
-    if config.epochs != 0:
-        listener.note(
-            f"the entropy regularizer is off: its weight is not tuned for the task {task.name}; "
-            "--mec-weight turns it on"
-        )
-    return config.model_copy(update={"mec_weight": 0.0})
-
-
 def is_balanced(config: QuantizeConfig, recipe: Recipe, task: Task) -> bool:
     """Whether the weight of the entropy term is found for the network before its training."""
     open_ = config.mec_weight is None and task.balance is not None
@@ -379,6 +183,7 @@ def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeCon
             "mec_term": recipe.mec.term,
             "amp": "bf16" if recipe.bf16 else "off",
             "compile": recipe.compile,
+            "freeze_oscillations": recipe.freeze_oscillations,
         }
     )
 
@@ -591,7 +396,7 @@ def _finish(
         **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
         "task": job.task.name,
         f"fp_{key}": trainer.progress.facts[f"fp_{key}"],
-        "fp_trained": _is_trained(job.loaded, job.config),
+        "fp_trained": is_trained(job.loaded, job.config),
         f"simulator_{key}": simulated.figures[key],
         key: measured.figures[key],
         "images": simulated.images,
