@@ -8,6 +8,7 @@ of which one byte a value is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,17 @@ def is_available() -> bool:
     )
 
 
+def windows_see_pixels(
+    kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether no window lies in the padding alone, by row and by column.
+
+    Of one that does, with one input channel and a zero point, oneDNN gives back what was in memory
+    (PyTorch 2.14, kernel 2, padding 2).
+    """
+    return all(p <= d * (k - 1) for k, p, d in zip(kernel, padding, dilation, strict=True))
+
+
 def conv2d(
     x: Tensor, scale: Tensor, zero_point: int, weight: Tensor, steps: Tensor, geometry: Geometry
 ) -> Tensor:
@@ -49,7 +61,7 @@ def conv2d(
         zero_point: of x.
         weight: [O, C, kH, kW], on the grid ``code * steps`` of codes -128 to 127.
         steps: [O], positive; no gradient.
-        geometry: of the convolution.
+        geometry: of the convolution; `windows_see_pixels` must hold.
     """
     out: Tensor = _Conv.apply(x, weight, scale.detach(), zero_point, steps.detach(), geometry)
     return out

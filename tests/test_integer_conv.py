@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.insertion import BitPlan, insert
-from mecq_cli.integer_conv import Geometry, conv2d, is_available
+from mecq_cli.integer_conv import Geometry, conv2d, is_available, windows_see_pixels
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this CPU has no VNNI")
 
@@ -31,6 +31,7 @@ def test_values_and_gradients(
     channels: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int,
     zero_point: int, seed: int,
 ) -> None:  # fmt: skip
+    assume(windows_see_pixels((kernel,), (padding,), (dilation,)))
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 256, (2, channels, 11, 12), generator=generator)
     integers = torch.randint(-128, 128, (outputs, channels, kernel, kernel), generator=generator)

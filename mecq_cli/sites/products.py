@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Node, weight_multiplier
-from mecq_cli.integer_conv import Geometry
+from mecq_cli.integer_conv import Geometry, windows_see_pixels
 from mecq_cli.integer_conv import conv2d as integer_conv2d
 from mecq_cli.normalization import batch_norm, rounded_batch_norm
 from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer
@@ -152,11 +152,13 @@ class ProductSite(Site):
 
         Where calibration finds that the zero point is one to be learned, it is not used after all.
         """
+        a = self.attributes
         return (
             self.op == "conv2d"
-            and self.attributes["groups"] == 1
+            and a["groups"] == 1
             and self._sources[0].module is not None
             and self.weight_quantizer is not None
+            and windows_see_pixels(self.weight.shape[2:], a["padding"][:2], a["dilation"])
         )
 
     def node(self, inputs: tuple[str, ...]) -> Node:

@@ -18,7 +18,7 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.entropy import as_rows
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
 from mecq_cli.integer.ir import Grid, Node, multiplied_weight
-from mecq_cli.integer_conv import is_available
+from mecq_cli.integer_conv import is_available, windows_see_pixels
 from mecq_cli.kernels import dequantize, run_node
 from mecq_cli.sites import DropoutSite, FloatSite, MatmulSite, Site
 from mecq_cli.training.recipe import Recipe
@@ -280,7 +280,11 @@ class _Product:
         if node.op == "conv2d":
             a = node.attributes
             top, left, bottom, right = a["padding"]
-            self.around = None if (top, left) == (bottom, right) else (left, right, top, bottom)
+            symmetric = (top, left) == (bottom, right)
+            by_operation = symmetric and windows_see_pixels(
+                weight.shape[2:], (top, left), a["dilation"]
+            )
+            self.around = None if by_operation else (left, right, top, bottom)
             padding = [top, left] if self.around is None else [0, 0]
             self.geometry = ([*a["stride"]], padding, [*a["dilation"]], a["groups"])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from mecq_cli.training.integer_teacher import (
     LARGEST_ERROR,
     IntegerTeacher,
     _max_pool,
+    _Product,
     make_teacher,
     quick_teacher,
 )
@@ -155,3 +158,19 @@ def test_maxima_of_bytes_are_those_of_floats(
         assert pooled.dtype == torch.uint8
         expected = run_node(node, [x.float()], [node.grid])
         assert torch.equal(pooled.float(), expected)
+
+
+def test_windows_that_see_padding_alone_are_padded_before() -> None:
+    """oneDNN reads beyond its input there."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "weight": np.arange(-9, 11, dtype=np.int8).reshape(5, 1, 2, 2),
+        "weight_scale": np.ones(5, np.float32),
+        "bias": np.zeros(5, np.int32),
+    }
+    attributes = {"stride": (1, 1), "padding": (2, 2, 2, 2), "dilation": (1, 1), "groups": 1}
+    node = Node("conv", "conv2d", ("x",), None, attributes, 8, tensors)
+    grid = Grid(1.0, 3, 8, 0, 255)
+    x = torch.randint(0, 256, (2, 1, 11, 12), dtype=torch.uint8)
+    expected = run_node(node, [x.float()], [grid])
+    for _ in range(20):  # what was in memory was right at times
+        assert torch.equal(_Product(node, grid)(x), expected)
