@@ -162,15 +162,16 @@ def test_maxima_of_bytes_are_those_of_floats(
 
 def test_windows_that_see_padding_alone_are_padded_before() -> None:
     """oneDNN reads beyond its input there."""
+    torch.manual_seed(0)
     tensors: dict[str, np.ndarray[Any, Any]] = {
-        "weight": np.arange(-9, 11, dtype=np.int8).reshape(5, 1, 2, 2),
+        "weight": torch.randint(-128, 128, (5, 1, 2, 2)).to(torch.int8).numpy(),
         "weight_scale": np.ones(5, np.float32),
         "bias": np.zeros(5, np.int32),
     }
     attributes = {"stride": (1, 1), "padding": (2, 2, 2, 2), "dilation": (1, 1), "groups": 1}
-    node = Node("conv", "conv2d", ("x",), None, attributes, 8, tensors)
-    grid = Grid(1.0, 3, 8, 0, 255)
+    source, result = Grid(1.0, 3, 8, 0, 255), Grid(1000.0, 100, 8, 0, 255)
+    node = Node("conv", "conv2d", ("x",), result, attributes, 8, tensors)
     x = torch.randint(0, 256, (2, 1, 11, 12), dtype=torch.uint8)
-    expected = run_node(node, [x.float()], [grid])
-    for _ in range(20):  # what was in memory was right at times
-        assert torch.equal(_Product(node, grid)(x), expected)
+    made = _Product(node, source)(x).float()
+    expected = run_node(node, [x.float()], [source])
+    assert (made - expected).abs().max() <= 1  # rounded once or twice
