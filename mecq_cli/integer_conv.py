@@ -104,8 +104,9 @@ def _product(
 ) -> Tensor:  # fmt: skip
     """Opaque to the compiler, which would want the weights as constants."""
     onednn, s = torch.ops.onednn, float(scale)
+    # Packing does not ask for the steps; of all of them it would make numbers one by one.
     packed = onednn.qconv_prepack(
-        integers, steps, s, zero_point, stride, padding, dilation, 1, [*codes.shape]
+        integers, torch.ones(1), s, zero_point, stride, padding, dilation, 1, [*codes.shape]
     )
     zeros = torch.zeros(len(steps), dtype=torch.int32)
     out: Tensor = onednn.qconv_pointwise(
