@@ -42,8 +42,11 @@ def is_available() -> bool:
     return _library() is not None
 
 
-def _dense(x: Tensor) -> Tensor:
-    """``x`` in the order of its channels, or as it is."""
+def dense(x: Tensor) -> Tensor:
+    """``x`` in the order of its channels, or as it is: what the passes here read.
+
+    Who asks for it in a compiled program has it written so at once, where else it would be copied.
+    """
     return x.contiguous(memory_format=_order(x))
 
 
@@ -75,7 +78,7 @@ def norm_round_backward(
     """
     library = _library()
     assert library is not None
-    y, grad = _dense(y), _dense(grad)
+    y, grad = dense(y), dense(grad)
     of_y, of_step = torch.empty_like(y), torch.empty_like(step)
     of_weight, of_bias = torch.empty_like(scale), torch.empty_like(scale)
     vectors = [v.contiguous() for v in (scale, offset, mean, factor)]
@@ -104,7 +107,7 @@ def round_backward(
     """`mecq_cli.quantizers.round_backward` of one step, for bfloat16."""
     library = _library()
     assert library is not None
-    x, grad = _dense(x), _dense(grad)
+    x, grad = dense(x), dense(grad)
     of_x, of_step = torch.empty_like(x), torch.empty_like(step)
     library.round_backward(
         *(t.data_ptr() for t in (grad, x, of_x, of_step)), 1.0 / float(step), low, high,
@@ -131,7 +134,7 @@ def weight_backward(
     """
     library = _library()
     assert library is not None
-    weight, grad = _dense(weight), _dense(grad)
+    weight, grad = dense(weight), dense(grad)
     steps = steps.contiguous()
     of_weight, of_steps = torch.empty_like(weight), torch.empty_like(steps)
     library.weight_backward(

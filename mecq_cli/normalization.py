@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.loops import norm_round_backward
+from mecq_cli.loops import dense, norm_round_backward
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -153,10 +153,7 @@ class _RoundedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of y, weight, bias and the step."""
         *settings, grad_scale = ctx.settings
-        y = ctx.saved_tensors[0]
-        grad = grads[0].to(y.dtype)
-        if y.dim() == 4:  # here the compiler writes it so at once, below it would be copied
-            grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = dense(grads[0].to(ctx.saved_tensors[0].dtype))
         of_y, weight, bias, step = norm_round_backward(grad, *ctx.saved_tensors, *settings)
         return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 5)
 

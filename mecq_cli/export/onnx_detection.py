@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mecq_cli.export.onnx_builder import LOGITS
+from mecq_cli.export.ort import OrtRunner
 from mecq_cli.models.detector import COORDINATES, Detector
 
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
@@ -24,6 +25,17 @@ BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 bottom; float32 [batch, D], descending, 0 where there is no answer; int64 [batch, D]."""
 _PREFIX = "detection::"
 _TO_END = 2**62
+
+
+def detections_of(runner: OrtRunner, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a file makes of images: float32 [N, D, 6], as `mecq_cli.tasks.decoding` has it.
+
+    Raises:
+        UsageError, ArtifactError: as `OrtRunner.run_named`.
+    """
+    boxes, scores, labels = runner.run_named(images, (BOXES, SCORES, LABELS))
+    columns = (boxes, scores[..., None], labels[..., None])
+    return np.concatenate(columns, -1, dtype=np.float32)
 
 
 def add_detections(graph: onnx.GraphProto, detector: Detector) -> None:

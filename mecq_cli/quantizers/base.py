@@ -72,9 +72,7 @@ def quick_backward(
     if not torch.compiler.is_compiling() or x.dtype != grad.dtype:
         return round_backward(grad, x, scale, qmin, qmax, mid_rise)
     if x.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
-        if x.dim() == 4:  # here the compiler writes it so at once, below it would be copied
-            grad = grad.contiguous(memory_format=torch.channels_last)
-        of_x, of_scale = loops.round_backward(grad, x, scale, *ends)
+        of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends)
         return of_x, of_scale
     if x.dtype == torch.float32 and scale.dim() == x.dim() > 1 and scale.numel() == len(x):
         of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)

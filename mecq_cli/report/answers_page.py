@@ -23,10 +23,15 @@ def answers_section(answers: Document, thumbnails: Mapping[int, Sequence[str]]) 
     yield from _examples(answers, thumbnails)
 
 
-def _overview(answers: Document) -> str:
+def measured_on(answers: Document) -> str:
+    """Which images were looked at: how the first sentence of a section begins."""
     images, total = answers["images"], answers["of"]
     part = f"all {images:,}" if images == total else f"{images:,} of {total:,}, evenly chosen,"
-    said = f"Measured anew for this report on {part} images of {text(answers['split'])}: "
+    return f"Measured anew for this report on {part} images of {text(answers['split'])}: "
+
+
+def _overview(answers: Document) -> str:
+    said = measured_on(answers)
     if answers["fp_top1"] is None:
         return f"<p>{said}the integer network is right on {percent(answers['integer_top1'])}.</p>"
     return (

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mecq_cli.report import html
+from mecq_cli.report.answers_page import measured_on
 from mecq_cli.report.html import percent, signed, text
 
 Document = Mapping[str, Any]
@@ -31,9 +32,7 @@ def pictures_section(answers: Document, pictures: Mapping[int, Sequence[str]]) -
 
 
 def _overview(answers: Document) -> str:
-    images, total, figure = answers["images"], answers["of"], text(answers["figure"])
-    part = f"all {images:,}" if images == total else f"{images:,} of {total:,}, evenly chosen,"
-    said = f"Measured anew for this report on {part} images of {text(answers['split'])}: "
+    figure, said = text(answers["figure"]), measured_on(answers)
     if answers["fp"] is None:
         return f"<p>{said}integer {percent(answers['integer'])} {figure}.</p>"
     return (

@@ -206,8 +206,8 @@ def _reasons(
             f"all are the aim)"
         )
     if config.weight_decay is None:
-        less = "" if family is Family.TOKENS else " (less with fewer bits)"
-        yield f"weight decay {decay:g}{less}"
+        by_bits = not (family is Family.TOKENS and config.optimizer in (None, "adamw"))
+        yield f"weight decay {decay:g}{' (less with fewer bits)' if by_bits else ''}"
     if family is Family.TOKENS and config.optimizer is None:
         yield f"adamw, since the network has {family.value}"
     if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:

@@ -105,6 +105,13 @@ def _files(config: PredictConfig, endings: dict[str, str]) -> list[dict[str, Pat
     return files
 
 
+def _write(image: Image.Image, path: Path, *, force: bool) -> None:
+    """As a PNG file."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    atomic_write(path, data.getvalue(), force=force)
+
+
 def segmented(config: PredictConfig, opened: Opened) -> list[dict[str, Any]]:
     """Masks as PNG files, and drawn over their pictures.
 
@@ -129,9 +136,7 @@ def _mask(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) ->
         picture = Image.fromarray(eval_transform(preprocessing)(picture).transpose(1, 2, 0))
     drawn = {"mask": as_image(mask, count), "overlay": over(picture, mask, count)}
     for key, image in drawn.items():
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        atomic_write(files[key], data.getvalue(), force=force)
+        _write(image, files[key], force=force)
     shares = 100 * np.bincount(mask.ravel(), minlength=count) / mask.size
     order = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
     return {
@@ -174,7 +179,5 @@ def _boxes(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) -
         )
     document = {"image": str(path), "size": [*picture.size], "detections": found}
     atomic_write(files["boxes"], (json.dumps(document, indent=2) + "\n").encode(), force=force)
-    drawn, data = boxed(picture, found, len(opened.classes)), io.BytesIO()
-    drawn.save(data, "PNG")
-    atomic_write(files["overlay"], data.getvalue(), force=force)
+    _write(boxed(picture, found, len(opened.classes)), files["overlay"], force=force)
     return document | {key: str(file) for key, file in files.items()}

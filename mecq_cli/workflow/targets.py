@@ -16,7 +16,7 @@ from mecq_cli.config import QuantizeConfig, from_toml
 from mecq_cli.data import Split
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export import safetensors
-from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
+from mecq_cli.export.onnx_detection import detections_of
 from mecq_cli.export.onnx_file import read
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner
@@ -82,11 +82,8 @@ def open_onnx(path: Path) -> Opened:
 
 
 def _detected(runner: OrtRunner, images: Tensor) -> Tensor:
-    """The boxes that an ONNX file makes itself, as `mecq_cli.tasks.decoding` has them."""
-    fed = np.ascontiguousarray(images.cpu().numpy())
-    boxes, scores, labels = runner.run_named(fed, (BOXES, SCORES, LABELS))
-    columns = (boxes, scores[..., None], labels[..., None])
-    return torch.from_numpy(np.concatenate(columns, -1, dtype=np.float32))
+    """The boxes that an ONNX file makes itself."""
+    return torch.from_numpy(detections_of(runner, np.ascontiguousarray(images.cpu().numpy())))
 
 
 def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:

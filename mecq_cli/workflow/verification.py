@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mecq_cli.events import Listener
-from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
+from mecq_cli.export.onnx_detection import detections_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner, to_integers
 from mecq_cli.insertion.needs import PRODUCTS
@@ -146,9 +146,7 @@ def _same_boxes(
     run, runner, found = _torch(model), OrtRunner(path), BoxComparison()
     for images in batches:
         expected = decoded(torch.from_numpy(run(images)), detector).numpy()
-        boxes, scores, labels = runner.run_named(images, (BOXES, SCORES, LABELS))
-        got = np.concatenate([boxes, scores[..., None], labels[..., None]], -1, dtype=np.float32)
-        found.add(expected, got, max(detector.size))
+        found.add(expected, detections_of(runner, images), max(detector.size))
     found.require(name)
     share = 100.0 * found.agree / max(found.boxes, 1)
     return {"boxes": found.boxes, "box_agreement": share if found.boxes else 100.0}
