@@ -21,6 +21,7 @@ import torch
 
 from mecq_cli.training import container
 from tests.e2e.command import mecq, write_patterns
+from tests.e2e.runs import rows
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = """\
@@ -90,12 +91,6 @@ def stop(
 
 def after(step: int) -> Callable[[Path], bool]:
     return lambda run: (run / "checkpoints" / f"step-{step:08d}.safetensors").exists()
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The metrics without what a clock decides."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
 
 
 def resume(place: Path, output: str) -> dict[str, Any]:

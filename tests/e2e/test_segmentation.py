@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import copy
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import mecq_cli
 from mecq_cli.errors import DataError
 from mecq_cli.report import page
 from tests.e2e.command import mecq, write_patterns
+from tests.e2e.runs import check_continued, rows, summary
 from tests.e2e.test_bad_input import refused
 from tests.e2e.test_report import check_offline
 from tests.scenes import CLASSES, write_scenes
@@ -58,29 +58,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def summary(run: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return document
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
-
-
 def test_a_run_that_is_continued_ends_as_one_that_was_not_stopped(place: Path) -> None:
-    stopped = Path(shutil.copytree(place / "run", place / "stopped"))
-    sorted((stopped / "checkpoints").iterdir())[-1].unlink()
-    for name in ("summary.json", "model.safetensors"):
-        (stopped / name).unlink()
-    resumed = mecq("quantize", "--resume", "--output", "stopped", "--json", cwd=place).document
-    assert resumed["resumed_at"] == 1
-    assert rows(stopped) == rows(place / "run")
-    assert {"train_pixels", "loss_task"} <= rows(stopped)[0].keys()
-    files = [run / "model.safetensors" for run in (stopped, place / "run")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    for key in ("task", "fp_miou", "simulator_miou", "miou", "images", "mec_weight"):
-        assert resumed[key] == summary(place / "run")[key]
+    check_continued(
+        place / "run", ("task", "fp_miou", "simulator_miou", "miou", "images", "mec_weight")
+    )
+    assert {"train_pixels", "loss_task"} <= rows(place / "run")[0].keys()
 
 
 def test_run_artifact_and_onnx_have_one_mean_iou(place: Path) -> None:
@@ -144,8 +126,8 @@ def test_a_report_shows_the_worst_answers_over_their_pictures(
         for name, value in zip(measured["classes"], measured["iou"], strict=True)
         if value is not None
     }
-    for rows in (answers["classes"], answers["examples"]):
-        assert [row["integer"] for row in rows] == sorted(row["integer"] for row in rows)
+    for ranked in (answers["classes"], answers["examples"]):
+        assert [row["integer"] for row in ranked] == sorted(row["integer"] for row in ranked)
     found = check_offline((place / "run/report.html").read_text())
     drawn = found.all("img")
     assert len(drawn) == 4 * len(answers["examples"]) == 16

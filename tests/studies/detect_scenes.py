@@ -9,19 +9,17 @@ line of JSON each; at last the picture.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 import mecq_cli
 from mecq_cli.config import EvalConfig
-from mecq_cli.data import boxes, dataset_of, eval_batches, normalize, train_batches
+from mecq_cli.data import boxes, dataset_of, eval_batches, normalize
 from mecq_cli.evaluation import evaluate
 from mecq_cli.events import Listener
 from mecq_cli.models.detection import detector_of, outputs_only
@@ -30,6 +28,7 @@ from mecq_cli.tasks.detection import Detection
 from mecq_cli.tasks.drawing import boxed
 from tests.detectors import small_ssd
 from tests.scenes import CLASSES, write_boxes
+from tests.studies.floats import say, train_in_float
 
 SIZE, BATCH, EPOCHS = 96, 16, 30
 IMAGES = {"train": 1600, "val": 400}
@@ -60,19 +59,8 @@ def train(scenes: Path, path: Path) -> nn.Module:
     splits = task.open_training(str(scenes), None, 0)
     outputs = task.match_classes(splits[0].classes, len(CLASSES)).indices
     data = dataset_of(splits[0], PREPROCESSING, outputs, train=True)
-    steps = len(data) // BATCH
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = CosineLRScheduler(optimizer, EPOCHS * steps, warmup_t=steps, t_in_epochs=False)
-    for epoch in range(EPOCHS):
-        net.train()
-        for step, batch in enumerate(train_batches(data, batch_size=BATCH, epoch=epoch)):
-            schedule.step_update(epoch * steps + step)
-            loss = task.loss(net(normalize(batch.images, PREPROCESSING)), batch.labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        found = {"epoch": epoch, "loss": float(loss.detach())}
-        if epoch % 5 == 4:
+    for found in train_in_float(net, task, data, epochs=EPOCHS, batch_size=BATCH, lr=3e-3):
+        if found["epoch"] % 5 == 4:
             net.eval()
             val = dataset_of(splits[1], PREPROCESSING, outputs)
             measured = evaluate(
@@ -83,11 +71,6 @@ def train(scenes: Path, path: Path) -> nn.Module:
         say(found)
     torch.save(net.state_dict(), path)
     return net.eval()
-
-
-def say(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
 
 
 def picture(scenes: Path, task: Detection, networks: dict[str, Any], output: Path) -> None:

@@ -14,9 +14,7 @@ last the picture. Runs that are there are not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
 import mecq_cli
 from mecq_cli.config import EvalConfig
-from mecq_cli.data import dataset_of, eval_batches, normalize, train_batches
+from mecq_cli.data import dataset_of, eval_batches, normalize
 from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
 from mecq_cli.models.loading import load_model
@@ -37,6 +34,7 @@ from mecq_cli.tasks.drawing import over
 from mecq_cli.tasks.registry import task_named
 from tests.blocks import Block, layer
 from tests.scenes import CLASSES, IGNORED
+from tests.studies.floats import say, train_in_float
 
 PREPROCESSING = mecq_cli.Preprocessing(
     (3, 96, 96), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=1.0, crop_mode="squash"
@@ -95,28 +93,14 @@ def train(
         net.load_state_dict(torch.load(path, weights_only=True))
         net.eval()
         return
-    net.to(memory_format=torch.channels_last).train()
+    net.to(memory_format=torch.channels_last)
     task = task_named("segment")
     split, _ = task.open_training(str(scenes), None, 0)
     data = dataset_of(split, preprocessing, train=True)
-    steps = len(data) // BATCH
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2)
-    schedule = CosineLRScheduler(optimizer, epochs * steps, warmup_t=steps, t_in_epochs=False)
-    for epoch in range(epochs):
-        for step, batch in enumerate(train_batches(data, batch_size=BATCH, epoch=epoch)):
-            schedule.step_update(epoch * steps + step)
-            loss = task.loss(net(normalize(batch.images, preprocessing)), batch.labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        say({"epoch": epoch, "loss": float(loss.detach())})
+    for found in train_in_float(net, task, data, epochs=epochs, batch_size=BATCH, lr=4e-3):
+        say(found)
     torch.save(net.state_dict(), path)
     net.eval()
-
-
-def say(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
 
 
 def picture(

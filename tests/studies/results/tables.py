@@ -93,6 +93,7 @@ PLAIN = {
 DEFAULT = Arm("mecq")
 WITHOUT = Arm("mecq without MEC", {"mec_weight": 0.0})
 LSQ = Arm("plain LSQ", PLAIN)
+THREE = (DEFAULT, WITHOUT, LSQ)
 PEERS = (
     Arm("PACT", {**PLAIN, "quantizer": "pact"}),
     Arm("DoReFa", {**PLAIN, "quantizer": "dorefa"}),
@@ -105,12 +106,12 @@ COMPARE = Table(
     "compare",
     *RESNET20,
     arms={
-        (2, 2): (DEFAULT, WITHOUT, LSQ, *PEERS),
-        (1, 1): (DEFAULT, WITHOUT, LSQ),
-        (1, 2): (DEFAULT, WITHOUT, LSQ),
-        (4, 4): (DEFAULT, WITHOUT, LSQ, *PEERS),
-        (3, 3): (DEFAULT, WITHOUT, LSQ),
-        (2, 4): (DEFAULT, WITHOUT, LSQ),
+        (2, 2): (*THREE, *PEERS),
+        (1, 1): THREE,
+        (1, 2): THREE,
+        (4, 4): (*THREE, *PEERS),
+        (3, 3): THREE,
+        (2, 4): THREE,
     },
     seeds=(0, 1, 2),
     epochs=20,
@@ -199,8 +200,6 @@ MIXED = Table(
     sizes=True,
     tune=True,
 )
-
-THREE = (DEFAULT, WITHOUT, LSQ)
 
 RESNET56 = ("resnet56_cifar", "cifar10-resnet56-4bfd9763.pth", "cifar10")
 

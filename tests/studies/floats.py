@@ -1,0 +1,39 @@
+"""Float training for studies of networks that no checkpoint is at hand for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from mecq_cli.data import ImageDataset, normalize, train_batches
+from mecq_cli.tasks.base import Task
+
+
+def train_in_float(
+    net: nn.Module, task: Task, data: ImageDataset, *, epochs: int, batch_size: int, lr: float
+) -> Iterator[dict[str, Any]]:
+    """By AdamW along a cosine; after each epoch its number and its last loss."""
+    steps = len(data) // batch_size
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = CosineLRScheduler(optimizer, epochs * steps, warmup_t=steps, t_in_epochs=False)
+    for epoch in range(epochs):
+        net.train()
+        for step, batch in enumerate(train_batches(data, batch_size=batch_size, epoch=epoch)):
+            schedule.step_update(epoch * steps + step)
+            loss = task.loss(net(normalize(batch.images, data.preprocessing)), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield {"epoch": epoch, "loss": float(loss.detach())}
+
+
+def say(document: dict[str, Any]) -> None:
+    """A line of JSON."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
