@@ -24,6 +24,7 @@ from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.diagnosis import is_finite, label, not_finite
 from mecq_cli.training.integer_teacher import IntegerTeacher
 from mecq_cli.training.limits import StepLimit
+from mecq_cli.training.memory_order import InMemoryOrder
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.training.teacher import Teacher
 
@@ -94,6 +95,7 @@ class TrainingStep:
         self.regularizer = EntropyRegularizer(recipe.mec)
         self.followers: tuple[Follower, ...] = ()
         self.limit = StepLimit(model, optimizer)
+        self.order = InMemoryOrder(optimizer)
         self.weights = [
             (site.name, site.weight, site.weight_quantizer)
             for site in model.sites()
@@ -142,7 +144,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self._check_gradients(step)
-        with self.limit:
+        with self.limit, self.order:
             self.optimizer.step()
         self.model.project()
         for follower in self.followers:
