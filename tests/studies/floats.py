@@ -16,7 +16,14 @@ from mecq_cli.tasks.base import Task
 
 
 def train_in_float(
-    net: nn.Module, task: Task, data: ImageDataset, *, epochs: int, batch_size: int, lr: float
+    net: nn.Module,
+    task: Task,
+    data: ImageDataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    bf16: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """By AdamW along a cosine; after each epoch its number and its last loss."""
     steps = len(data) // batch_size
@@ -26,7 +33,9 @@ def train_in_float(
         net.train()
         for step, batch in enumerate(train_batches(data, batch_size=batch_size, epoch=epoch)):
             schedule.step_update(epoch * steps + step)
-            loss = task.loss(net(normalize(batch.images, data.preprocessing)), batch.labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                outputs = net(normalize(batch.images, data.preprocessing))
+            loss = task.loss(outputs.float() if bf16 else outputs, batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -41,7 +41,7 @@ class Place:
     Attributes:
         data: folder with the data sets.
         weights: folder with the checkpoints.
-        work: run folders.
+        work: run folders, and checkpoints that are trained here.
         brevitas: a Python that has Brevitas and PyTorch; None leaves its arms out.
     """
 
@@ -49,6 +49,11 @@ class Place:
     weights: Path
     work: Path
     brevitas: Path | None = None
+
+    def checkpoint(self, name: str) -> Path:
+        """One of those in either folder."""
+        given = self.weights / name
+        return given if given.exists() else self.work / name
 
 
 def record_of(job: Job) -> Path:
@@ -105,7 +110,7 @@ def config_of(job: Job, place: Place) -> QuantizeConfig:
     wbits, abits = job.bits
     return QuantizeConfig.model_validate({
         "model": job.table.model,
-        "checkpoint": place.weights / job.table.checkpoint,
+        "checkpoint": place.checkpoint(job.table.checkpoint),
         "data": str(place.data / job.table.data),
         "wbits": whole_bits(wbits),
         "abits": abits,
@@ -139,7 +144,7 @@ def _run_peer(job: Job, place: Place) -> dict[str, Any]:
     command = [
         str(place.brevitas), "-m", "tests.studies.results.brevitas_arm",
         "--data", str(place.data / job.table.data), "--model", job.table.model,
-        "--checkpoint", str(place.weights / job.table.checkpoint),
+        "--checkpoint", str(place.checkpoint(job.table.checkpoint)),
         "--wbits", str(wbits), "--abits", str(abits), "--seed", str(job.seed),
         "--epochs", str(job.epochs), "--threads", str(torch.get_num_threads()),
         *([] if job.table.per_class is None else ["--per-class", str(job.table.per_class)]),

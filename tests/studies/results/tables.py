@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.studies import cifar_vit
+
 Bits = tuple[float, int]
 """Of weights, on average where that is not a whole number, and of activations."""
 
@@ -231,8 +233,22 @@ LITE0 = Table(
     settings={"img_size": 128, "crop_pct": 1.0, "batch_size": 32},
 )
 
+VIT = Table(
+    "vit",
+    cifar_vit.NAME,
+    cifar_vit.CHECKPOINT,
+    "cifar10",
+    arms={(4, 4): THREE, (2, 2): THREE},
+    seeds=(0, 1, 2),
+    epochs=20,
+    per_class=1000,
+    # Of so few steps they would be said to be too few to compile for, but the program is the same
+    # in all runs of an arm.
+    settings={"compile": "model"},
+)
+
 TABLES: Mapping[str, Table] = {
-    table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL, DEEPER, FINAL56, LITE0)
+    table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL, DEEPER, FINAL56, LITE0, VIT)
 }
 
 
