@@ -137,6 +137,7 @@ class QuantizeConfig(Settings):
         checkpoint: weights to start from; else the library's pretrained ones.
         pretrained: False starts from random weights.
         reset_classifier: replace a classifier whose size does not fit the data.
+        fit_classifier: fit such a one to the float model's features before anything is quantized.
         first_last_bits, residual_bits: bits of the first and the last layer, and of the
             stream that residual additions work on.
         reduce_range: weights of 8 bits are limited to 7 (-64 to 63), so that sums of two products
@@ -197,6 +198,7 @@ class QuantizeConfig(Settings):
     checkpoint: UserPath | None = None
     pretrained: bool = True
     reset_classifier: bool = False
+    fit_classifier: bool = True
     target_avg_bits: AverageBits | None = None
     target_size: Size | None = None
     sensitivity: Literal["coding", "hessian", "loss"] = "coding"

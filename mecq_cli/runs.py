@@ -4,6 +4,7 @@ runs/latest            a text file with the path of the latest run that has a ch
 RUN/config.toml        the settings, complete
 RUN/metrics.jsonl      a row a training step
 RUN/checkpoints/       what --resume continues from
+RUN/classifier.safetensors  the last layer that --reset-classifier fitted
 RUN/model.safetensors  the integer artifact
 RUN/summary.json       accuracy, sizes, seconds
 RUN/report.html        what `mecq report` writes
@@ -61,6 +62,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the training checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def classifier(self) -> Path:
+        """The last layer that was fitted to the float features, if it is a new one."""
+        return self.path / "classifier.safetensors"
 
     @property
     def artifact(self) -> Path:
@@ -212,7 +218,8 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
         for folder in (run.checkpoints, run.tensorboard):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
-        for path in (run.config, run.metrics, run.artifact, run.onnx, run.summary, run.report):
+        made = (run.artifact, run.onnx, run.summary, run.report)
+        for path in (run.config, run.metrics, run.classifier, *made):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFailure(
@@ -227,7 +234,7 @@ def _content(folder: Path) -> list[str]:
 def _take_back(run: RunFolder) -> None:
     """Undo `create_run`: there is nothing to continue. What is not ours stays, and its folder."""
     with suppress(OSError):
-        for path in (run.config, run.metrics, run.path / _LOCK):
+        for path in (run.config, run.metrics, run.classifier, run.path / _LOCK):
             path.unlink(missing_ok=True)
         if run.checkpoints.is_dir():
             run.checkpoints.rmdir()

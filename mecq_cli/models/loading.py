@@ -36,6 +36,7 @@ class LoadedModel:
         imagenet: whether the outputs are the classes of ImageNet-1k, in its order.
         task: what it is for, see mecq_cli.tasks.
         detector: what makes boxes of its outputs; None of those that do not detect.
+        classifiers: submodules that make its outputs, by name; none where they are not known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LoadedModel:
     imagenet: bool
     task: str = "classify"
     detector: Detector | None = None
+    classifiers: tuple[str, ...] = ()
 
 
 def load_model(
@@ -101,6 +103,7 @@ def load_model(
         imagenet=classes == model.num_classes == _IMAGENET_CLASSES,
         task=model.task,
         detector=_detector(module, model, preprocessing) if is_detector(module) else None,
+        classifiers=model.classifiers,
     )
 
 

@@ -55,6 +55,7 @@ class Settings(TypedDict, total=False):
     checkpoint: str | Path
     pretrained: bool
     reset_classifier: bool
+    fit_classifier: bool
     target_avg_bits: float
     target_size: str
     sensitivity: Literal["coding", "hessian", "loss"]

@@ -25,7 +25,8 @@ from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.runs import RunFolder, resolve_target
 from mecq_cli.training import state
-from mecq_cli.workflow.common import eval_batch_size, insert_quantizers, load_for_data, taps_of
+from mecq_cli.workflow.common import eval_batch_size, insert_quantizers, taps_of
+from mecq_cli.workflow.float_model import load_float
 from mecq_cli.workflow.targets import run_config
 
 SITES = "stages"
@@ -69,7 +70,7 @@ def bench_features(
         if (config.model, config.data) != (first.model, first.data):
             raise UsageError(f"{name}: is of another model or data than {targets[0]}")
     splits = open_training(first.data, first.val_split, first.seed)
-    loaded, classes = _load(first, splits[0])
+    loaded, classes = load_float(first, splits[0].classes, runs[0])
     parts = [_part(split, images, loaded, classes) for split in splits]
     fp = insert(
         loaded.module, loaded.preprocessing.input_size, BitPlan(32, 32), taps_of(_coded(first))
@@ -79,7 +80,7 @@ def bench_features(
     networks = [_described("FP", reference, reference, classes, distortion)]
     for name, run, config in zip(targets, runs, configs, strict=True):
         listener.note(name)
-        model = insert_quantizers(_load(config, splits[0])[0], _coded(config))
+        model = insert_quantizers(load_float(config, splits[0].classes)[0], _coded(config))
         state.load_model(run.checkpoints, model)
         seen = [_look(model, part) for part in parts]
         networks.append(_described(name, seen, reference, classes, distortion))
@@ -96,18 +97,6 @@ def _run(name: str) -> RunFolder:
 def _coded(config: QuantizeConfig) -> QuantizeConfig:
     """The settings with the sites looked at here as those of the regularizer."""
     return config.model_copy(update={"mec_on": SITES, "mec_weight": 1.0, "mec_grid": 1})
-
-
-def _load(config: QuantizeConfig, split: Split) -> tuple[LoadedModel, ClassMap]:
-    return load_for_data(
-        config.model,
-        split.classes,
-        checkpoint=config.checkpoint,
-        pretrained=config.pretrained,
-        reset_classifier=config.reset_classifier,
-        img_size=config.img_size,
-        crop_pct=config.crop_pct,
-    )
 
 
 def _part(split: Split, images: int, loaded: LoadedModel, classes: ClassMap) -> ImageDataset:

@@ -36,10 +36,10 @@ from mecq_cli.training.recipe import Recipe, choose, default_batch_size
 from mecq_cli.workflow.common import (
     eval_batch_size,
     evaluation_data,
-    load_for_data,
     pick_device,
     task_for,
 )
+from mecq_cli.workflow.float_model import knows_classes, load_float
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.phases import Phases
 
@@ -154,18 +154,10 @@ def open_job(
         task = task_of(model)
         loaded, classes = model, task.match_classes(train_split.classes, model.num_classes)
     else:
-        loaded, classes = load_for_data(
-            config.model,
-            train_split.classes,
-            checkpoint=config.checkpoint,
-            pretrained=config.pretrained,
-            reset_classifier=config.reset_classifier,
-            img_size=config.img_size,
-            crop_pct=config.crop_pct,
-        )
+        loaded, classes = load_float(config, train_split.classes)
         task = task_of(loaded)
     if (
-        not is_trained(loaded, config)
+        not knows_classes(loaded, config)
         and config.distill
         and origins.get("distill", "default") == "default"
     ):
@@ -199,11 +191,6 @@ def open_job(
     return Job(
         config, device, loaded, classes, train, val, recipe, listener, processes, task, workers
     )
-
-
-def is_trained(loaded: LoadedModel, config: QuantizeConfig) -> bool:
-    """Whether the float model knows the classes: else its accuracy is that of guessing."""
-    return loaded.weights != "random" and not config.reset_classifier
 
 
 def _regularized(

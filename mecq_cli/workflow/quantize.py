@@ -43,10 +43,12 @@ from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.common import artifact_metadata, insert_quantizers, taps_of
 from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.float_model import knows_classes
 from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.job import BN_EPOCH, CALIBRATION_EPOCH, Job, is_trained, open_job
+from mecq_cli.workflow.job import BN_EPOCH, CALIBRATION_EPOCH, Job, open_job
 from mecq_cli.workflow.machine import facts
+from mecq_cli.workflow.new_classifier import prepare_classifier
 
 COMPARED_IMAGES = 128
 TEACHER_IMAGES = 128
@@ -112,6 +114,7 @@ def _quantize(
             # Calibration, evaluation and statistics may run out of memory as well as a step.
             advising(job.recipe.batch_size, lambda: command if run.has_begun else None),
         ):
+            prepare_classifier(job, run)
             if allot.is_pending(config):
                 _continue_allotment(job, run)
                 _store_settings(job, run)  # it can be continued already, if it is stopped here
@@ -396,7 +399,7 @@ def _finish(
         **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
         "task": job.task.name,
         f"fp_{key}": trainer.progress.facts[f"fp_{key}"],
-        "fp_trained": is_trained(job.loaded, job.config),
+        "fp_trained": knows_classes(job.loaded, job.config),
         f"simulator_{key}": simulated.figures[key],
         key: measured.figures[key],
         "images": simulated.images,

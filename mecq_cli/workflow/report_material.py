@@ -24,7 +24,8 @@ from mecq_cli.runs import RunFolder
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
-from mecq_cli.workflow.common import insert_quantizers, load_for_data
+from mecq_cli.workflow.common import insert_quantizers
+from mecq_cli.workflow.float_model import load_float, put_classifier
 from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of, task_of
 
 
@@ -101,7 +102,7 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
         return material
     settings = config
     loaded = material.attempt(
-        "What quantization changed needs the float network", lambda: _float(settings, material)
+        "What quantization changed needs the float network", lambda: _float(settings, material, run)
     )
     if loaded is not None:
         if loaded.preprocessing != preprocessing:
@@ -129,20 +130,23 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
     return document
 
 
-def _float(config: QuantizeConfig, material: Material) -> LoadedModel:
+def _float(config: QuantizeConfig, material: Material, run: RunFolder) -> LoadedModel:
     """The network that the run began with; a random one is made anew from the run's seed."""
     torch.manual_seed(config.seed)
-    options: dict[str, Any] = {
-        "checkpoint": config.checkpoint,
-        "pretrained": config.pretrained,
-        "reset_classifier": config.reset_classifier,
-        "img_size": config.img_size,
-        "crop_pct": config.crop_pct,
-    }
     if material.split is not None:
-        return load_for_data(config.model, material.split.classes, **options)[0]
+        return load_float(config, material.split.classes, run)[0]
     assert material.classes is not None
-    return load_model(config.model, num_classes=len(material.classes.names) or None, **options)
+    loaded = load_model(
+        config.model,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        num_classes=len(material.classes.names) or None,
+        reset_classifier=config.reset_classifier,
+        img_size=config.img_size,
+        crop_pct=config.crop_pct,
+    )
+    put_classifier(loaded, run)
+    return loaded
 
 
 def _simulator(loaded: LoadedModel, config: QuantizeConfig, run: RunFolder) -> QuantizedModel:

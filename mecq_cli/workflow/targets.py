@@ -30,7 +30,8 @@ from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
 from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
-from mecq_cli.workflow.common import insert_quantizers, load_for_data
+from mecq_cli.workflow.common import insert_quantizers
+from mecq_cli.workflow.float_model import load_float
 
 
 @dataclass
@@ -89,15 +90,7 @@ def _detected(runner: OrtRunner, images: Tensor) -> Tensor:
 def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:
     """The network of a run's last checkpoint, in evaluation mode."""
     config = run_config(run)
-    loaded, classes = load_for_data(
-        config.model,
-        folders,
-        checkpoint=config.checkpoint,
-        pretrained=config.pretrained,
-        reset_classifier=config.reset_classifier,
-        img_size=config.img_size,
-        crop_pct=config.crop_pct,
-    )
+    loaded, classes = load_float(config, folders)
     model: QuantizedModel = insert_quantizers(loaded, config)
     state.load_model(run.checkpoints, model)
     model.to(device).eval()

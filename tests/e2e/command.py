@@ -39,6 +39,18 @@ def mecq(*arguments: object, cwd: Path) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+def refused(done: Done, code: int, *parts: str) -> None:
+    """One line on stderr (after progress and notes), nothing on stdout."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert done.err.count("error: ") == 1
+    for part in parts:
+        assert part in line, line
+
+
 def write_patterns(folder: Path, splits: dict[str, int], classes: int = 2, size: int = 32) -> Path:
     """An image folder anybody can learn: each class has stripes of its own, and noise."""
     rng = np.random.default_rng(0)

@@ -14,23 +14,11 @@ import torch
 from PIL import Image
 
 from mecq_cli.models.hub import PublishedWeights
-from tests.e2e.command import Done, mecq, write_patterns
+from tests.e2e.command import mecq, refused, write_patterns
 
 BITS = ["--wbits", "4", "--abits", "4"]
 RANDOM = ["quantize", "resnet20_cifar", *BITS, "--no-pretrained", "--device", "cpu"]
 QUICK = ["--epochs", "0", "--calibration-images", "8", "--batch-size", "8"]
-
-
-def refused(done: Done, code: int, *parts: str) -> None:
-    """One line on stderr (after progress and notes), nothing on stdout."""
-    assert done.code == code, done
-    assert done.out == ""
-    assert "Traceback" not in done.err
-    line = done.err.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert done.err.count("error: ") == 1
-    for part in parts:
-        assert part in line, line
 
 
 @pytest.fixture(scope="module")
