@@ -22,9 +22,8 @@ from mecq_cli.errors import UsageError
 from mecq_cli.models.detection import BACKGROUND
 from mecq_cli.tasks.drawing import BoxDrawing
 from tests.detectors import small_ssd, tiny_retinanet
-from tests.e2e.command import mecq, write_patterns
+from tests.e2e.command import mecq, refused, write_patterns
 from tests.e2e.runs import check_continued, rows, summary
-from tests.e2e.test_bad_input import refused
 from tests.e2e.test_report import check_offline
 from tests.scenes import CLASSES, write_boxes, write_scenes
 

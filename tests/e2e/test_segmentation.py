@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 import mecq_cli
 from mecq_cli.errors import DataError
 from mecq_cli.report import page
-from tests.e2e.command import mecq, write_patterns
+from tests.e2e.command import mecq, refused, write_patterns
 from tests.e2e.runs import check_continued, rows, summary
-from tests.e2e.test_bad_input import refused
 from tests.e2e.test_report import check_offline
 from tests.scenes import CLASSES, write_scenes
 from tests.test_segmentation_networks import Pyramid
