@@ -270,7 +270,8 @@ def test_flags_that_say_what_to_do_now_are_off_by_default() -> None:
 
 
 OTHER: dict[str, Any] = {
-    "model": "resnet50", "wbits": 3, "abits": 3, "pretrained": False, "reset_classifier": True, "fit_classifier": False,
+    "model": "resnet50", "wbits": 3, "abits": 3, "pretrained": False, "reset_classifier": True,
+    "fit_classifier": False,
     "target_avg_bits": 2.5, "target_size": "90kB", "sensitivity": "loss",
     "allotted": [{"layer": "conv1", "wbits": 3, "sensitivity": 0.1}],
     "task": "segment",

@@ -180,7 +180,7 @@ def quantize(
         bool | None,
         typer.Option(
             "--reset-classifier",
-            help="Replace a classifier of another size by a new one, fitted to the features.",
+            help="Replace a classifier of another size by one fitted to the features.",
             rich_help_panel=_START,
         ),
     ] = None,

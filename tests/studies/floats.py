@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from torch import nn
 
 from mecq_cli.data import ImageDataset, normalize, train_batches
 from mecq_cli.tasks.base import Task
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """What these networks are trained by where nothing else is said."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
 
 
 def train_in_float(
@@ -24,10 +29,11 @@ def train_in_float(
     batch_size: int,
     lr: float,
     bf16: bool = False,
+    make_optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer] = adamw,
 ) -> Iterator[dict[str, Any]]:
-    """By AdamW along a cosine; after each epoch its number and its last loss."""
+    """Along a cosine of the learning rate; after each epoch its number and its last loss."""
     steps = len(data) // batch_size
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
+    optimizer = make_optimizer(net.parameters(), lr)
     schedule = CosineLRScheduler(optimizer, epochs * steps, warmup_t=steps, t_in_epochs=False)
     for epoch in range(epochs):
         net.train()

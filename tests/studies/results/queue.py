@@ -41,7 +41,7 @@ class Place:
     Attributes:
         data: folder with the data sets.
         weights: folder with the checkpoints.
-        work: run folders, and checkpoints that are trained here.
+        work: run folders.
         brevitas: a Python that has Brevitas and PyTorch; None leaves its arms out.
     """
 
@@ -51,9 +51,9 @@ class Place:
     brevitas: Path | None = None
 
     def checkpoint(self, name: str) -> Path:
-        """One of those in either folder."""
-        given = self.weights / name
-        return given if given.exists() else self.work / name
+        """One that is given, or was trained by `tests.studies.train_float`."""
+        trained = FOLDER / name
+        return trained if trained.exists() else self.weights / name
 
 
 def record_of(job: Job) -> Path:
