@@ -95,8 +95,11 @@ def fit(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
 
 def _best_penalty(rows: Tensor, labels: Tensor, classes: int) -> float:
     """That of least cross-entropy on images that were not fitted to."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    held, fitted = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    held, fitted = (
+        order[::HELD_OUT],
+        order[torch.arange(len(order), device=rows.device) % HELD_OUT != 0],
+    )
     solution = rows.new_zeros(classes, rows.shape[1] + 1)
     errors = []
     for penalty in PENALTIES:
@@ -110,7 +113,11 @@ def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tenso
     """[classes, d + 1], of which the last column is the bias."""
     solution = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [solution], max_iter=_ITERATIONS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        [solution],
+        max_iter=_ITERATIONS,
+        tolerance_grad=1e-5,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

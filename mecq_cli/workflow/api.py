@@ -278,7 +278,7 @@ def _flags(model: Any, data: Any, given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, str):
         given["model"] = model
     elif isinstance(model, nn.Module):
-        for key in ("checkpoint", "pretrained", "reset_classifier"):
+        for key in ("checkpoint", "pretrained", "reset_classifier", "fit_classifier"):
             if key in given:
                 raise UsageError(f"{key}: a module brings its own weights; leave it out")
         given["model"] = f"{OWN}{type(model).__name__}"

@@ -30,6 +30,7 @@ from mecq_cli.tasks.registry import task_of
 from mecq_cli.training.compiling import Compiler
 from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.integer_teacher import make_teacher
+from mecq_cli.training.memory_order import InMemoryOrder
 from mecq_cli.training.recipe import Recipe, can_fuse, choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.workflow.common import insert_quantizers, pick_device, taps_of
@@ -179,6 +180,7 @@ def _fp_step(
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused)
     else:
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=fused)
+    order = InMemoryOrder(optimizer)
     run: Callable[[Tensor], Tensor] = network
     if recipe.compile == "model":
         run = Compiler(listener).compiled(network)
@@ -189,7 +191,8 @@ def _fp_step(
         loss = task.loss(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        with order:  # whatever makes an update cheaper makes it so for both
+            optimizer.step()
 
     return step
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.errors import InputError
@@ -38,14 +41,15 @@ def load_float(
         crop_pct=config.crop_pct,
     )
     if run is not None:
-        put_classifier(loaded, run)
+        restore_classifier(loaded, config, run)
     return loaded, classes
 
 
 def knows_classes(loaded: LoadedModel, config: QuantizeConfig) -> bool:
     """Whether the float model is trained for the classes: else its figure is that of guessing."""
-    trained = loaded.weights != "random"
-    return trained and (not config.reset_classifier or fits_classifier(loaded, config))
+    if config.reset_classifier:
+        return fits_classifier(loaded, config)
+    return loaded.weights != "random"
 
 
 def fits_classifier(loaded: LoadedModel, config: QuantizeConfig) -> bool:
@@ -59,21 +63,57 @@ def fits_classifier(loaded: LoadedModel, config: QuantizeConfig) -> bool:
     )
 
 
-def put_classifier(loaded: LoadedModel, run: RunFolder) -> bool:
-    """Give the model the last layer that is kept in a run's folder; False where none is.
+def read_classifier(run: RunFolder) -> dict[str, Tensor] | None:
+    """The last layer that is kept in a run's folder; None where none is.
 
     Raises:
-        InputError: the file is damaged, or of another network.
+        InputError: the file cannot be read.
+    """
+    if not run.classifier.is_file():
+        return None
+    try:
+        return safetensors.torch.load(run.classifier.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise _damaged(run) from error
+
+
+def use_classifier(loaded: LoadedModel, kept: Mapping[str, Tensor], run: RunFolder) -> None:
+    """Give the model the last layer that was kept.
+
+    Raises:
+        InputError: it is of another network.
     """
     layer = last_layer.last_layer(loaded.module, loaded.classifiers)
-    if layer is None or not run.classifier.is_file():
-        return False
     try:
-        kept = safetensors.torch.load(run.classifier.read_bytes())
+        assert layer is not None
         layer.load_state_dict(kept)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{run.classifier}: cannot be read, or does not fit the network; restore it, or start "
-            "over with --force"
-        ) from error
-    return True
+    except RuntimeError as error:
+        raise _damaged(run) from error
+
+
+def restore_classifier(loaded: LoadedModel, config: QuantizeConfig, run: RunFolder) -> None:
+    """Give the model the last layer that was fitted in a run, if that run fits one.
+
+    Raises:
+        InputError: it is gone, cannot be read, or is of another network.
+    """
+    if fits_classifier(loaded, config):
+        kept = read_classifier(run)
+        if kept is None:
+            raise gone(run)
+        use_classifier(loaded, kept, run)
+
+
+def gone(run: RunFolder) -> InputError:
+    """The error of a run that began with a last layer which nobody has any more."""
+    return InputError(
+        f"{run.classifier}: the last layer that this run fitted is gone; restore it, or start over "
+        "with --force"
+    )
+
+
+def _damaged(run: RunFolder) -> InputError:
+    return InputError(
+        f"{run.classifier}: cannot be read, or does not fit the network; restore it, or start over "
+        "with --force"
+    )

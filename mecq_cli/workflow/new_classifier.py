@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import safetensors.torch
@@ -16,7 +17,12 @@ from mecq_cli.runs import RunFolder
 from mecq_cli.storage import atomic_write
 from mecq_cli.training.last_layer import fit, inputs_of, last_layer
 from mecq_cli.workflow.common import eval_batch_size
-from mecq_cli.workflow.float_model import fits_classifier, put_classifier
+from mecq_cli.workflow.float_model import (
+    fits_classifier,
+    gone,
+    read_classifier,
+    use_classifier,
+)
 from mecq_cli.workflow.job import Job
 
 IMAGES = 10_000
@@ -31,18 +37,29 @@ def prepare_classifier(job: Job, run: RunFolder) -> None:
     """
     if not fits_classifier(job.loaded, job.config):
         return
-    if job.processes.from_first(lambda: put_classifier(job.loaded, run)):
-        put_classifier(job.loaded, run)
-        return
-    with job.phases("last layer"):
-        found = job.processes.from_first(lambda: _fitted(job))
-    layer = last_layer(job.loaded.module, job.loaded.classifiers)
-    if found is None or layer is None:
-        job.listener.note("the new last layer stays random: its inputs are no features of an image")
-        return
-    layer.load_state_dict(found)
-    if job.processes.first:
-        atomic_write(run.classifier, safetensors.torch.save(found), force=True)
+    # Only the first process may see the folder.
+    kept, begun = job.processes.from_first(lambda: (read_classifier(run), run.has_begun))
+    if kept is None and begun:
+        raise gone(run)
+    if kept is None:
+        with job.phases("last layer"):
+            kept = job.processes.from_first(lambda: _fitted(job))
+        if kept is None:
+            _leave_random(job)
+            return
+        if job.processes.first:
+            atomic_write(run.classifier, safetensors.torch.save(kept), force=True)
+    use_classifier(job.loaded, kept, run)
+
+
+def _leave_random(job: Job) -> None:
+    """Where it cannot be fitted: nothing is distilled then, and a run that goes on knows it."""
+    job.listener.note(
+        "the new last layer stays random, since its inputs are no features of an image; nothing is "
+        "distilled from it"
+    )
+    job.config = job.config.model_copy(update={"fit_classifier": False, "distill": False})
+    job.recipe = replace(job.recipe, distill_weight=0.0)
 
 
 def _fitted(job: Job) -> dict[str, Tensor] | None:
@@ -72,7 +89,8 @@ def _fitted(job: Job) -> dict[str, Tensor] | None:
     if features is None:
         return None
     target = torch.cat(labels)
-    weight, bias = fit(features, target, layer.out_features)
+    weight, bias = fit(features.to(job.device), target.to(job.device), layer.out_features)
+    weight, bias = weight.cpu(), bias.cpu()
     right = float(((features @ weight.mT + bias).argmax(1) == target).float().mean())
     job.listener.note(
         f"the new last layer is fitted to the float features of {count} training images, of which "

@@ -43,7 +43,7 @@ from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.common import artifact_metadata, insert_quantizers, taps_of
 from mecq_cli.workflow.disk import disk_need
-from mecq_cli.workflow.float_model import knows_classes
+from mecq_cli.workflow.float_model import fits_classifier, knows_classes
 from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 from mecq_cli.workflow.job import BN_EPOCH, CALIBRATION_EPOCH, Job, open_job
@@ -99,6 +99,8 @@ def _quantize(
     job = open_job(config, origins, listener, splits, model, processes)
     if config.dry_run:
         if job.config.target:
+            if fits_classifier(job.loaded, job.config):
+                listener.note("a run fits the new last layer first, and may find other bits")
             _allot(job)
         return _dry_run(job)
     config = job.config
@@ -114,10 +116,13 @@ def _quantize(
             # Calibration, evaluation and statistics may run out of memory as well as a step.
             advising(job.recipe.batch_size, lambda: command if run.has_begun else None),
         ):
-            prepare_classifier(job, run)
-            if allot.is_pending(config):
+            pending = allot.is_pending(config)
+            if pending:
                 _continue_allotment(job, run)
+            if pending or not config.resume:
                 _store_settings(job, run)  # it can be continued already, if it is stopped here
+            prepare_classifier(job, run)
+            if pending:
                 _allot(job)
             job.config = _resolved(job.config, job.recipe, job.task)
             _store_settings(job, run)

@@ -25,7 +25,7 @@ from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers
-from mecq_cli.workflow.float_model import load_float, put_classifier
+from mecq_cli.workflow.float_model import load_float, restore_classifier
 from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of, task_of
 
 
@@ -145,7 +145,7 @@ def _float(config: QuantizeConfig, material: Material, run: RunFolder) -> Loaded
         img_size=config.img_size,
         crop_pct=config.crop_pct,
     )
-    put_classifier(loaded, run)
+    restore_classifier(loaded, config, run)
     return loaded
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from mecq_cli.config import from_toml
+from mecq_cli.runs import RunFolder
+from mecq_cli.workflow import new_classifier
+from mecq_cli.workflow.float_model import load_float
 from tests.e2e.command import Done, mecq, refused
 
 SETTINGS = """\
@@ -83,12 +91,45 @@ def test_a_run_that_goes_on_has_the_same_teacher(place: Path) -> None:
     assert artifact == (place / "whole" / "model.safetensors").read_bytes()
 
 
-def test_the_report_compares_with_that_float_network(place: Path) -> None:
-    done = mecq("report", "whole", "--json", cwd=place)
-    assert done.document["left_out"] == []
-    seen = (place / "whole" / "report.html").read_text()
-    fp = json.loads((place / "whole" / "summary.json").read_text())["fp_top1"]
-    assert f"{fp:.2f}" in seen
+def test_whoever_opens_the_run_has_that_float_network(place: Path) -> None:
+    run = RunFolder(place / "whole")
+    with contextlib.chdir(place):
+        loaded, _ = load_float(from_toml(run.config), ("even", "odd"), run)
+    kept = safetensors.torch.load_file(run.classifier)
+    layer = loaded.module.get_submodule("linear")
+    state = layer.state_dict()
+    assert all(torch.equal(state[name], kept[name]) for name in ("weight", "bias"))
+    assert mecq("report", "whole", "--json", cwd=place).document["left_out"] == []
+
+
+def test_a_last_layer_that_is_gone(place: Path) -> None:
+    shutil.copytree(place / "whole", place / "lost")
+    for name in ("summary.json", "classifier.safetensors"):
+        (place / "lost" / name).unlink()
+    refused(quantize(place, "lost", "--resume"), 3, "classifier.safetensors", "gone", "--force")
+    assert not (place / "lost" / "classifier.safetensors").exists()
+
+
+def test_a_run_that_is_stopped_while_it_fits_can_be_continued(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(new_classifier, "fit", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        done = quantize(place, "early")
+    assert done.code == 130
+    assert "mecq quantize --resume --output early" in done.err.splitlines()[-1]
+    done = mecq("quantize", "--resume", "--output", "early", "--json", cwd=place)
+    assert done.document["fp_trained"]
+
+
+def test_a_last_layer_that_cannot_be_fitted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(new_classifier, "inputs_of", lambda *_: None)
+        done = quantize(place, "odd", "--epochs", 0)
+    assert "stays random" in done.err
+    assert not done.document["fp_trained"]
+    config = from_toml(place / "odd" / "config.toml")
+    assert (config.fit_classifier, config.distill) == (False, False)
 
 
 def test_a_last_layer_that_cannot_be_read(place: Path) -> None:
