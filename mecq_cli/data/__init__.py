@@ -17,7 +17,7 @@ from mecq_cli.data.loader import (
     train_batches,
 )
 from mecq_cli.data.sources import find_splits, open_evaluation, open_split, open_training
-from mecq_cli.data.split import Split, hold_out, limit_per_class
+from mecq_cli.data.split import Split, evenly, hold_out, limit_per_class
 
 __all__ = [
     "SMALL",
@@ -28,6 +28,7 @@ __all__ = [
     "batches_per_epoch",
     "dataset_of",
     "eval_batches",
+    "evenly",
     "find_splits",
     "hold_out",
     "limit_per_class",

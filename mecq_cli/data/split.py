@@ -126,6 +126,16 @@ class Split:
         rows, labels = self.rows[chosen], self.labels[chosen]
         return replace(self, name=name or self.name, rows=rows, labels=labels)
 
+    def evenly(self, count: int) -> Split:
+        """``count`` of the images, or all: evenly from all classes, which follow each other."""
+        return self.take(evenly(len(self), count))
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """``count`` of ``total`` places, or all, from the first to the last."""
+    places: list[int] = np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
+    return places
+
 
 def check_same_classes(train: Split, val: Split) -> None:
     """Raise DataError unless both splits have the same classes."""

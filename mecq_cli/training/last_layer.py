@@ -95,17 +95,13 @@ def fit(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
 
 def _best_penalty(rows: Tensor, labels: Tensor, classes: int) -> float:
     """That of least cross-entropy on images that were not fitted to."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
-    held, fitted = (
-        order[::HELD_OUT],
-        order[torch.arange(len(order), device=rows.device) % HELD_OUT != 0],
-    )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    held, fitted = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
     solution = rows.new_zeros(classes, rows.shape[1] + 1)
     errors = []
     for penalty in PENALTIES:
         solution = _solve(rows[fitted], labels[fitted], solution, penalty)
-        logits = rows[held] @ solution[:, :-1].mT + solution[:, -1]
-        errors.append(float(F.cross_entropy(logits, labels[held])))
+        errors.append(float(_cross_entropy(rows[held], labels[held], solution)))
     return PENALTIES[errors.index(min(errors))]
 
 
@@ -122,8 +118,7 @@ def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tenso
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = rows @ solution[:, :-1].mT + solution[:, -1]
-        loss: Tensor = F.cross_entropy(logits, labels)
+        loss = _cross_entropy(rows, labels, solution)
         loss = loss + 0.5 * penalty * solution[:, :-1].square().sum()
         loss.backward()
         return loss
@@ -131,3 +126,9 @@ def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tenso
     with torch.enable_grad():
         optimizer.step(closure)
     return solution.detach()
+
+
+def _cross_entropy(rows: Tensor, labels: Tensor, solution: Tensor) -> Tensor:
+    """Its mean; the last column of the solution is the bias."""
+    loss: Tensor = F.cross_entropy(rows @ solution[:, :-1].mT + solution[:, -1], labels)
+    return loss

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,9 +99,7 @@ def _coded(config: QuantizeConfig) -> QuantizeConfig:
 
 
 def _part(split: Split, images: int, loaded: LoadedModel, classes: ClassMap) -> ImageDataset:
-    count = min(images, len(split))
-    chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
-    return ImageDataset(chosen, loaded.preprocessing, classes.indices)
+    return ImageDataset(split.evenly(images), loaded.preprocessing, classes.indices)
 
 
 @torch.no_grad()

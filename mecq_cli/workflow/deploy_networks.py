@@ -154,8 +154,7 @@ def _images(config: DeployConfig, preprocessing: Preprocessing) -> Tensor:
         pixels = [synthetic(count, preprocessing.input_size)]
     else:
         split = open_split(config.data, next(iter(find_splits(config.data)), FLAT))
-        chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int).tolist()
-        dataset = ImageDataset(split.take(chosen), preprocessing)
+        dataset = ImageDataset(split.evenly(count), preprocessing)
         pixels = [batch.images for batch in eval_batches(dataset, batch_size=_BATCH)]
     return normalize(torch.cat(pixels), preprocessing).contiguous()
 

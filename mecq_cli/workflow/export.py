@@ -166,10 +166,8 @@ def _images(
     """Some evaluation images, evenly from all classes."""
     task = task_of(model.metadata, source)
     split = split or evaluation_split(settings_of(run), config.data, task=task)
-    count = min(config.images, len(split))
-    chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
     preprocessing = preprocessing_of(model.metadata, source)
-    dataset = dataset_of(chosen, preprocessing)
+    dataset = dataset_of(split.evenly(config.images), preprocessing)
     batch = min(eval_batch_size(preprocessing), 64)
     for images in eval_batches(dataset, batch_size=batch):
         yield normalize(images.images, preprocessing).contiguous().numpy()

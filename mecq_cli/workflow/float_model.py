@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mecq_cli.config import QuantizeConfig
-from mecq_cli.errors import InputError
+from mecq_cli.errors import CheckpointError, InputError
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.weights import fit_state_dict, load_state_dict
 from mecq_cli.runs import RunFolder
 from mecq_cli.tasks.figures import CLASSIFY
 from mecq_cli.training import last_layer
@@ -72,8 +71,8 @@ def read_classifier(run: RunFolder) -> dict[str, Tensor] | None:
     if not run.classifier.is_file():
         return None
     try:
-        return safetensors.torch.load(run.classifier.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return load_state_dict(run.classifier)
+    except CheckpointError as error:
         raise _damaged(run) from error
 
 
@@ -84,10 +83,10 @@ def use_classifier(loaded: LoadedModel, kept: Mapping[str, Tensor], run: RunFold
         InputError: it is of another network.
     """
     layer = last_layer.last_layer(loaded.module, loaded.classifiers)
+    assert layer is not None
     try:
-        assert layer is not None
-        layer.load_state_dict(kept)
-    except RuntimeError as error:
+        fit_state_dict(layer, kept, source=str(run.classifier))
+    except CheckpointError as error:
         raise _damaged(run) from error
 
 

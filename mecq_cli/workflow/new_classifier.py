@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from mecq_cli.data import dataset_of, eval_batches, normalize
+from mecq_cli.data import batches_per_epoch, dataset_of, eval_batches, normalize
 from mecq_cli.models.order import channels_last
 from mecq_cli.runs import RunFolder
 from mecq_cli.storage import atomic_write
@@ -68,33 +66,23 @@ def _fitted(job: Job) -> dict[str, Tensor] | None:
     channels_last(network)
     layer = last_layer(network, job.loaded.classifiers)
     assert layer is not None
-    split, preprocessing = job.train.split, job.train.preprocessing
-    count = min(IMAGES, len(split))
-    # Folders follow each other class by class: evenly from all of them.
-    chosen = split.take(np.linspace(0, len(split) - 1, count).astype(int).tolist())
-    dataset = dataset_of(chosen, preprocessing, job.classes.indices)
-    labels: list[Tensor] = []
-
-    def images() -> Iterator[Tensor]:
-        size, seen = eval_batch_size(preprocessing), 0
-        job.listener.start("last layer", count)
-        for batch in eval_batches(dataset, batch_size=size, workers=job.workers):
-            yield normalize(batch.images, preprocessing, job.device)
-            labels.append(batch.labels)
-            seen += len(batch.labels)
-            job.listener.advance("last layer", seen)
-        job.listener.finish("last layer")
-
-    features = inputs_of(network, layer, images())
+    preprocessing, size = job.train.preprocessing, eval_batch_size(job.train.preprocessing)
+    dataset = dataset_of(job.train.split.evenly(IMAGES), preprocessing, job.classes.indices)
+    batches = (
+        normalize(batch.images, preprocessing, job.device)
+        for batch in eval_batches(dataset, batch_size=size, workers=job.workers)
+    )
+    count = batches_per_epoch(len(dataset), size, drop_last=False)
+    features = inputs_of(network, layer, job.told("last layer", batches, count))
     if features is None:
         return None
-    target = torch.cat(labels)
+    target = torch.from_numpy(dataset.labels)
     weight, bias = fit(features.to(job.device), target.to(job.device), layer.out_features)
     weight, bias = weight.cpu(), bias.cpu()
     right = float(((features @ weight.mT + bias).argmax(1) == target).float().mean())
     job.listener.note(
-        f"the new last layer is fitted to the float features of {count} training images, of which "
-        f"it knows {100 * right:.2f} %"
+        f"the new last layer is fitted to the float features of {len(dataset)} training images, of "
+        f"which it knows {100 * right:.2f} %"
     )
     fitted = {"weight": weight, "bias": bias}
     return {name: fitted[name] for name in layer.state_dict()}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mecq_cli.data import ImageDataset, dataset_of, eval_batches, normalize
+from mecq_cli.data import ImageDataset, dataset_of, eval_batches, evenly, normalize
 from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import Grid, IntegerModel
@@ -43,7 +42,7 @@ class Seen:
         self.watched_images = 0
         split, classes = material.split, material.classes
         if split is not None and classes is not None and material.preprocessing is not None:
-            self.places = _evenly(len(split), images)
+            self.places = evenly(len(split), images)
             chosen = split.take(self.places)
             self.dataset = dataset_of(chosen, material.preprocessing, classes.indices)
         fp = None
@@ -58,7 +57,7 @@ class Seen:
         if self.dataset is None:
             return
         split = self.dataset.split
-        part = split.take(_evenly(len(split), WATCHED_IMAGES))
+        part = split.evenly(WATCHED_IMAGES)
         preprocessing = self.dataset.preprocessing
         dataset = dataset_of(part, preprocessing)
         size = min(eval_batch_size(preprocessing), 32)
@@ -85,9 +84,3 @@ class Seen:
         self.floats = layers.Floats(integerize(self._fp, self.model.input_shape, {}), wanted)
         for images in batches:
             self.floats.see(images)
-
-
-def _evenly(total: int, count: int) -> list[int]:
-    """``count`` of ``total`` images, or all; neighbours are often of one class."""
-    places: list[int] = np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
-    return places

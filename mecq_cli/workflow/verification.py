@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mecq_cli.data import evenly
 from mecq_cli.events import Listener
 from mecq_cli.export.onnx_detection import detections_of
 from mecq_cli.export.ort import OrtRunner
@@ -200,10 +201,8 @@ def _by_torch(model: IntegerModel) -> Way:
 
 def _some(batches: Sequence[Array], count: int) -> Array:
     """``count`` images, or all, evenly over all batches: neighbours are often of one class."""
-    total = sum(len(batch) for batch in batches)
-    chosen = np.linspace(0, total - 1, min(count, total)).astype(int)
     joined: Array = np.concatenate(batches)
-    picked: Array = joined[chosen]
+    picked: Array = joined[evenly(len(joined), count)]
     return picked
 
 

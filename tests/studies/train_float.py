@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mecq_cli.data import Split, dataset_of, hold_out, open_evaluation, open_split
+from mecq_cli.data import dataset_of
 from mecq_cli.evaluation import evaluate
 from mecq_cli.models.loading import load_model
 from mecq_cli.models.order import channels_last
@@ -29,7 +29,7 @@ from mecq_cli.storage import atomic_write
 from mecq_cli.tasks.registry import task_of
 from tests.studies import cifar_vit
 from tests.studies.floats import adamw, say, train_in_float
-from tests.studies.results.queue import FOLDER, TUNING_PART
+from tests.studies.results.queue import FOLDER, parts
 
 BATCH = 128
 
@@ -60,14 +60,6 @@ PLANS: Mapping[str, Plan] = {
 }  # fmt: skip
 
 
-def images(plan: Plan, root: str) -> tuple[Split, Split]:
-    """What is trained on, and what is measured on."""
-    train = open_split(root, "train")
-    if plan.without_held_out:
-        return hold_out(train, TUNING_PART, seed=0)
-    return train, open_evaluation(root)
-
-
 def main() -> None:
     """Train, say the loss of each epoch and the figure, keep the weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
@@ -82,7 +74,7 @@ def main() -> None:
     loaded = load_model(plan.model, pretrained=False)
     net, task = loaded.module, task_of(loaded)
     channels_last(net)
-    train, measured = images(plan, str(given.data / "cifar10"))
+    train, measured = parts(str(given.data / "cifar10"), tune=plan.without_held_out)
     data = dataset_of(train, loaded.preprocessing, train=True)
     epochs = given.epochs or plan.epochs
     for epoch in train_in_float(

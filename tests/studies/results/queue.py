@@ -91,14 +91,15 @@ def work_off(
     return done
 
 
+def parts(root: str, *, tune: bool) -> tuple[Split, Split]:
+    """Train set and val images; to ``tune``, the train set and what is held out of it."""
+    train = open_split(root, "train")
+    return hold_out(train, TUNING_PART, seed=0) if tune else (train, open_evaluation(root))
+
+
 def splits(table: Table, data: Path) -> tuple[Split, Split]:
     """What is trained on, and what is reported on."""
-    root = str(data / table.data)
-    train = open_split(root, "train")
-    if table.tune:
-        train, reported = hold_out(train, TUNING_PART, seed=0)
-    else:
-        reported = open_evaluation(root)
+    train, reported = parts(str(data / table.data), tune=table.tune)
     if table.per_class is not None:
         train = limit_per_class(train, table.per_class)
     return train, reported
