@@ -1,12 +1,14 @@
-"""The coding lengths of two views, alone and side by side, out of one Gram matrix.
+"""Two views of every site: how far they agree, and the coding lengths of both and of each.
 
-Three calls of an estimator form the same products again and again, and at the small sides of a
-network's sites (16 to 128) what they cost is their number. Here is one product, a factorisation
-for the two views at once and one for both together, and the gradient written by hand.
+Features are prepared (columns standardised, rows of unit length), multiplied and factorised by the
+same few operations for all sites, and the gradient back to the features is written by hand. At the
+small sides of a network's sites (8 to 128) what the term costs is the number of its operations:
+through autograd and an estimator for each length it was some hundred a site.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mecq_cli.entropy.base import eager
+from mecq_cli.entropy.representation import EPS, SHORTEST
 
 WIDEST_SIDE = 192
 """Up to this smaller side no expert of the mixture beats a factorisation."""
@@ -22,82 +25,155 @@ WIDEST_SIDE = 192
 _ROUNDING = 3e-4
 
 
-class PairLengths(NamedTuple):
-    """Nats of the two views side by side (each divided by sqrt 2), and of each alone."""
+class PairTerms(NamedTuple):
+    """Of each site, as vectors [S].
+
+    Attributes:
+        joint: nats of the two views side by side, each divided by sqrt 2.
+        first, second: nats of each alone.
+        agreement: mean cosine between their rows.
+    """
 
     joint: Tensor
     first: Tensor
     second: Tensor
+    agreement: Tensor
 
 
 @eager
-def pair_lengths(first: Tensor, second: Tensor, distortion: float) -> PairLengths | None:
-    """Exact coding lengths of [first, second] / sqrt(2), of first and of second.
+def pair_terms(
+    first: Sequence[Tensor], second: Sequence[Tensor], distortion: float
+) -> PairTerms | None:
+    """Exact coding lengths, and agreement, of the views ``normalise(standardise(x))``.
 
     Args:
-        first, second: float32 rows [m, d]; gradients flow to the first alone.
+        first, second: features of each site, float32 rows [m, d]; gradients flow to the first
+            alone.
         distortion: eps_d^2, positive.
 
     Returns:
-        None where float32 does not hold them to 3e-4, or the smaller side is over
-        `WIDEST_SIDE`: ask an estimator for each.
+        None where float32 does not hold them to 3e-4, or a smaller side is over `WIDEST_SIDE`:
+        ask an estimator for each.
     """
-    samples, features = first.shape
-    if min(samples, features) > WIDEST_SIDE:
+    if any(min(x.shape) > WIDEST_SIDE for x in first):
         return None
-    with torch.autocast(first.device.type, enabled=False):
-        found = _Pair.apply(first, second, 1.0 / (samples * distortion))
-    joint, one, other, holds = found
-    return PairLengths(joint, one, other) if bool(holds) else None
+    with torch.autocast(first[0].device.type, enabled=False):
+        joint, one, other, agreement, holds = _Pairs.apply(distortion, *first, *second)
+    return PairTerms(joint, one, other, agreement) if bool(holds) else None
 
 
-class _Pair(torch.autograd.Function):
+class _Site:
+    """What the backward pass needs to know of one site beside its tensors."""
+
+    def __init__(self, shape: torch.Size, distortion: float) -> None:
+        self.samples, self.features = shape
+        self.by_samples = self.samples < self.features
+        self.lam = 1.0 / (self.samples * distortion)
+
+
+class _Pairs(torch.autograd.Function):
     """Values by Cholesky; d joint = lam (Z A^-1), d first = 2 lam Z_1 A_1^-1."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, lam: float) -> tuple[Tensor, ...]:
-        samples, features = first.shape
-        by_samples = samples < features
-        if by_samples:
-            views = torch.stack((first, second))
-            alone = torch.baddbmm(_identity(first, samples), views, views.mT, alpha=lam)
-            both = alone.mean(0)
-        else:
-            views = torch.cat((first, second), 1)
-            k = views.mT @ views
-            both = torch.add(_identity(first, 2 * features), k, alpha=0.5 * lam)
-            blocks = torch.stack((k[:features, :features], k[features:, features:]))
-            alone = torch.add(_identity(first, features), blocks, alpha=lam)
-        factor, info = torch.linalg.cholesky_ex(both)
-        factors, infos = torch.linalg.cholesky_ex(alone)
-        joint = 2.0 * factor.diagonal().double().log().sum()
-        lengths = 2.0 * factors.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
+    def forward(ctx: Any, distortion: float, *rows: Tensor) -> tuple[Tensor, ...]:
+        count = len(rows) // 2
+        sites, saved, matrices, agreement = [], [], [], []
+        for first, second in zip(rows[:count], rows[count:], strict=True):
+            site = _Site(first.shape, distortion)
+            views, rate, size = _prepare(torch.stack((first, second)))
+            matrices += _matrices(views, site)
+            agreement.append((views[0] * views[1]).sum() / site.samples)
+            saved += [views, rate[0], size[0]]
+            sites.append(site)
+        factors, infos = _by_side(torch.linalg.cholesky_ex, matrices)
+        diagonals = [factor.diagonal() for factor in factors]
+        logdets = [2.0 * diagonal.double().log().sum() for diagonal in diagonals]
+        traces = [a.diagonal().sum() - len(a) for a in matrices]
+        values = torch.stack(logdets).reshape(count, 3).to(rows[0].dtype)
+        largest = torch.stack(traces).reshape(count, 3)[:, 1:].amax(1)
         # Of sums of a trace's size, at random; and of each 1 + x, perhaps all the same way.
         # Measured by the joint length, the largest of the three terms of a divergence.
-        side = factor.shape[-1]
-        traces = alone.diagonal(dim1=-2, dim2=-1).sum(-1) - alone.shape[-1]
-        slack = torch.finfo(first.dtype).eps * (side**0.5 * traces.amax() + side / 2)
-        holds = (info == 0) & (infos == 0).all() & (slack <= _ROUNDING * joint)
-        ctx.save_for_backward(first, second, factor, factors[0])
-        ctx.lam, ctx.by_samples = lam, by_samples
-        value = torch.cat((joint[None], lengths)).to(first.dtype)
+        sides = torch.tensor([float(len(a)) for a in matrices[::3]], device=values.device)
+        slack = torch.finfo(values.dtype).eps * (sides.sqrt() * largest + sides / 2)
+        holds = (torch.stack(infos) == 0).all() & (slack <= _ROUNDING * values[:, 0]).all()
+        # The second view alone has no gradient.
+        ctx.save_for_backward(*saved, *(f for i, f in enumerate(factors) if i % 3 < 2))
+        ctx.sites = sites
         ctx.mark_non_differentiable(holds)
-        return value[0], value[1], value[2], holds
+        return (*values.unbind(1), torch.stack(agreement), holds)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, of_joint: Tensor, of_first: Tensor, *_: Any
-    ) -> tuple[Tensor, None, None]:
-        first, second, factor, alone = ctx.saved_tensors
-        lam, features = ctx.lam, first.shape[1]
-        joint_inverse = torch.cholesky_inverse(factor) * (lam * of_joint)
-        alone_inverse = torch.cholesky_inverse(alone) * (2.0 * lam * of_first)
-        if ctx.by_samples:
-            return (joint_inverse + alone_inverse) @ first, None, None
-        own = joint_inverse[:features, :features] + alone_inverse
-        gradient = torch.addmm(first @ own, second, joint_inverse[features:, :features])
-        return gradient, None, None
+        ctx: Any, of_joint: Tensor, of_first: Tensor, _: Any, of_agreement: Tensor, *__: Any
+    ) -> tuple[Tensor | None, ...]:
+        count = len(ctx.sites)
+        saved, factors = ctx.saved_tensors[: 3 * count], ctx.saved_tensors[3 * count :]
+        (inverses,) = _by_side(lambda stacked: (torch.cholesky_inverse(stacked),), factors)
+        gradients = []
+        for i, site in enumerate(ctx.sites):
+            views, rate, size = saved[3 * i : 3 * i + 3]
+            first, second = views
+            joint = inverses[2 * i] * (site.lam * of_joint[i])
+            alone = inverses[2 * i + 1] * (2.0 * site.lam * of_first[i])
+            if site.by_samples:
+                gradient = (joint + alone) @ first
+            else:
+                d = site.features
+                gradient = torch.addmm(first @ (joint[:d, :d] + alone), second, joint[d:, :d])
+            gradient += second * (of_agreement[i] / site.samples)
+            gradients.append(_prepared_backward(gradient, first, rate, size))
+        return (None, *gradients, *[None] * count)
+
+
+def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``normalise(standardise(x))`` of [2, m, d], and what a column and a row were divided by."""
+    centred = x - x.mean(-2, keepdim=True)
+    rate = torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
+    standard = centred * rate
+    size = torch.linalg.vector_norm(standard, dim=-1, keepdim=True).clamp_min(SHORTEST)
+    return standard / size, rate, size
+
+
+def _prepared_backward(gradient: Tensor, view: Tensor, rate: Tensor, size: Tensor) -> Tensor:
+    """The gradient back through `_prepare`, of one view [m, d]."""
+    # A row of less than SHORTEST is not of unit length, and so not only turned by its gradient.
+    along = (gradient * view).sum(-1, keepdim=True) * (size > SHORTEST)
+    of_standard = (gradient - view * along) / size
+    standard = view * size
+    slope = (of_standard * standard).mean(-2, keepdim=True)
+    return rate * (of_standard - of_standard.mean(-2, keepdim=True) - standard * slope)
+
+
+def _matrices(views: Tensor, site: _Site) -> list[Tensor]:
+    """I + lam Z Z^T, or I + lam Z^T Z where that is smaller: of both views and of each alone."""
+    if site.by_samples:
+        alone = torch.baddbmm(_identity(views, site.samples), views, views.mT, alpha=site.lam)
+        return [alone.mean(0), *alone]
+    d = site.features
+    both = torch.cat(views.unbind(), 1)
+    k = both.mT @ both
+    blocks = torch.stack((k[:d, :d], k[d:, d:]))
+    alone = torch.add(_identity(views, d), blocks, alpha=site.lam)
+    return [torch.add(_identity(views, 2 * d), k, alpha=0.5 * site.lam), *alone]
+
+
+def _by_side(
+    function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """The results of a batched function, each as a list in the order of the matrices.
+
+    Those of one side are one batch.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        groups.setdefault(len(matrix), []).append(i)
+    found: list[tuple[Tensor, ...]] = [()] * len(matrices)
+    for places in groups.values():
+        results = function(torch.stack([matrices[i] for i in places]))
+        for i, each in zip(places, zip(*(r.unbind() for r in results), strict=True), strict=True):
+            found[i] = each
+    return [list(column) for column in zip(*found, strict=True)]
 
 
 def _identity(like: Tensor, side: int) -> Tensor:

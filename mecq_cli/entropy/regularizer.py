@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
-from mecq_cli.entropy.pair import PairLengths, pair_lengths
+from mecq_cli.entropy.pair import PairTerms, pair_terms
 from mecq_cli.entropy.representation import centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
@@ -103,17 +103,21 @@ class EntropyRegularizer(nn.Module):
         distortion = self.settings.distortion_at(progress)
         losses: list[Tensor] = []
         lengths: dict[str, Tensor] = {}
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for name, features in sites.items():
             other = None if reference is None else reference.get(name)
             rows = global_rows(features.float())
-            if other is None:
-                loss, length = self._one_view(name, rows, distortion)
-            else:
-                fp_rows = global_rows(other.detach().float())
-                loss, length = self._two_views(name, rows, fp_rows, distortion)
+            if other is not None:
+                pairs[name] = rows, global_rows(other.detach().float())
+                continue
+            loss, length = self._one_view(name, rows, distortion)
             losses.append(loss)
             if length is not None:
                 lengths[name] = length.detach()
+        if pairs:
+            of_pairs, found = self._two_views(pairs, distortion)
+            losses += of_pairs.unbind()
+            lengths |= found
         return EntropyTerm(torch.stack(losses).mean(), lengths)
 
     def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:
@@ -123,41 +127,63 @@ class EntropyRegularizer(nn.Module):
         return -distortion * length, length
 
     def _two_views(
-        self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
-    ) -> tuple[Tensor, Tensor | None]:
-        term = self.settings.term
-        if term == "target":
-            length = self._length(name, normalise(centre(rows)), distortion)
-            goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
-            return distortion * (length - goal).abs(), length
-        # Prepared as one: at these sizes what counts is the number of operations.
-        quantized, full = normalise(standardise(torch.stack((rows, fp_rows)))).unbind()
-        full = full.detach()
-        disagreement = -(quantized * full).sum(1).mean()
-        if term == "alignment":
-            return disagreement, None
-        if term == "divergence":
+        self, pairs: Mapping[str, tuple[Tensor, Tensor]], distortion: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [S] of the sites, and their coding lengths by name."""
+        settings = self.settings
+        if settings.term == "target":
+            found = {name: self._target(name, *views, distortion) for name, views in pairs.items()}
+            losses = torch.stack([loss for loss, _ in found.values()])
+            return losses, {name: length.detach() for name, (_, length) in found.items()}
+        terms = self._terms(pairs, distortion)
+        disagreement = -terms.agreement
+        if settings.term == "alignment":
+            return disagreement, {}
+        if settings.term == "divergence":
             # Jensen's gap of the concave logdet: the Jensen-Bregman LogDet divergence of the two
             # Gram matrices, zero where they are the same, whatever rotation lies between.
-            length, alone, goal = self._pair(name, quantized, full, distortion)
-            loss = distortion * (length - 0.5 * (alone + goal))
+            losses = distortion * (terms.joint - 0.5 * (terms.first + terms.second))
         else:
-            length = self._length(name, _side_by_side(quantized, full), distortion)
-            loss = -distortion * length
-        return loss + self.settings.align * disagreement, length
+            losses = -distortion * terms.joint
+        losses = losses + settings.align * disagreement
+        return losses, dict(zip(pairs, terms.joint.detach().unbind(), strict=True))
 
-    def _pair(self, name: str, quantized: Tensor, full: Tensor, distortion: float) -> PairLengths:
-        """Of both views and of each alone: at once where that is the mixture's answer anyway."""
-        names = (name, f"{name}.quantized", f"{name}.fp")
-        if self.settings.estimator in ("moe", "exact") and not self.settings.experts:
-            found = pair_lengths(quantized, full, distortion)
+    def _target(
+        self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
+    ) -> tuple[Tensor, Tensor]:
+        length = self._length(name, normalise(centre(rows)), distortion)
+        goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
+        return distortion * (length - goal).abs(), length
+
+    def _terms(self, pairs: Mapping[str, tuple[Tensor, Tensor]], distortion: float) -> PairTerms:
+        """All sites at once where an exact value is the mixture's answer anyway."""
+        settings = self.settings
+        coded = settings.term != "alignment"
+        if coded and settings.estimator in ("moe", "exact") and not settings.experts:
+            quantized, full = zip(*pairs.values(), strict=True)
+            found = pair_terms(quantized, full, distortion)
             if found is not None:
-                for each in names if self.settings.estimator == "moe" else ():
-                    self.states.setdefault(each, MoeState()).record("exact")
+                for name in pairs if settings.estimator == "moe" else ():
+                    for length in _names(name, settings.term):
+                        self.states.setdefault(length, MoeState()).record("exact")
                 return found
+        each = [self._term(name, *views, distortion) for name, views in pairs.items()]
+        return PairTerms(*(torch.stack(column) for column in zip(*each, strict=True)))
+
+    def _term(
+        self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
+    ) -> tuple[Tensor, ...]:
+        """One site by the estimator that was asked for, as `PairTerms` names the numbers."""
+        term = self.settings.term
+        quantized, full = normalise(standardise(torch.stack((rows, fp_rows)))).unbind()
+        full = full.detach()
         views = (_side_by_side(quantized, full), quantized, full)
-        lengths = [self._length(*pair, distortion) for pair in zip(names, views, strict=True)]
-        return PairLengths(*lengths)
+        lengths = [
+            self._length(each, z, distortion)
+            for each, z in zip(_names(name, term), views, strict=False)
+        ]
+        lengths += [quantized.new_zeros(())] * (3 - len(lengths))  # not asked for
+        return (*lengths, (quantized * full).sum(1).mean())
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
         settings, options = self.settings, dict[str, Any]()
@@ -180,6 +206,12 @@ class EntropyRegularizer(nn.Module):
         """
         for name, state in stored.items():
             self.states.setdefault(name, MoeState()).load_state_dict(state)
+
+
+def _names(site: str, term: str) -> tuple[str, ...]:
+    """What the lengths that a term consists of are remembered by: joint, first, second."""
+    names = (site, f"{site}.quantized", f"{site}.fp")
+    return {"alignment": (), "entropy": names[:1]}.get(term, names)
 
 
 def _side_by_side(quantized: Tensor, full: Tensor) -> Tensor:

@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+EPS = 1e-5
+"""Added to the variance of a column."""
+
+SHORTEST = 1e-6
+"""Rows below this length are divided by it."""
+
 
 def as_rows(features: Tensor, grid: int = 1) -> Tensor:
     """Features as float32 rows: those of an image averaged over its positions.
@@ -40,13 +46,13 @@ def centre(z: Tensor) -> Tensor:
 
 def normalise(z: Tensor) -> Tensor:
     """Rows [..., m, d] at unit length; a row of zeros stays one."""
-    return F.normalize(z, dim=-1, eps=1e-6)
+    return F.normalize(z, dim=-1, eps=SHORTEST)
 
 
-def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
+def standardise(z: Tensor) -> Tensor:
     """Columns [..., m, d] at mean 0 and variance 1, as a batch norm without affine part does."""
     centred = centre(z)
-    return centred * torch.rsqrt(centred.square().mean(-2, keepdim=True) + eps)
+    return centred * torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
 
 
 def _position_mean(features: Tensor, positions: tuple[int, ...]) -> Tensor:
