@@ -252,9 +252,20 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
     *of_step = static_cast<float>(total);
 }
 
-extern "C" void weight_backward(const float *grad, const float *weight, const float *steps,
-                                float *of_weight, float *of_steps, float low, float high,
-                                int mid_rise, int64_t rows, int64_t length, int threads) {
+namespace {
+
+inline Floats floats_at(const float *from, int64_t i, int64_t n) {
+    return n == LANES ? load<Floats>(from + i) : load<Floats>(from + i, 4 * n);
+}
+
+inline Floats floats_at(const uint16_t *from, int64_t i, int64_t n) {
+    return widened(n == LANES ? load<Halves>(from + i) : load<Halves>(from + i, 2 * n));
+}
+
+template <typename Gradient>
+void weight_rows(const Gradient *grad, const float *weight, const float *steps, float *of_weight,
+                 float *of_steps, float low, float high, bool mid_rise, int64_t rows,
+                 int64_t length, int threads) {
     const Floats lowest = all(low), highest = all(high), one = all(1.0f);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; ++row) {
@@ -264,11 +275,8 @@ extern "C" void weight_backward(const float *grad, const float *weight, const fl
         for (int64_t start = row * length; start < end; start += BLOCK) {
             Floats sums = {};
             for (int64_t i = start; i < smaller(start + BLOCK, end); i += LANES) {
-                const int64_t bytes = 4 * smaller(end - i, LANES);
-                const bool whole = bytes == sizeof(Floats);
-                const Floats upstream =
-                    whole ? load<Floats>(grad + i) : load<Floats>(grad + i, bytes);
-                const Floats w = whole ? load<Floats>(weight + i) : load<Floats>(weight + i, bytes);
+                const int64_t n = smaller(end - i, LANES);
+                const Floats upstream = floats_at(grad, i, n), w = floats_at(weight, i, n);
                 const Floats v = w / step, clipped = between(v, lowest, highest);
                 Floats integers = rounded(clipped);
                 if (mid_rise) { // the nearest odd one, of the sign of v
@@ -280,14 +288,29 @@ extern "C" void weight_backward(const float *grad, const float *weight, const fl
                 }
                 const Floats inside = kept(clipped == v, upstream);
                 sums += upstream * integers - inside * v;
-                if (whole)
+                if (n == LANES)
                     std::memcpy(of_weight + i, &inside, sizeof(inside));
                 else
-                    std::memcpy(of_weight + i, &inside, bytes);
+                    std::memcpy(of_weight + i, &inside, 4 * n);
             }
             for (int64_t i = 0; i < LANES; ++i)
                 total += sums[i];
         }
         of_steps[row] = static_cast<float>(total);
     }
+}
+
+} // namespace
+
+// `grad` is bfloat16 where `halves` says so, else float32.
+extern "C" void weight_backward(const void *grad, const float *weight, const float *steps,
+                                float *of_weight, float *of_steps, float low, float high,
+                                int mid_rise, int halves, int64_t rows, int64_t length,
+                                int threads) {
+    if (halves)
+        weight_rows(static_cast<const uint16_t *>(grad), weight, steps, of_weight, of_steps, low,
+                    high, mid_rise, rows, length, threads);
+    else
+        weight_rows(static_cast<const float *>(grad), weight, steps, of_weight, of_steps, low, high,
+                    mid_rise, rows, length, threads);
 }

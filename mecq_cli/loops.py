@@ -3,7 +3,7 @@
 The compiler makes several loops of each, with maps of float32 between them, and jumps over the
 channels; these take a quarter of the time. They are C++ (loops.cpp), which the compiler that
 `torch.compile` needs anyway compiles in some seconds, once a machine. Where that fails, nothing is
-lost but time. Maps are bfloat16, weights float32.
+lost but time. Maps are bfloat16, weights float32, and their gradients come as either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _library() -> ctypes.CDLL | None:
         pointers, floats, sizes = [c_void_p], [c_float], [c_int64]
         library.norm_round_backward.argtypes = [*pointers * 10, *floats * 5, *sizes * 2, c_int]
         library.round_backward.argtypes = [*pointers * 4, *floats * 3, *sizes, c_int]
-        ends = [*floats * 2, c_int, *sizes * 2, c_int]
+        ends = [*floats * 2, c_int, c_int, *sizes * 2, c_int]
         library.weight_backward.argtypes = [*pointers * 5, *ends]
         library.norm_round_backward.restype = library.round_backward.restype = None
         library.weight_backward.restype = None
@@ -128,7 +128,8 @@ def weight_backward(
     """`mecq_cli.quantizers.round_backward` of a weight.
 
     Args:
-        grad, weight: float32 [O, ...].
+        grad: bfloat16 or float32 [O, ...].
+        weight: float32 of that shape.
         steps: float32 [O].
         low, high, mid_rise: as there.
     """
@@ -139,7 +140,8 @@ def weight_backward(
     of_weight, of_steps = torch.empty_like(weight), torch.empty_like(steps)
     library.weight_backward(
         *(t.data_ptr() for t in (grad, weight, steps, of_weight, of_steps)), low, high, mid_rise,
-        len(weight), weight.numel() // len(weight), torch.get_num_threads(),
+        grad.dtype == torch.bfloat16, len(weight), weight.numel() // len(weight),
+        torch.get_num_threads(),
     )  # fmt: skip
     return of_weight, of_steps
 

@@ -77,10 +77,13 @@ def test_rounding_has_its_gradients(shape: tuple[int, ...], ends: tuple[int, int
 
 
 @pytest.mark.parametrize("mid_rise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(16, 8, 3, 3), (5, 7, 1, 1), (6, 37), (3, 5000)])
-def test_weights_have_their_gradients(shape: tuple[int, ...], mid_rise: bool) -> None:
+def test_weights_have_their_gradients(
+    shape: tuple[int, ...], dtype: torch.dtype, mid_rise: bool
+) -> None:
     torch.manual_seed(0)
-    weight, upstream = torch.randn(shape), torch.randn(shape)
+    weight, upstream = torch.randn(shape), torch.randn(shape, dtype=dtype)
     if len(shape) == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
     low, high = (-3, 3) if mid_rise else (-2, 1)

@@ -49,7 +49,7 @@ def summed(products: Tensor, scale: Tensor) -> Tensor:
 
 
 class Kernels(NamedTuple):
-    """How the two are computed: `round_forward` and `round_backward`, or compiled ones.
+    """How the two are computed: `round_forward` and `round_backward`, or quicker ones.
 
     A quantizer that differs from LSQ by its gradients only has another ``backward``.
 
@@ -64,24 +64,40 @@ class Kernels(NamedTuple):
     dense: bool
 
 
+def quick_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
+    """`round_forward`; in compiled programs a weight comes out as bfloat16.
+
+    That is what autocast makes of it. Of a weight that is float32 here the gradient would be, too:
+    of a large layer the backward pass then reads and writes twice the bytes.
+    """
+    rounded = round_forward(x, scale, qmin, qmax, mid_rise)
+    quick = torch.compiler.is_compiling() and _is_weight(x, scale)
+    return rounded.bfloat16() if quick else rounded
+
+
 def quick_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """`round_backward`, in compiled programs by `mecq_cli.loops` where that can do it."""
     ends = float(qmin), float(qmax)
-    if not torch.compiler.is_compiling() or x.dtype != grad.dtype:
-        return round_backward(grad, x, scale, qmin, qmax, mid_rise)
-    if x.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
-        of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends)
-        return of_x, of_scale
-    if x.dtype == torch.float32 and scale.dim() == x.dim() > 1 and scale.numel() == len(x):
-        of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
-        return of_x, of_scale.reshape(scale.shape)
+    if torch.compiler.is_compiling():
+        if _is_weight(x, scale):
+            of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
+            return of_x, of_scale.reshape(scale.shape)
+        if x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
+            of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends)
+            return of_x, of_scale
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
+def _is_weight(x: Tensor, scale: Tensor) -> bool:
+    """Float32, with a step for each row."""
+    return x.dtype == torch.float32 and scale.dim() == x.dim() > 1 and scale.numel() == len(x)
+
+
 PLAIN = Kernels(round_forward, round_backward, dense=False)
-QUICK = Kernels(round_forward, quick_backward, dense=False)
+QUICK = Kernels(quick_forward, quick_backward, dense=False)
+"""Where all that reads a quantized weight computes in bfloat16."""
 
 
 class FakeQuantize(torch.autograd.Function):
