@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
-from mecq_cli.entropy.pair import PairTerms, pair_terms
+from mecq_cli.entropy.pair import WIDEST_SIDE, PairTerms, pair_terms
 from mecq_cli.entropy.representation import centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
@@ -156,19 +156,28 @@ class EntropyRegularizer(nn.Module):
         return distortion * (length - goal).abs(), length
 
     def _terms(self, pairs: Mapping[str, tuple[Tensor, Tensor]], distortion: float) -> PairTerms:
-        """All sites at once where an exact value is the mixture's answer anyway."""
+        """Of all sites; at once those where an exact value is the mixture's answer anyway."""
         settings = self.settings
-        coded = settings.term != "alignment"
-        if coded and settings.estimator in ("moe", "exact") and not settings.experts:
-            quantized, full = zip(*pairs.values(), strict=True)
+        exact = settings.estimator in ("moe", "exact") and not settings.experts
+        small = {
+            name: views
+            for name, views in pairs.items()
+            if exact and settings.term != "alignment" and min(views[0].shape) <= WIDEST_SIDE
+        }
+        found = None
+        if small:
+            quantized, full = _columns(small.values())
             found = pair_terms(quantized, full, distortion)
-            if found is not None:
-                for name in pairs if settings.estimator == "moe" else ():
-                    for length in _names(name, settings.term):
-                        self.states.setdefault(length, MoeState()).record("exact")
-                return found
-        each = [self._term(name, *views, distortion) for name, views in pairs.items()]
-        return PairTerms(*(torch.stack(column) for column in zip(*each, strict=True)))
+        terms: dict[str, tuple[Tensor, ...]] = {}
+        if found is not None:
+            terms = dict(zip(small, zip(*(c.unbind() for c in found), strict=True), strict=True))
+            for name in small if settings.estimator == "moe" else ():
+                for each in _names(name, settings.term):
+                    self.states.setdefault(each, MoeState()).record("exact")
+        for name, views in pairs.items():
+            if name not in terms:
+                terms[name] = self._term(name, *views, distortion)
+        return PairTerms(*(torch.stack(c) for c in _columns(terms[name] for name in pairs)))
 
     def _term(
         self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
@@ -206,6 +215,10 @@ class EntropyRegularizer(nn.Module):
         """
         for name, state in stored.items():
             self.states.setdefault(name, MoeState()).load_state_dict(state)
+
+
+def _columns(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*rows, strict=True)
 
 
 def _names(site: str, term: str) -> tuple[str, ...]:

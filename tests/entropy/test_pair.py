@@ -32,6 +32,22 @@ def by_the_book(first: Tensor, second: Tensor, distortion: float) -> list[Tensor
     return [*lengths, (one * other).sum(1).mean()]
 
 
+def before_the_preparation(first: Tensor, second: Tensor, distortion: float) -> float:
+    """How large the gradient to the prepared view is, divided as on its way back to the features.
+
+    What the preparation takes away of it, which may be all, leaves its rounding.
+    """
+    standard = standardise(first.detach())
+    view = normalise(standard).requires_grad_()
+    other = normalise(standardise(second.double()))
+    both = torch.cat((view, other), 1) * 0.5**0.5
+    joint, alone = (exact_coding_length(z, distortion) for z in (both, view))
+    terms = (joint, alone, alone.detach(), (view * other).sum(1).mean())
+    (gradient,) = torch.autograd.grad(weighed(terms), view)
+    rate = (first.detach().var(0, correction=0) + 1e-5).rsqrt()
+    return float((gradient / standard.norm(dim=1, keepdim=True).clamp_min(1e-6) * rate).norm())
+
+
 def weighed(terms: Sequence[Tensor]) -> Tensor:
     joint, first, _, agreement = terms
     return (joint - 0.3 * first - 2.0 * agreement).sum()
@@ -63,9 +79,9 @@ def test_values_and_gradients_are_the_exact_ones(
             assert value.item() == pytest.approx(goal.item(), rel=1e-3, abs=1e-4)
     got = torch.autograd.grad(weighed(found), first)
     true = torch.autograd.grad(torch.stack([weighed(w) for w in wanted]).sum(), exact)
-    for one, goal in zip(got, true, strict=True):
-        size = float(goal.norm())
-        assert float((one.double() - goal).norm()) <= 0.02 * size + 1e-4
+    for one, goal, x, (_, other) in zip(got, true, exact, sites, strict=True):
+        rounding = 1e-5 * before_the_preparation(x, other, distortion)
+        assert float((one.double() - goal).norm()) <= 0.02 * float(goal.norm()) + rounding
 
 
 @pytest.mark.parametrize("shapes", [[(5, 3)], [(5, 8)], [(4, 4), (4, 6), (4, 2), (4, 6)]])
@@ -111,7 +127,9 @@ def test_what_float32_cannot_hold_is_left_to_the_estimators() -> None:
 
 
 @pytest.mark.parametrize("term", ["divergence", "entropy"])
-@pytest.mark.parametrize("shapes", [[(24, 10), (24, 30)], [(24, 30), (24, 30)], [(240, 230)]])
+@pytest.mark.parametrize(
+    "shapes", [[(24, 10), (24, 30)], [(240, 230)], [(240, 30), (240, 230), (240, 20)]]
+)
 def test_the_loss_does_not_depend_on_the_way(shapes: list[Shape], term: str) -> None:
     sites = {f"{i}": features(*shape, rank=6, seed=i) for i, shape in enumerate(shapes)}
     losses, gradients = [], []
