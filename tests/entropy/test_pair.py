@@ -56,7 +56,7 @@ def weighed(terms: Sequence[Tensor]) -> Tensor:
 @given(
     samples=st.integers(2, 150),
     widths=st.lists(st.integers(1, 190), min_size=1, max_size=4),
-    rank=st.integers(1, 40),
+    rank=st.integers(2, 40),
     distortion=st.sampled_from([0.01, 0.06, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_the_exact_ones(
     first = [one.requires_grad_() for one, _ in sites]
     found = pair_terms(first, [other for _, other in sites], distortion)
     if found is None:  # where columns are constant there may be nothing to code
-        assert rank == 1 or samples == 2 or min(widths) == 1
+        assert samples <= 3 or min(widths) == 1
         return
     exact = [one.detach().double().requires_grad_() for one in first]
     wanted = [
