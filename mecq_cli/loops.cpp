@@ -153,6 +153,15 @@ inline void each_chunk(int64_t channels, Two two, One one, Rest rest) {
         rest(c, channels - c);
 }
 
+// The LANES values from place i on, or only n of them.
+inline Floats floats_at(const float *from, int64_t i, int64_t n) {
+    return n == LANES ? load<Floats>(from + i) : load<Floats>(from + i, 4 * n);
+}
+
+inline Floats floats_at(const uint16_t *from, int64_t i, int64_t n) {
+    return widened(n == LANES ? load<Halves>(from + i) : load<Halves>(from + i, 2 * n));
+}
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 } // namespace
@@ -232,19 +241,16 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
         const int64_t end = smaller((block + 1) * BLOCK, count);
         Floats sums = {};
         for (int64_t i = block * BLOCK; i < end; i += LANES) {
-            const int64_t bytes = 2 * smaller(end - i, LANES);
-            const bool whole = bytes == sizeof(Halves);
-            const Halves g = whole ? load<Halves>(grad + i) : load<Halves>(grad + i, bytes);
-            const Halves y = whole ? load<Halves>(x + i) : load<Halves>(x + i, bytes);
-            const Floats upstream = widened(g), v = widened(y) * inverse;
+            const int64_t n = smaller(end - i, LANES);
+            const Floats upstream = floats_at(grad, i, n), v = floats_at(x, i, n) * inverse;
             const Floats clipped = between(v, lowest, highest);
             const Floats inside = kept(clipped == v, upstream);
             sums += upstream * rounded(clipped) - inside * v;
             const Halves result = narrowed(inside);
-            if (whole)
+            if (n == LANES)
                 std::memcpy(of_x + i, &result, sizeof(result));
             else
-                std::memcpy(of_x + i, &result, bytes);
+                std::memcpy(of_x + i, &result, 2 * n);
         }
         for (int64_t i = 0; i < LANES; ++i)
             total += sums[i];
@@ -253,14 +259,6 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
 }
 
 namespace {
-
-inline Floats floats_at(const float *from, int64_t i, int64_t n) {
-    return n == LANES ? load<Floats>(from + i) : load<Floats>(from + i, 4 * n);
-}
-
-inline Floats floats_at(const uint16_t *from, int64_t i, int64_t n) {
-    return widened(n == LANES ? load<Halves>(from + i) : load<Halves>(from + i, 2 * n));
-}
 
 template <typename Gradient>
 void weight_rows(const Gradient *grad, const float *weight, const float *steps, float *of_weight,

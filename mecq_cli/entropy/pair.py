@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mecq_cli.entropy.base import eager
-from mecq_cli.entropy.representation import EPS, SHORTEST
+from mecq_cli.entropy.representation import SHORTEST, centre, inverse_deviations, row_norms
 
 WIDEST_SIDE = 192
 """Up to this smaller side no expert of the mixture beats a factorisation."""
@@ -40,6 +40,11 @@ class PairTerms(NamedTuple):
     agreement: Tensor
 
 
+def is_small(rows: Tensor) -> bool:
+    """Whether the smaller side of rows [m, d] is at most `WIDEST_SIDE`."""
+    return min(rows.shape) <= WIDEST_SIDE
+
+
 @eager
 def pair_terms(
     first: Sequence[Tensor], second: Sequence[Tensor], distortion: float
@@ -55,20 +60,11 @@ def pair_terms(
         None where float32 does not hold them to 3e-4, or a smaller side is over `WIDEST_SIDE`:
         ask an estimator for each.
     """
-    if any(min(x.shape) > WIDEST_SIDE for x in first):
+    if not all(is_small(x) for x in first):
         return None
     with torch.autocast(first[0].device.type, enabled=False):
         joint, one, other, agreement, holds = _Pairs.apply(distortion, *first, *second)
     return PairTerms(joint, one, other, agreement) if bool(holds) else None
-
-
-class _Site:
-    """What the backward pass needs to know of one site beside its tensors."""
-
-    def __init__(self, shape: torch.Size, distortion: float) -> None:
-        self.samples, self.features = shape
-        self.by_samples = self.samples < self.features
-        self.lam = 1.0 / (self.samples * distortion)
 
 
 class _Pairs(torch.autograd.Function):
@@ -77,18 +73,13 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, distortion: float, *rows: Tensor) -> tuple[Tensor, ...]:
         count = len(rows) // 2
-        sites, saved, matrices, agreement = [], [], [], []
+        saved, matrices, agreement = [], [], []
         for first, second in zip(rows[:count], rows[count:], strict=True):
-            site = _Site(first.shape, distortion)
-            views, rate, size = _prepare(torch.stack((first, second)))
-            matrices += _matrices(views, site)
-            agreement.append((views[0] * views[1]).sum() / site.samples)
-            saved += [views, rate[0], size[0]]
-            sites.append(site)
-        factors, infos = _by_side(torch.linalg.cholesky_ex, matrices)
-        diagonals = [factor.diagonal() for factor in factors]
-        logdets = [2.0 * diagonal.double().log().sum() for diagonal in diagonals]
-        traces = [a.diagonal().sum() - len(a) for a in matrices]
+            views, rate, norm = _prepare(torch.stack((first, second)))
+            matrices += _matrices(views, _lam(views, distortion))
+            agreement.append((views[0] * views[1]).sum() / len(first))
+            saved += [views, rate[0], norm[0]]
+        factors, infos, logdets, traces = _by_side(_factorise, matrices)
         values = torch.stack(logdets).reshape(count, 3).to(rows[0].dtype)
         largest = torch.stack(traces).reshape(count, 3)[:, 1:].amax(1)
         # Of sums of a trace's size, at random; and of each 1 + x, perhaps all the same way.
@@ -98,7 +89,7 @@ class _Pairs(torch.autograd.Function):
         holds = (torch.stack(infos) == 0).all() & (slack <= _ROUNDING * values[:, 0]).all()
         # The second view alone has no gradient.
         ctx.save_for_backward(*saved, *(f for i, f in enumerate(factors) if i % 3 < 2))
-        ctx.sites = sites
+        ctx.distortion = distortion
         ctx.mark_non_differentiable(holds)
         return (*values.unbind(1), torch.stack(agreement), holds)
 
@@ -107,55 +98,67 @@ class _Pairs(torch.autograd.Function):
     def backward(
         ctx: Any, of_joint: Tensor, of_first: Tensor, _: Any, of_agreement: Tensor, *__: Any
     ) -> tuple[Tensor | None, ...]:
-        count = len(ctx.sites)
+        count = len(of_joint)
         saved, factors = ctx.saved_tensors[: 3 * count], ctx.saved_tensors[3 * count :]
         (inverses,) = _by_side(lambda stacked: (torch.cholesky_inverse(stacked),), factors)
         gradients = []
-        for i, site in enumerate(ctx.sites):
-            views, rate, size = saved[3 * i : 3 * i + 3]
+        for i in range(count):
+            views, rate, norm = saved[3 * i : 3 * i + 3]
             first, second = views
-            joint = inverses[2 * i] * (site.lam * of_joint[i])
-            alone = inverses[2 * i + 1] * (2.0 * site.lam * of_first[i])
-            if site.by_samples:
+            samples, d = first.shape
+            lam = _lam(views, ctx.distortion)
+            joint = inverses[2 * i] * (lam * of_joint[i])
+            alone = inverses[2 * i + 1] * (2.0 * lam * of_first[i])
+            if samples < d:
                 gradient = (joint + alone) @ first
             else:
-                d = site.features
                 gradient = torch.addmm(first @ (joint[:d, :d] + alone), second, joint[d:, :d])
-            gradient += second * (of_agreement[i] / site.samples)
-            gradients.append(_prepared_backward(gradient, first, rate, size))
+            gradient += second * (of_agreement[i] / samples)
+            gradients.append(_prepared_backward(gradient, first, rate, norm))
         return (None, *gradients, *[None] * count)
 
 
 def _prepare(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``normalise(standardise(x))`` of [2, m, d], and what a column and a row were divided by."""
-    centred = x - x.mean(-2, keepdim=True)
-    rate = torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
+    """``normalise(standardise(x))`` of [2, m, d], and what makes columns and rows that."""
+    centred = centre(x)
+    rate = inverse_deviations(centred)
     standard = centred * rate
-    size = torch.linalg.vector_norm(standard, dim=-1, keepdim=True).clamp_min(SHORTEST)
-    return standard / size, rate, size
+    norm = row_norms(standard)
+    return standard / norm, rate, norm
 
 
-def _prepared_backward(gradient: Tensor, view: Tensor, rate: Tensor, size: Tensor) -> Tensor:
+def _prepared_backward(gradient: Tensor, view: Tensor, rate: Tensor, norm: Tensor) -> Tensor:
     """The gradient back through `_prepare`, of one view [m, d]."""
     # A row of less than SHORTEST is not of unit length, and so not only turned by its gradient.
-    along = (gradient * view).sum(-1, keepdim=True) * (size > SHORTEST)
-    of_standard = (gradient - view * along) / size
-    standard = view * size
+    along = (gradient * view).sum(-1, keepdim=True) * (norm > SHORTEST)
+    of_standard = (gradient - view * along) / norm
+    standard = view * norm
     slope = (of_standard * standard).mean(-2, keepdim=True)
     return rate * (of_standard - of_standard.mean(-2, keepdim=True) - standard * slope)
 
 
-def _matrices(views: Tensor, site: _Site) -> list[Tensor]:
+def _lam(views: Tensor, distortion: float) -> float:
+    return 1.0 / (views.shape[-2] * distortion)
+
+
+def _matrices(views: Tensor, lam: float) -> list[Tensor]:
     """I + lam Z Z^T, or I + lam Z^T Z where that is smaller: of both views and of each alone."""
-    if site.by_samples:
-        alone = torch.baddbmm(_identity(views, site.samples), views, views.mT, alpha=site.lam)
+    samples, d = views.shape[1:]
+    if samples < d:
+        alone = torch.baddbmm(_identity(views, samples), views, views.mT, alpha=lam)
         return [alone.mean(0), *alone]
-    d = site.features
     both = torch.cat(views.unbind(), 1)
     k = both.mT @ both
     blocks = torch.stack((k[:d, :d], k[d:, d:]))
-    alone = torch.add(_identity(views, d), blocks, alpha=site.lam)
-    return [torch.add(_identity(views, 2 * d), k, alpha=0.5 * site.lam), *alone]
+    alone = torch.add(_identity(views, d), blocks, alpha=lam)
+    return [torch.add(_identity(views, 2 * d), k, alpha=0.5 * lam), *alone]
+
+
+def _factorise(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cholesky factors of [k, s, s], whether there are any (0), log determinants, tr(A - I)."""
+    factor, info = torch.linalg.cholesky_ex(a)
+    logdet = 2.0 * factor.diagonal(dim1=-2, dim2=-1).double().log().sum(-1)
+    return factor, info, logdet, a.diagonal(dim1=-2, dim2=-1).sum(-1) - a.shape[-1]
 
 
 def _by_side(

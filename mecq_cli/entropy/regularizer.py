@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
-from mecq_cli.entropy.pair import WIDEST_SIDE, PairTerms, pair_terms
+from mecq_cli.entropy.pair import PairTerms, is_small, pair_terms
 from mecq_cli.entropy.representation import centre, normalise, standardise
 from mecq_cli.entropy.state import MoeState
 
@@ -131,26 +131,27 @@ class EntropyRegularizer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [S] of the sites, and their coding lengths by name."""
         settings = self.settings
-        if settings.term == "target":
-            found = {name: self._target(name, *views, distortion) for name, views in pairs.items()}
+        if settings.term in ("target", "alignment"):
+            found = {name: self._control(name, *views, distortion) for name, views in pairs.items()}
             losses = torch.stack([loss for loss, _ in found.values()])
-            return losses, {name: length.detach() for name, (_, length) in found.items()}
+            return losses, {
+                n: length.detach() for n, (_, length) in found.items() if length is not None
+            }
         terms = self._terms(pairs, distortion)
-        disagreement = -terms.agreement
-        if settings.term == "alignment":
-            return disagreement, {}
         if settings.term == "divergence":
             # Jensen's gap of the concave logdet: the Jensen-Bregman LogDet divergence of the two
             # Gram matrices, zero where they are the same, whatever rotation lies between.
             losses = distortion * (terms.joint - 0.5 * (terms.first + terms.second))
         else:
             losses = -distortion * terms.joint
-        losses = losses + settings.align * disagreement
+        losses = losses - settings.align * terms.agreement
         return losses, dict(zip(pairs, terms.joint.detach().unbind(), strict=True))
 
-    def _target(
+    def _control(
         self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.settings.term == "alignment":
+            return -_agreement(*_prepared(rows, fp_rows)), None
         length = self._length(name, normalise(centre(rows)), distortion)
         goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
         return distortion * (length - goal).abs(), length
@@ -159,11 +160,7 @@ class EntropyRegularizer(nn.Module):
         """Of all sites; at once those where an exact value is the mixture's answer anyway."""
         settings = self.settings
         exact = settings.estimator in ("moe", "exact") and not settings.experts
-        small = {
-            name: views
-            for name, views in pairs.items()
-            if exact and settings.term != "alignment" and min(views[0].shape) <= WIDEST_SIDE
-        }
+        small = {name: views for name, views in pairs.items() if exact and is_small(views[0])}
         found = None
         if small:
             quantized, full = _columns(small.values())
@@ -183,16 +180,12 @@ class EntropyRegularizer(nn.Module):
         self, name: str, rows: Tensor, fp_rows: Tensor, distortion: float
     ) -> tuple[Tensor, ...]:
         """One site by the estimator that was asked for, as `PairTerms` names the numbers."""
-        term = self.settings.term
-        quantized, full = normalise(standardise(torch.stack((rows, fp_rows)))).unbind()
-        full = full.detach()
+        quantized, full = _prepared(rows, fp_rows)
         views = (_side_by_side(quantized, full), quantized, full)
-        lengths = [
-            self._length(each, z, distortion)
-            for each, z in zip(_names(name, term), views, strict=False)
-        ]
-        lengths += [quantized.new_zeros(())] * (3 - len(lengths))  # not asked for
-        return (*lengths, (quantized * full).sum(1).mean())
+        names = _names(name, self.settings.term)
+        found = [self._length(each, z, distortion) for each, z in zip(names, views, strict=False)]
+        found += [quantized.new_zeros(())] * (3 - len(found))  # not asked for
+        return (*found, _agreement(quantized, full))
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
         settings, options = self.settings, dict[str, Any]()
@@ -223,8 +216,18 @@ def _columns(rows: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]
 
 def _names(site: str, term: str) -> tuple[str, ...]:
     """What the lengths that a term consists of are remembered by: joint, first, second."""
-    names = (site, f"{site}.quantized", f"{site}.fp")
-    return {"alignment": (), "entropy": names[:1]}.get(term, names)
+    return (site,) if term == "entropy" else (site, f"{site}.quantized", f"{site}.fp")
+
+
+def _prepared(rows: Tensor, fp_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Both views, of which the second has no gradient."""
+    quantized, full = normalise(standardise(torch.stack((rows, fp_rows)))).unbind()
+    return quantized, full.detach()
+
+
+def _agreement(quantized: Tensor, full: Tensor) -> Tensor:
+    """Mean cosine of rows of length one."""
+    return (quantized * full).sum(1).mean()
 
 
 def _side_by_side(quantized: Tensor, full: Tensor) -> Tensor:

@@ -46,13 +46,24 @@ def centre(z: Tensor) -> Tensor:
 
 def normalise(z: Tensor) -> Tensor:
     """Rows [..., m, d] at unit length; a row of zeros stays one."""
-    return F.normalize(z, dim=-1, eps=SHORTEST)
+    return z / row_norms(z)
+
+
+def row_norms(z: Tensor) -> Tensor:
+    """Of rows [..., m, d], at least `SHORTEST`: [..., m, 1]."""
+    found: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return found.clamp_min(SHORTEST)
 
 
 def standardise(z: Tensor) -> Tensor:
     """Columns [..., m, d] at mean 0 and variance 1, as a batch norm without affine part does."""
     centred = centre(z)
-    return centred * torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
+    return centred * inverse_deviations(centred)
+
+
+def inverse_deviations(centred: Tensor) -> Tensor:
+    """1 / the deviation of columns [..., m, d] of mean 0: [..., 1, d]."""
+    return torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
 
 
 def _position_mean(features: Tensor, positions: tuple[int, ...]) -> Tensor:
