@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mecq_cli.errors import NumericError
 from mecq_cli.insertion import QuantizedModel
-from mecq_cli.quantizers import ActivationQuantizer, Quantizer
+from mecq_cli.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 from mecq_cli.sites import DropoutSite
 
 SAMPLE = 200_000
@@ -20,7 +20,12 @@ SAMPLE = 200_000
 
 @torch.no_grad()
 def calibrate(
-    model: QuantizedModel, batches: Iterable[Tensor], count: int, *, to_be_trained: bool = False
+    model: QuantizedModel,
+    batches: Iterable[Tensor],
+    count: int,
+    *,
+    to_be_trained: bool = False,
+    trained: bool = False,
 ) -> None:
     """Give every activation quantizer its step and zero point.
 
@@ -31,11 +36,16 @@ def calibrate(
     not kept: what a network of random weights puts out without normalization may be of a size that
     it never has in training, and grids of that size make gradients that overflow.
 
+    A network that was ``trained`` with rounded weights is no float network: neither do its weights
+    mean anything before they are rounded, nor do its statistics fit them. So its weights stay
+    rounded, by steps that are found already, and the statistics are those of each batch.
+
     Args:
         model: as inserted.
         batches: normalised images [N, C, H, W].
         count: how many batches there are.
         to_be_trained: batch norm will be that of the batches.
+        trained: with other grids, as far as it got.
 
     Raises:
         NumericError: a value that is not finite reached a quantizer.
@@ -43,8 +53,8 @@ def calibrate(
     samples: dict[ActivationQuantizer, list[Tensor]] = {}
     share = max(SAMPLE // max(count, 1), 1)
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
-    fresh = [norm for norm in norms if to_be_trained and _is_fresh(norm)]
-    with float_mode(model), _listening(model, samples, share):
+    fresh = [norm for norm in norms if trained or (to_be_trained and _is_fresh(norm))]
+    with float_mode(model, rounded_weights=trained), _listening(model, samples, share):
         for images in batches:
             for norm in fresh:
                 several = len(images) > 1  # one has no variance
@@ -90,10 +100,17 @@ def _listening(
 
 
 @contextmanager
-def float_mode(model: nn.Module) -> Iterator[None]:
-    """Real values through the training path: no rounding, FP statistics, no dropout."""
+def float_mode(model: nn.Module, *, rounded_weights: bool = False) -> Iterator[None]:
+    """Real values through the training path: no rounding, FP statistics, no dropout.
+
+    With ``rounded_weights`` those alone are on their grids.
+    """
     was_training = model.training
-    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    quantizers = [
+        m
+        for m in model.modules()
+        if isinstance(m, Quantizer) and not (rounded_weights and isinstance(m, WeightQuantizer))
+    ]
     model.train()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, DropoutSite)):

@@ -10,6 +10,7 @@ from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.errors import NumericError
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.quantizers import ActivationQuantizer, LsqActivation
+from mecq_cli.sites import ProductSite
 from tests.exactness import float_network, random_images
 
 SHAPE = (3, 32, 32)
@@ -104,3 +105,26 @@ def test_statistics_are_the_average_over_the_batches() -> None:
     statistics = norm.running_mean.clone()
     assert reestimate_batch_norm(network, []) == 0
     assert torch.equal(norm.running_mean, statistics)
+
+
+def test_a_trained_network_is_calibrated_as_it_is_rounded() -> None:
+    plan = BitPlan(1, 1)
+    images = random_images(8, 32)
+    steps = []
+    for factor, mean in ((1.0, 0.0), (30.0, 5.0)):
+        network = insert(float_network("resnet20_cifar", 32), (3, 32, 32), plan)
+        for site in network.sites():
+            if isinstance(site, ProductSite) and site.weight_quantizer is not None:
+                site.weight_quantizer.initialize(site.weight)
+                if site.wbits == 1:  # where only signs count
+                    site.weight.data.mul_(factor)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.fill_(mean)
+        before = {name: value.clone() for name, value in network.named_buffers()}
+        calibrate(network, images.split(4), 2, to_be_trained=True, trained=True)
+        for name, value in network.named_buffers():
+            assert torch.equal(value, before[name]) or "running" not in name, name
+        found = [site.output_quantizer for site in network.sites()]
+        steps.append(torch.stack([q.effective_scale() for q in found if q is not None]))
+    torch.testing.assert_close(steps[0], steps[1])

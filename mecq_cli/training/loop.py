@@ -129,7 +129,8 @@ class Trainer:
             if isinstance(site, ProductSite) and site.weight_quantizer is not None:
                 site.weight_quantizer.initialize(site.weight)
         assert self.calibration is not None
-        calibrate(self.model, *self.calibration(), to_be_trained=True)
+        trained = self.progress.step > 0
+        calibrate(self.model, *self.calibration(), to_be_trained=True, trained=trained)
         self.share_state()
         self.model.train()
         self._follow()
