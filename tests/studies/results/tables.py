@@ -131,11 +131,11 @@ FINAL = Table(
     arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
     seeds=(0,),
     epochs=20,
-    longer={(2, 2): 60, (1, 2): 40, (1, 1): 60},
+    longer={(2, 2): 200, (4, 4): 60, (1, 1): 200, (1, 2): 100},
     keep_artifact=True,
 )
 
-FEATURES = {"mec_term": "alignment", "mec_weight": 30.0, "mec_align": 1.0}
+FEATURES = {"mec_term": "alignment", "mec_weight": 10.0, "mec_align": 1.0}
 """The cosine to the FP network's features, with the weight it has in the default."""
 
 PARTS = (
