@@ -3,7 +3,8 @@
 Small networks lose much at the moment they are rounded to 2 bits. With one bit less at a time, each
 stage starts near where the one before ended (progressive quantization; Zhuang et al., arXiv
 1711.00205, section 3.3). The stages before the last take `SHARE` of the steps, in equal parts. At
-the begin of each, the grids are found anew, by the same calibration as the first.
+the begin of each, the grids are found anew: at the first in the float network, later in what it
+has become, with its weights rounded (`calibrate`).
 """
 
 from __future__ import annotations
