@@ -183,7 +183,7 @@ class QuantizeConfig(Settings):
         freeze_oscillations: frequency above which a weight that jumps between two levels is
             frozen, such as 0.02; 0 freezes none; None: by the family of the network.
         lower_from: bits that the training begins with, to lower them step by step; 0 begins with
-            those asked for; None: by the bits.
+            those asked for.
         resume: continue the run in ``output``.
         dry_run: show what would be quantized, write nothing.
         force: start over in an output folder that is in use.
@@ -247,7 +247,7 @@ class QuantizeConfig(Settings):
     bn_images: CountOrZero = 2048
     ema: Decay = 0.0
     freeze_oscillations: Fraction | None = None
-    lower_from: LowerFrom | None = None
+    lower_from: LowerFrom = 0
     resume: bool = False
     dry_run: bool = False
     force: bool = False

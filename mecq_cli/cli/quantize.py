@@ -376,8 +376,7 @@ def quantize(
         int | None,
         typer.Option(
             metavar="B",
-            help="Begin with B bits and lower them step by step; 0 begins with those asked for. "
-            "\\[default: 2 for W1 A1, else 0]",
+            help="Begin with B bits and lower them step by step; 0 begins with those asked for.",
             rich_help_panel=_FINER,
         ),
     ] = None,

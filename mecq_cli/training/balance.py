@@ -1,7 +1,7 @@
 """A weight of the regularizer that suits a network: by the gradients, before the training.
 
 How large the gradient of the term is against that of the task depends on both. Of a ResNet-20 that
-classifies (128 images a step, W2 A2, a weight of 300) it is twice as large. Of networks that
+classifies (128 images a step, W2 A2, the default weight) it is twice as large. Of networks that
 segment it was 20 to 1,500 times as large: a loss that is the mean over all pixels is small from the
 start, and the gradient of the term grows on its way back through the backbone. Updates of that
 length lower neither loss (docs/segmentation.md has the figures).

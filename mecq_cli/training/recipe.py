@@ -32,10 +32,7 @@ TOKEN_WEIGHT_DECAY = 1e-2
 FREEZE_OSCILLATIONS = {Family.DEPTHWISE: 0.02}
 """By family, where it is not 0. An output of a depthwise layer depends on few weights."""
 
-LOWER_FROM = {(1, 1): 2}
-"""By bits of weights and activations, where it is not 0: bits that the training begins with."""
-
-MEC_DEFAULTS = {"divergence": (100.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
+MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
 
 COMPILE_MODEL_FROM = 600
@@ -167,10 +164,6 @@ def choose(
     freezing = config.freeze_oscillations
     if freezing is None:
         freezing = FREEZE_OSCILLATIONS.get(family, 0.0)
-    lower_from = config.lower_from
-    if lower_from is None:  # other quantizers than the default may not be able to
-        by_bits = LOWER_FROM.get((config.wbits, config.abits), 0)
-        lower_from = by_bits if config.quantizer == "auto" else 0
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -193,18 +186,13 @@ def choose(
         teacher=config.teacher,
         ema=config.ema,
         freeze_oscillations=freezing,
-        lower_from=lower_from,
-        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family, lower_from)),
+        lower_from=config.lower_from,
+        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family)),
     )
 
 
 def _reasons(
-    config: QuantizeConfig,
-    epochs: int,
-    steps_per_epoch: int,
-    decay: float,
-    family: Family,
-    lower_from: int,
+    config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float, family: Family
 ) -> Iterator[str]:
     length = LENGTHS[config.recipe]
     if config.epochs is None:
@@ -224,8 +212,6 @@ def _reasons(
         yield f"adamw, since the network has {family.value}"
     if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
         yield f"oscillating weights are frozen, since the network has {family.value}"
-    if config.lower_from is None and lower_from:
-        yield f"begins with {lower_from} bits, from which 1 bit is reached better than from float"
 
 
 def _choose_compile(config: QuantizeConfig, steps: int, *, tokens: bool) -> str:

@@ -192,7 +192,6 @@ def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeCon
             "amp": "bf16" if recipe.bf16 else "off",
             "compile": recipe.compile,
             "freeze_oscillations": recipe.freeze_oscillations,
-            "lower_from": recipe.lower_from,
         }
     )
 

@@ -79,18 +79,3 @@ def test_groups_and_schedule() -> None:
     assert first[peak:] == sorted(first[peak:], reverse=True)
     assert first[-1] < 0.01
     assert rates[peak][-1] == pytest.approx(0.25 * rates[peak][0])
-
-
-def test_one_bit_is_reached_from_two_unless_told_otherwise() -> None:
-    def begun(**changes: Any) -> int:
-        return choose(config(**changes), 10, 32, CPU).lower_from
-
-    one = {"wbits": 1, "abits": 1}
-    assert begun(**one) == 2
-    assert any(
-        "begins with 2 bits" in reason for reason in choose(config(**one), 10, 32, CPU).reasons
-    )
-    assert begun(**one, lower_from=0) == 0
-    assert begun(**one, quantizer="dorefa") == 0, "it cannot"
-    assert begun() == begun(wbits=1) == begun(abits=1) == 0
-    assert begun(lower_from=4) == 4

@@ -135,7 +135,7 @@ FINAL = Table(
     keep_artifact=True,
 )
 
-FEATURES = {"mec_term": "alignment", "mec_weight": 10.0, "mec_align": 1.0}
+FEATURES = {"mec_term": "alignment", "mec_weight": 30.0, "mec_align": 1.0}
 """The cosine to the FP network's features, with the weight it has in the default."""
 
 PARTS = (
