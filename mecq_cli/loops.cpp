@@ -57,14 +57,24 @@ inline Floats rounded(Floats v) {
     return (v + magic) - magic;
 }
 
+// Of the gradient, what rounding to a grid lets pass: all inside, or less and less across the ends.
+inline Floats through(Floats upstream, Floats v, Floats clipped, Floats low, Floats high,
+                      bool soft) {
+    if (!soft)
+        return kept(clipped == v, upstream);
+    const Floats under = v - low, over = high - v, half = all(0.5f);
+    return upstream * between((under < over ? under : over) + half, all(0.0f), all(1.0f));
+}
+
 struct Channels { // of LANES channels
     Floats scale, offset, inverse, floor, ceiling, low, high;
+    bool soft;
 
     // What of the gradient passes, and what the step gets of it.
     inline void pass(Floats upstream, Floats value, Floats &passed, Floats &step) const {
         const Floats out = value * scale + offset, bounded = between(out, floor, ceiling);
         const Floats v = bounded * inverse, clipped = between(v, low, high);
-        const Floats inside = kept(clipped == v, upstream);
+        const Floats inside = through(upstream, v, clipped, low, high, soft);
         step = upstream * rounded(clipped) - inside * v;
         passed = kept(bounded == out, inside);
     }
@@ -75,11 +85,12 @@ struct Job {
     uint16_t *of_y;
     const float *scale, *offset, *mean;
     float inverse, floor, ceiling, low, high;
+    bool soft;
     int64_t channels;
 
     inline Channels at(int64_t c, int64_t n) const {
         return {load<Floats>(scale + c, 4 * n), load<Floats>(offset + c, 4 * n), all(inverse),
-                all(floor), all(ceiling), all(low), all(high)};
+                all(floor), all(ceiling), all(low), all(high), soft};
     }
 };
 
@@ -170,10 +181,10 @@ extern "C" void norm_round_backward(const uint16_t *grad, const uint16_t *y, uin
                                     const float *scale, const float *offset, const float *mean,
                                     const float *factor, float *of_weight, float *of_bias,
                                     float *of_step, float inverse, float floor, float ceiling,
-                                    float low, float high, int64_t rows, int64_t channels,
-                                    int threads) {
+                                    float low, float high, int soft, int64_t rows,
+                                    int64_t channels, int threads) {
     const Job job{grad,  y,       of_y, scale, offset, mean, inverse,
-                  floor, ceiling, low,  high,  channels};
+                  floor, ceiling, low,  high,  soft != 0, channels};
     const int64_t tiles = (rows + TILE - 1) / TILE;
     const int64_t width = 2 * channels + 1 + 8; // no two threads write to one cache line
     std::vector<double> sums(threads * width, 0.0);
@@ -231,8 +242,8 @@ extern "C" void norm_round_backward(const uint16_t *grad, const uint16_t *y, uin
 }
 
 extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t *of_x,
-                               float *of_step, float inverse, float low, float high, int64_t count,
-                               int threads) {
+                               float *of_step, float inverse, float low, float high, int soft,
+                               int64_t count, int threads) {
     const int64_t blocks = (count + BLOCK - 1) / BLOCK;
     const Floats lowest = all(low), highest = all(high);
     double total = 0.0;
@@ -244,7 +255,7 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
             const int64_t n = smaller(end - i, LANES);
             const Floats upstream = floats_at(grad, i, n), v = floats_at(x, i, n) * inverse;
             const Floats clipped = between(v, lowest, highest);
-            const Floats inside = kept(clipped == v, upstream);
+            const Floats inside = through(upstream, v, clipped, lowest, highest, soft != 0);
             sums += upstream * rounded(clipped) - inside * v;
             const Halves result = narrowed(inside);
             if (n == LANES)

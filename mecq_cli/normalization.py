@@ -41,6 +41,7 @@ def rounded_batch_norm(
     step: Tensor,
     ends: tuple[float, float],
     bounds: tuple[float, float],
+    soft: bool,
     grad_scale: float,
 ) -> Tensor:
     """``round(clip(clip(norm(y), *bounds) / step, *ends)) * step``, in bfloat16.
@@ -53,9 +54,10 @@ def rounded_batch_norm(
         step: float32, of no dimensions.
         ends: of the grid, in units of the step.
         bounds: of an activation between the two; infinite without one.
+        soft: how gradients end there (`mecq_cli.quantizers.Rounding`).
         grad_scale: factor of the gradient of the step, which is LSQ's.
     """
-    given = (*_parameters(norm, y), norm.eps, step, *ends, *bounds, grad_scale)
+    given = (*_parameters(norm, y), norm.eps, step, *ends, soft, *bounds, grad_scale)
     out, mean, variance = _RoundedBatchNorm.apply(y, *given)
     _track_batch(norm, y, mean, variance)
     result: Tensor = out
@@ -129,19 +131,19 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _RoundedBatchNorm(torch.autograd.Function):
-    """That, an activation's bounds, and LSQ's rounding."""
+    """That, an activation's bounds, and a rounding."""
 
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float, step: Tensor,
-        low: float, high: float, floor: float, ceiling: float, grad_scale: float,
+        low: float, high: float, soft: bool, floor: float, ceiling: float, grad_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         mean, variance = _statistics(y, shift)
         factor = torch.rsqrt(variance + eps)
         scale = weight * factor
         offset = bias - mean * scale
         ctx.save_for_backward(y, scale, offset, mean, factor, step)
-        ctx.settings = (floor, ceiling, low, high, grad_scale)
+        ctx.settings = (floor, ceiling, low, high, soft, grad_scale)
         ctx.mark_non_differentiable(mean, variance)
         out = y.float() * _channels(scale, y) + _channels(offset, y)
         if (floor, ceiling) != (-math.inf, math.inf):
@@ -155,7 +157,7 @@ class _RoundedBatchNorm(torch.autograd.Function):
         *settings, grad_scale = ctx.settings
         grad = dense(grads[0].to(ctx.saved_tensors[0].dtype))
         of_y, weight, bias, step = norm_round_backward(grad, *ctx.saved_tensors, *settings)
-        return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 5)
+        return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 6)
 
 
 def _statistics(y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

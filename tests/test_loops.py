@@ -12,7 +12,8 @@ from mecq_cli import loops
 from mecq_cli.calibration import calibrate
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.normalization import batch_norm, rounded_batch_norm
-from mecq_cli.quantizers import LsqActivation, round_backward
+from mecq_cli.quantizers import LsqActivation, round_backward, soft_backward
+from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 pytestmark = pytest.mark.skipif(not loops.is_available(), reason="no C++ compiler here")
 
@@ -28,16 +29,22 @@ def made(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, 1.25)])
-@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize(
+    "quantizer",
+    [LsqActivation(2), LsqActivation(8), SoftEndsActivation(1), SoftEndsActivation(2)],
+    ids=["2", "8", "1 soft", "2 soft"],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_norm_and_rounding_have_the_gradients_of_the_two(
-    shape: tuple[int, ...], bits: int, bounds: tuple[float, float], threads: int
+    shape: tuple[int, ...],
+    quantizer: LsqActivation,
+    bounds: tuple[float, float],
+    threads: int,
 ) -> None:
     torch.manual_seed(0)
     norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1])
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    quantizer = LsqActivation(bits)
     with torch.no_grad():
         quantizer.begin(2.0 / quantizer.qmax)
     y, upstream = made(shape) * 3 + 1, made(shape, seed=1)
@@ -52,8 +59,9 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
         x = y.clone().requires_grad_()
         rounding = quantizer.rounding(x)
         assert rounding is not None
-        step, low, high, scale = rounding
-        out = rounded_batch_norm(norm, x, step, (low, high), bounds, scale)
+        step, low, high, soft, scale = rounding
+        assert soft is isinstance(quantizer, SoftEndsActivation)
+        out = rounded_batch_norm(norm, x, step, (low, high), bounds, soft, scale)
         found = gradients(x, out)
     finally:
         torch.set_num_threads(before)
@@ -66,12 +74,16 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
         assert error < 4e-3, error  # a bfloat16 has eight bits
 
 
-@pytest.mark.parametrize("ends", [(0, 3), (-100, 155)])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("ends", [(0, 1), (0, 3), (-100, 155)])
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 33)])
-def test_rounding_has_its_gradients(shape: tuple[int, ...], ends: tuple[int, int]) -> None:
+def test_rounding_has_its_gradients(
+    shape: tuple[int, ...], ends: tuple[int, int], soft: bool
+) -> None:
     x, upstream, step = made(shape), made(shape, seed=1), torch.tensor(0.02 if ends[0] else 0.5)
-    of_x, of_step = loops.round_backward(upstream, x, step, *map(float, ends))
-    expected, of_scale = round_backward(upstream, x, step, *ends, mid_rise=False)
+    of_x, of_step = loops.round_backward(upstream, x, step, *map(float, ends), soft)
+    eager = soft_backward if soft else round_backward
+    expected, of_scale = eager(upstream, x, step, *ends, mid_rise=False)
     assert torch.equal(of_x, expected)
     torch.testing.assert_close(of_step, of_scale, rtol=1e-4, atol=1e-3)
 
@@ -101,17 +113,17 @@ def test_a_gradient_in_another_order_is_put_into_that_of_the_map() -> None:
     x, step = made((2, 16, 4, 4)), torch.tensor(0.5)
     upstream = made((2, 16, 4, 4), seed=1)
     other = upstream.contiguous()
-    found = loops.round_backward(other, x, step, 0.0, 3.0)[0]
-    assert torch.equal(found, loops.round_backward(upstream, x, step, 0.0, 3.0)[0])
+    found = loops.round_backward(other, x, step, 0.0, 3.0, False)[0]
+    assert torch.equal(found, loops.round_backward(upstream, x, step, 0.0, 3.0, False)[0])
 
 
 def test_what_is_not_finite_is_not_lost() -> None:
     x, upstream = made((2, 16, 4, 4)), made((2, 16, 4, 4), seed=1)
     upstream[1, 3, 2, 2] = math.nan
-    _, of_step = loops.round_backward(upstream, x, torch.tensor(0.5), 0.0, 3.0)
+    _, of_step = loops.round_backward(upstream, x, torch.tensor(0.5), 0.0, 3.0, False)
     assert of_step.isnan()
     ones, zeros = torch.ones(16), torch.zeros(16)
-    given = (x, ones, zeros, zeros, ones, torch.tensor(0.5), -math.inf, math.inf, -9.0, 9.0)
+    given = (x, ones, zeros, zeros, ones, torch.tensor(0.5), -math.inf, math.inf, -9.0, 9.0, False)
     of_y, of_weight, of_bias, of_step = loops.norm_round_backward(upstream, *given)
     assert of_step.isnan()
     assert of_bias.isnan().nonzero().flatten().tolist() == [3]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from mecq_cli.quantizers import MIN_SCALE, PLAIN, QUICK, Quantizer
+from mecq_cli.quantizers import MIN_SCALE, QUICKER, Quantizer
 from mecq_cli.sites import DropoutSite, PassSite, ProductSite, Site
 
 
@@ -78,8 +78,8 @@ class QuantizedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, ProductSite):
                 module.in_loops = True
-            elif isinstance(module, Quantizer) and module.kernels == PLAIN:
-                module.kernels = QUICK
+            elif isinstance(module, Quantizer):
+                module.kernels = QUICKER.get(module.kernels, module.kernels)
 
     def project(self) -> None:
         """After an optimizer step: bring what quantizers learn back into its range."""

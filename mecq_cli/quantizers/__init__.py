@@ -5,7 +5,8 @@ from __future__ import annotations
 from mecq_cli.quantizers.base import (
     MIN_SCALE,
     PLAIN,
-    QUICK,
+    QUICKER,
+    SOFT,
     ActivationQuantizer,
     Kernels,
     Quantizer,
@@ -13,6 +14,7 @@ from mecq_cli.quantizers.base import (
     WeightQuantizer,
     round_backward,
     round_forward,
+    soft_backward,
 )
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 from mecq_cli.quantizers.registry import QUANTIZERS, Quantizers, quantizers_named
@@ -22,7 +24,8 @@ __all__ = [
     "MIN_SCALE",
     "PLAIN",
     "QUANTIZERS",
-    "QUICK",
+    "QUICKER",
+    "SOFT",
     "ActivationQuantizer",
     "Kernels",
     "LsqActivation",
@@ -35,4 +38,5 @@ __all__ = [
     "quantizers_named",
     "round_backward",
     "round_forward",
+    "soft_backward",
 ]

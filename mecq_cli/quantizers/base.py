@@ -35,6 +35,19 @@ def round_backward(
     return grad_x.to(x.dtype), summed(products, scale)
 
 
+def soft_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """As `round_backward`, with ends that are soft (soft_ends.py); the grid has a zero."""
+    grad = grad.float()
+    v = units(x, scale)
+    clipped = torch.clamp(v, qmin, qmax)
+    share = torch.clamp(torch.minimum(v - qmin, qmax - v) + 0.5, 0.0, 1.0)
+    grad_x = grad * share
+    products = grad * to_integers(v, clipped, mid_rise) - grad_x * v
+    return grad_x.to(x.dtype), summed(products, scale)
+
+
 def summed(products: Tensor, scale: Tensor) -> Tensor:
     """The gradient of a step, in its shape, from what each element of x contributes."""
     if scale.numel() == 1:
@@ -85,9 +98,21 @@ def quick_backward(
             of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
             return of_x, of_scale.reshape(scale.shape)
         if x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
-            of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends)
+            of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends, False)
             return of_x, of_scale
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
+
+
+def quick_soft_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """`soft_backward`, in compiled programs likewise."""
+    if torch.compiler.is_compiling() and x.dtype == grad.dtype == torch.bfloat16:
+        of_x, of_scale = loops.round_backward(
+            loops.dense(grad), x, scale, float(qmin), float(qmax), True
+        )
+        return of_x, of_scale
+    return soft_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
 def _is_weight(x: Tensor, scale: Tensor) -> bool:
@@ -98,6 +123,13 @@ def _is_weight(x: Tensor, scale: Tensor) -> bool:
 PLAIN = Kernels(round_forward, round_backward, dense=False)
 QUICK = Kernels(quick_forward, quick_backward, dense=False)
 """Where all that reads a quantized weight computes in bfloat16."""
+
+SOFT = Kernels(round_forward, soft_backward, dense=False)
+QUICK_SOFT = Kernels(quick_forward, quick_soft_backward, dense=False)
+"""Of activations."""
+
+QUICKER = {PLAIN: QUICK, SOFT: QUICK_SOFT}
+"""The same, for programs that compute in bfloat16 on a CPU."""
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -219,12 +251,14 @@ class Rounding(NamedTuple):
     Attributes:
         scale: the step, of no dimensions.
         low, high: ends of the grid in units of it.
+        soft: whether gradients end there at once, as LSQ's, or softly (`soft_backward`).
         grad_scale: factor of its gradient.
     """
 
     scale: Tensor
     low: float
     high: float
+    soft: bool
     grad_scale: float
 
 

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers.base import PLAIN, QUICK, Rounding, fake_quantize
+from mecq_cli.quantizers.base import QUICK_SOFT, QUICKER, SOFT, Rounding, fake_quantize
 from mecq_cli.quantizers.uniform import UniformActivation, UniformWeight, per_channel
 
 
@@ -69,9 +69,11 @@ class LsqActivation(UniformActivation):
 
     def rounding(self, x: Tensor) -> Rounding | None:
         """What `forward` does."""
-        return self._rounding(x) if self.active and self.kernels in (PLAIN, QUICK) else None
+        known = self.kernels in QUICKER or self.kernels in QUICKER.values()
+        return self._rounding(x) if self.active and known else None
 
     def _rounding(self, x: Tensor) -> Rounding:
         low, high = self.ends
         scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
-        return Rounding(self.effective_scale(), low, high, scale)
+        soft = self.kernels in (SOFT, QUICK_SOFT)
+        return Rounding(self.effective_scale(), low, high, soft, scale)

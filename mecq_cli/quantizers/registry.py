@@ -18,6 +18,7 @@ from mecq_cli.quantizers.lsq_mid_rise import LsqMidRiseWeight
 from mecq_cli.quantizers.lsq_plus import LsqPlusActivation
 from mecq_cli.quantizers.n2uq import N2uqActivation
 from mecq_cli.quantizers.pact import PactActivation
+from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 
 class Quantizers(NamedTuple):
@@ -64,7 +65,7 @@ def by_bits(bits: int, channels: int) -> WeightQuantizer:
 
 
 QUANTIZERS = {
-    "auto": Quantizers(by_bits, LsqActivation),
+    "auto": Quantizers(by_bits, SoftEndsActivation),
     "lsq": Quantizers(LsqWeight, LsqActivation),
     "lsq+": Quantizers(LsqWeight, LsqPlusActivation),
     "lsq-mid-rise": Quantizers(LsqMidRiseWeight, LsqActivation),
