@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mecq_cli.quantizers import Kernels, round_backward, round_forward
-from mecq_cli.quantizers.base import PLAIN, fake_quantize
+from mecq_cli.quantizers.base import PLAIN, SOFT, fake_quantize
 
 DENSE = Kernels(round_forward, round_backward, dense=True)
 
@@ -53,3 +53,23 @@ def test_gradient_of_the_step_is_that_of_lsq() -> None:
     expected = torch.where(inside, v.round() - v, v.clamp(-2, 1))
     assert scale.grad is not None
     torch.testing.assert_close(scale.grad, expected.sum())
+
+
+@pytest.mark.parametrize(("bits", "low"), [(1, 0), (2, 0), (2, -1)])
+def test_gradients_that_end_softly_are_as_large_as_the_jumps_are_high(bits: int, low: int) -> None:
+    high, step = low + 2**bits - 1, torch.tensor(0.3, requires_grad=True)
+    v = torch.linspace(low - 2, high + 2, 4001)
+    x = (v * 0.3).requires_grad_()
+    of_x, of_step = torch.autograd.grad(
+        fake_quantize(x, step, low, high, 1.0, kernels=SOFT).sum(), [x, step]
+    )
+    # One triangle for each threshold, from a step before it to a step behind it.
+    thresholds = torch.arange(low, high) + 0.5
+    triangles = (1 - (v[:, None] - thresholds).abs()).clamp_min(0).sum(1)
+    torch.testing.assert_close(of_x, triangles, atol=1e-3, rtol=0)
+    assert float(torch.trapezoid(of_x, v)) == pytest.approx(high - low, rel=1e-3)
+    integers = torch.round(v.clamp(low, high))
+    assert float(of_step) == pytest.approx(float((integers - triangles * v).sum()), rel=1e-3)
+    for kernels in (PLAIN, SOFT):
+        values = fake_quantize(x, step, low, high, 1.0, kernels=kernels)
+        torch.testing.assert_close(values, integers * 0.3)
