@@ -131,7 +131,7 @@ FINAL = Table(
     arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
     seeds=(0,),
     epochs=20,
-    longer={(2, 2): 200, (4, 4): 60, (1, 1): 200, (1, 2): 100},
+    longer={(2, 2): 60, (1, 2): 40, (1, 1): 60},
     keep_artifact=True,
 )
 
