@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.loops import dense, norm_round_backward
+from mecq_cli.quantizers import Rounding
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -38,26 +39,21 @@ def batch_norm(norm: Norm, y: Tensor) -> Tensor:
 def rounded_batch_norm(
     norm: Norm,
     y: Tensor,
-    step: Tensor,
-    ends: tuple[float, float],
+    rounding: Rounding,
     bounds: tuple[float, float],
-    soft: bool,
-    grad_scale: float,
 ) -> Tensor:
-    """``round(clip(clip(norm(y), *bounds) / step, *ends)) * step``, in bfloat16.
+    """``round(clip(clip(norm(y), *bounds) / scale, low, high)) * scale``, in bfloat16.
 
     For a compiled program on a CPU with `mecq_cli.loops`, of which the backward pass is one.
 
     Args:
         norm: as in `batch_norm`.
         y: bfloat16 [N, C, H, W] or [N, C].
-        step: float32, of no dimensions.
-        ends: of the grid, in units of the step.
+        rounding: what an activation quantizer does.
         bounds: of an activation between the two; infinite without one.
-        soft: how gradients end there (`mecq_cli.quantizers.Rounding`).
-        grad_scale: factor of the gradient of the step, which is LSQ's.
     """
-    given = (*_parameters(norm, y), norm.eps, step, *ends, soft, *bounds, grad_scale)
+    step, low, high, soft, grad_scale = rounding
+    given = (*_parameters(norm, y), norm.eps, step, low, high, soft, *bounds, grad_scale)
     out, mean, variance = _RoundedBatchNorm.apply(y, *given)
     _track_batch(norm, y, mean, variance)
     result: Tensor = out

@@ -30,14 +30,14 @@ def made(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, 1.25)])
 @pytest.mark.parametrize(
-    "quantizer",
-    [LsqActivation(2), LsqActivation(8), SoftEndsActivation(1), SoftEndsActivation(2)],
-    ids=["2", "8", "1 soft", "2 soft"],
+    ("kind", "bits"),
+    [(LsqActivation, 2), (LsqActivation, 8), (SoftEndsActivation, 1), (SoftEndsActivation, 2)],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_norm_and_rounding_have_the_gradients_of_the_two(
     shape: tuple[int, ...],
-    quantizer: LsqActivation,
+    kind: type[LsqActivation],
+    bits: int,
     bounds: tuple[float, float],
     threads: int,
 ) -> None:
@@ -45,6 +45,7 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
     norm = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1])
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
+    quantizer = kind(bits)
     with torch.no_grad():
         quantizer.begin(2.0 / quantizer.qmax)
     y, upstream = made(shape) * 3 + 1, made(shape, seed=1)
@@ -59,9 +60,8 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
         x = y.clone().requires_grad_()
         rounding = quantizer.rounding(x)
         assert rounding is not None
-        step, low, high, soft, scale = rounding
-        assert soft is isinstance(quantizer, SoftEndsActivation)
-        out = rounded_batch_norm(norm, x, step, (low, high), bounds, soft, scale)
+        assert rounding.soft is (kind is SoftEndsActivation)
+        out = rounded_batch_norm(norm, x, rounding, bounds)
         found = gradients(x, out)
     finally:
         torch.set_num_threads(before)

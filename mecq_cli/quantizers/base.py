@@ -26,26 +26,46 @@ def round_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and, not yet scaled, to the step, of the output's gradient."""
-    grad = grad.float()
-    v = units(x, scale)
-    clipped = torch.clamp(v, qmin, qmax)
-    # One comparison, and a gradient that is needed anyway: grad * (round(v) - v) inside.
-    grad_x = torch.where(clipped == v, grad, 0.0)
-    products = grad * to_integers(v, clipped, mid_rise) - grad_x * v
-    return grad_x.to(x.dtype), summed(products, scale)
+    return passing_backward(
+        grad, x, scale, qmin, qmax, mid_rise,
+        lambda grad, v, clipped, q: torch.where(clipped == v, grad, 0.0),
+    )  # fmt: skip
 
 
 def soft_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """As `round_backward`, with ends that are soft (soft_ends.py); the grid has a zero."""
+
+    def passing(grad: Tensor, v: Tensor, clipped: Tensor, q: Tensor) -> Tensor:
+        return grad * torch.clamp(torch.minimum(v - qmin, qmax - v) + 0.5, 0.0, 1.0)
+
+    return passing_backward(grad, x, scale, qmin, qmax, mid_rise, passing)
+
+
+def passing_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    qmin: float,
+    qmax: float,
+    mid_rise: bool,
+    passing: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """As `round_backward`, with a choice of what of the gradient reaches x.
+
+    Args:
+        grad, x, scale, qmin, qmax, mid_rise: as there.
+        passing: says it, of the gradient, of x in units of the step, of that clipped to the grid,
+            and of the integer; float32 of one shape.
+    """
     grad = grad.float()
     v = units(x, scale)
     clipped = torch.clamp(v, qmin, qmax)
-    share = torch.clamp(torch.minimum(v - qmin, qmax - v) + 0.5, 0.0, 1.0)
-    grad_x = grad * share
-    products = grad * to_integers(v, clipped, mid_rise) - grad_x * v
-    return grad_x.to(x.dtype), summed(products, scale)
+    q = to_integers(v, clipped, mid_rise)
+    # What the step gets is made of a gradient that is needed anyway: grad * (round(v) - v) inside.
+    grad_x = passing(grad, v, clipped, q)
+    return grad_x.to(x.dtype), summed(grad * q - grad_x * v, scale)
 
 
 def summed(products: Tensor, scale: Tensor) -> Tensor:
@@ -92,27 +112,35 @@ def quick_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """`round_backward`, in compiled programs by `mecq_cli.loops` where that can do it."""
-    ends = float(qmin), float(qmax)
-    if torch.compiler.is_compiling():
-        if _is_weight(x, scale):
-            of_x, of_scale = loops.weight_backward(grad, x, scale.flatten(), *ends, mid_rise)
-            return of_x, of_scale.reshape(scale.shape)
-        if x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise:
-            of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends, False)
-            return of_x, of_scale
+    if torch.compiler.is_compiling() and _is_weight(x, scale):
+        of_x, of_scale = loops.weight_backward(
+            grad, x, scale.flatten(), float(qmin), float(qmax), mid_rise
+        )
+        return of_x, of_scale.reshape(scale.shape)
+    if _loops_can(grad, x, scale, mid_rise):
+        of_x, of_scale = loops.round_backward(
+            loops.dense(grad), x, scale, float(qmin), float(qmax), False
+        )
+        return of_x, of_scale
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
 def quick_soft_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
-    """`soft_backward`, in compiled programs likewise."""
-    if torch.compiler.is_compiling() and x.dtype == grad.dtype == torch.bfloat16:
+    """`soft_backward`, likewise."""
+    if _loops_can(grad, x, scale, mid_rise):
         of_x, of_scale = loops.round_backward(
             loops.dense(grad), x, scale, float(qmin), float(qmax), True
         )
         return of_x, of_scale
     return soft_backward(grad, x, scale, qmin, qmax, mid_rise)
+
+
+def _loops_can(grad: Tensor, x: Tensor, scale: Tensor, mid_rise: bool) -> bool:
+    """Whether it is for `loops.round_backward`."""
+    of_one_step = x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise
+    return torch.compiler.is_compiling() and of_one_step
 
 
 def _is_weight(x: Tensor, scale: Tensor) -> bool:
@@ -130,6 +158,9 @@ QUICK_SOFT = Kernels(quick_forward, quick_soft_backward, dense=False)
 
 QUICKER = {PLAIN: QUICK, SOFT: QUICK_SOFT}
 """The same, for programs that compute in bfloat16 on a CPU."""
+
+ENDS_SOFTLY = {PLAIN: False, QUICK: False, SOFT: True, QUICK_SOFT: True}
+"""Of the gradients that `mecq_cli.loops` can compute."""
 
 
 class FakeQuantize(torch.autograd.Function):

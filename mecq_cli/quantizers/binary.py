@@ -17,7 +17,7 @@ from mecq_cli.quantizers.base import PLAIN, Kernels, round_forward, summed, to_i
 from mecq_cli.quantizers.lsq import LsqWeight
 
 
-def passing_backward(
+def unclipped_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """As `round_backward`, but the gradient passes to every element of x."""
@@ -27,7 +27,7 @@ def passing_backward(
     return grad32.to(x.dtype), summed(grad32 * q, scale)
 
 
-PASSING = Kernels(round_forward, passing_backward, dense=False)
+PASSING = Kernels(round_forward, unclipped_backward, dense=False)
 
 
 class BinaryWeight(LsqWeight):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mecq_cli.quantizers.base import Kernels, round_forward, summed, to_integers, units
+from mecq_cli.quantizers.base import Kernels, passing_backward, round_forward
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 
 DELTA = 1e-3
@@ -24,13 +24,12 @@ def scaled_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """As `round_backward`, with the gradient of each element scaled by its rounding error."""
-    grad = grad.float()
-    v = units(x, scale)
-    clipped = torch.clamp(v, qmin, qmax)
-    q = to_integers(v, clipped, mid_rise)
-    scaled = grad + grad.abs() * (clipped - q) * (DELTA / (qmax - qmin))
-    grad_x = torch.where(clipped == v, scaled, 0.0)
-    return grad_x.to(x.dtype), summed(grad * q - grad_x * v, scale)
+
+    def passing(grad: Tensor, v: Tensor, clipped: Tensor, q: Tensor) -> Tensor:
+        scaled = grad + grad.abs() * (clipped - q) * (DELTA / (qmax - qmin))
+        return torch.where(clipped == v, scaled, 0.0)
+
+    return passing_backward(grad, x, scale, qmin, qmax, mid_rise, passing)
 
 
 KERNELS = Kernels(round_forward, scaled_backward, dense=False)

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers.base import QUICK_SOFT, QUICKER, SOFT, Rounding, fake_quantize
+from mecq_cli.quantizers.base import ENDS_SOFTLY, Rounding, fake_quantize
 from mecq_cli.quantizers.uniform import UniformActivation, UniformWeight, per_channel
 
 
@@ -64,16 +64,16 @@ class LsqActivation(UniformActivation):
         """Real values on the grid, same shape and dtype as x."""
         if not self.active:
             return x
-        r = self._rounding(x)
-        return fake_quantize(x, r.scale, r.low, r.high, r.grad_scale, kernels=self.kernels)
+        scale, (low, high) = self.effective_scale(), self.ends
+        return fake_quantize(x, scale, low, high, self._grad_scale(x), kernels=self.kernels)
 
     def rounding(self, x: Tensor) -> Rounding | None:
         """What `forward` does."""
-        known = self.kernels in QUICKER or self.kernels in QUICKER.values()
-        return self._rounding(x) if self.active and known else None
+        soft = ENDS_SOFTLY.get(self.kernels)
+        if soft is None or not self.active:
+            return None
+        return Rounding(self.effective_scale(), *self.ends, soft, self._grad_scale(x))
 
-    def _rounding(self, x: Tensor) -> Rounding:
-        low, high = self.ends
-        scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
-        soft = self.kernels in (SOFT, QUICK_SOFT)
-        return Rounding(self.effective_scale(), low, high, soft, scale)
+    def _grad_scale(self, x: Tensor) -> float:
+        factor: float = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
+        return factor

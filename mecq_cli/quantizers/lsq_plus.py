@@ -12,7 +12,6 @@ first step and offset are found as there. Weights are those of LSQ, as in the pa
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -57,8 +56,7 @@ class LsqPlusActivation(LsqActivation):
             return x
         if self.grid_is_unsigned:
             return super().forward(x)
-        grad_scale = 1.0 / (math.sqrt(x[0].numel()) * self.qmax)
-        scale = self.effective_scale()
+        scale, grad_scale = self.effective_scale(), self._grad_scale(x)
         low = -self._zero_point(scale)
         out: Tensor = _FakeQuantize.apply(x, scale, self.beta, low, low + self.qmax, grad_scale)
         return out

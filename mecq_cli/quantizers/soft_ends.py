@@ -27,10 +27,6 @@ MOST_BITS = 2
 class SoftEndsActivation(LsqActivation):
     """The grid and the step of LSQ; with more than `MOST_BITS` bits its gradient, too."""
 
-    def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
-        super().__init__(bits, power_of_two=power_of_two)
-        self.use_bits(bits)
-
     def use_bits(self, bits: int) -> None:
         """With the gradient that suits so many."""
         super().use_bits(bits)

@@ -79,9 +79,9 @@ class UniformActivation(ActivationQuantizer):
 
     def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
         super().__init__(bits, power_of_two=power_of_two)
-        self.qmax = 2**bits - 1
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self._offset = 0
+        self.use_bits(bits)
 
     def use_bits(self, bits: int) -> None:
         """The grid ends at that of ``bits``; the zero point is found with the next first step."""

@@ -83,8 +83,7 @@ class ProductSite(Site):
             flat = y.dim() == (4 if self.op == "conv2d" else 2)
             if norm is None or rounding is None or not flat or y.dtype != torch.bfloat16:
                 return self._finish(self._scaled(y))
-            step, low, high, soft, scale = rounding
-            return rounded_batch_norm(norm, y, step, (low, high), bounds, soft, scale)
+            return rounded_batch_norm(norm, y, rounding, bounds)
         return super().forward(*inputs)
 
     def _bounds(self) -> tuple[float, float] | None:
