@@ -12,6 +12,7 @@ import ctypes
 import functools
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,24 @@ def _library() -> ctypes.CDLL | None:
         return None
     loaded: ctypes.CDLL = library
     return loaded
+
+
+class Rounding(NamedTuple):
+    """The rounding of an activation whose gradient the passes here compute.
+
+    Attributes:
+        scale: the step, of no dimensions.
+        low, high: ends of the grid in units of it.
+        soft: whether gradients end there at once, as LSQ's, or softly
+            (`mecq_cli.quantizers.soft_backward`).
+        grad_scale: factor of the gradient of the step.
+    """
+
+    scale: Tensor
+    low: float
+    high: float
+    soft: bool
+    grad_scale: float
 
 
 def is_available() -> bool:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.loops import dense, norm_round_backward
-from mecq_cli.quantizers import Rounding
+from mecq_cli.loops import Rounding, dense, norm_round_backward
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mecq_cli import loops
 from mecq_cli.integer.ir import Grid
+from mecq_cli.loops import Rounding
 
 
 def round_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
@@ -274,23 +275,6 @@ def fake_quantize(
 
 MIN_SCALE = 1e-8
 """No step may fall below it, much less cross zero."""
-
-
-class Rounding(NamedTuple):
-    """The rounding of activations of which the gradients are those of `FakeQuantize`.
-
-    Attributes:
-        scale: the step, of no dimensions.
-        low, high: ends of the grid in units of it.
-        soft: whether gradients end there at once, as LSQ's, or softly (`soft_backward`).
-        grad_scale: factor of its gradient.
-    """
-
-    scale: Tensor
-    low: float
-    high: float
-    soft: bool
-    grad_scale: float
 
 
 class Quantizer(nn.Module):

@@ -15,7 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers.base import ENDS_SOFTLY, Rounding, fake_quantize
+from mecq_cli.loops import Rounding
+from mecq_cli.quantizers.base import ENDS_SOFTLY, fake_quantize
 from mecq_cli.quantizers.uniform import UniformActivation, UniformWeight, per_channel
 
 

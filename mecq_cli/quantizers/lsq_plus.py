@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid
-from mecq_cli.quantizers.base import Rounding, summed, units
+from mecq_cli.loops import Rounding
+from mecq_cli.quantizers.base import summed, units
 from mecq_cli.quantizers.lsq import LsqActivation
 
 
