@@ -149,13 +149,15 @@ class Small(nn.Module):
         return logits
 
 
-def test_a_compiled_network_has_the_same_gradients_with_them() -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_compiled_network_has_the_same_gradients_with_them(bits: int) -> None:
+    """With ends that are soft and with others."""
     images = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
     def gradients(*, by_hand: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         torch._dynamo.reset()
-        model = insert(Small().eval(), (3, 12, 12), BitPlan(4, 4))
+        model = insert(Small().eval(), (3, 12, 12), BitPlan(4, bits, quantizer="auto"))
         calibrate(model, [images], 1)
         model.to(memory_format=torch.channels_last).train()
         if by_hand:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from mecq_cli.insertion import BitPlan, QuantizedModel
 from mecq_cli.kernels import dequantize
 from mecq_cli.quantizers import LsqActivation, LsqWeight
-from mecq_cli.sites import DropoutSite, ProductSite, Site
+from mecq_cli.quantizers.soft_ends import SoftEndsActivation
+from mecq_cli.sites import AddSite, DropoutSite, ProductSite, Site
 from tests.exactness import float_network, quantized, random_images
 
 PLANS = [BitPlan(2, 2), BitPlan(1, 1), BitPlan(8, 8), BitPlan(3, 5)]
@@ -131,3 +133,19 @@ def test_dropout_is_nothing_in_evaluation() -> None:
     x = torch.ones(1000)
     assert torch.equal(site.eval()(x), x)
     assert 300 < int((site.train()(x) == 0).sum()) < 700
+
+
+@pytest.mark.parametrize("ceiling", [math.inf, 6.0])
+def test_an_activation_leaves_zero_to_a_grid_that_clips_there(ceiling: float) -> None:
+    """So that a quantizer whose gradient ends softly lets it through below, too."""
+    quantizer = SoftEndsActivation(2)
+    with torch.no_grad():
+        quantizer.begin(3.0)  # levels of 0, 3, 6, 9
+    site = AddSite("add", [None, None], quantizer, ceiling).train()
+    x = torch.tensor([-1.6, -0.75, 0.0, 1.0, 5.5, 6.5, 7.0], requires_grad=True)
+    out = site(x, torch.zeros_like(x))
+    out.sum().backward()
+    assert out.tolist() == [0, 0, 0, 0, 6, 6, 6]
+    inside = [0.0, 0.25, 0.5, 0.5 + 1 / 3, 1.0]
+    above = [1.0, 1.0] if math.isinf(ceiling) else [0.0, 0.0]
+    torch.testing.assert_close(x.grad, torch.tensor(inside + above))

@@ -84,15 +84,24 @@ class Site(nn.Module):
         """The float operation on fake-quantized inputs."""
         raise NotImplementedError
 
-    def _finish(self, y: Tensor) -> Tensor:
+    def _bounds(self) -> tuple[float, float]:
+        """What the activation that was folded in clips to; infinite where nothing is left to clip.
+
+        A grid without negative values clips at zero by itself, at no cost, and its quantizer may
+        let gradients through below (soft_ends.py).
+        """
+        if self.ceiling is None:
+            return -math.inf, math.inf
         q = self.output_quantizer
-        if self.ceiling is not None:
-            # A grid without negative values clips at zero by itself, at no cost.
-            clips = q is not None and q.active and q.grid_is_unsigned
-            if math.isfinite(self.ceiling):
-                y = torch.clamp(y, 0.0, self.ceiling)
-            elif not clips:
-                y = F.relu(y)
+        clips = q is not None and q.active and q.grid_is_unsigned
+        return -math.inf if clips else 0.0, self.ceiling
+
+    def _finish(self, y: Tensor) -> Tensor:
+        q, (low, high) = self.output_quantizer, self._bounds()
+        if math.isfinite(high):
+            y = torch.clamp(y, low, high)
+        elif math.isfinite(low):
+            y = F.relu(y)
         # Under autocast a batch norm may have given float32; what goes on has the type of all.
         stream = _stream_type(y)
         return y.to(stream) if q is None else q(y).to(stream)

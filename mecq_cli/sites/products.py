@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,26 +73,18 @@ class ProductSite(Site):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As all sites; in compiled training perhaps with norm and rounding at once."""
+        norm, q = self.norm, self.output_quantizer
         together = self.in_loops and self.training and torch.compiler.is_compiling()
-        bounds = self._bounds() if together else None
-        if bounds is not None:
-            norm = self.norm
-            y, q = self._product(inputs[0]), self.output_quantizer
-            rounding = None if q is None else q.rounding(y)
-            flat = y.dim() == (4 if self.op == "conv2d" else 2)
-            if norm is None or rounding is None or not flat or y.dtype != torch.bfloat16:
-                return self._finish(self._scaled(y))
-            return rounded_batch_norm(norm, y, rounding, bounds)
-        return super().forward(*inputs)
-
-    def _bounds(self) -> tuple[float, float] | None:
-        """Of the activation before the rounding; None where the two are not to be one."""
-        q = self.output_quantizer
-        if q is None or type(self.norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or self.gain:
-            return None
-        if self.ceiling is None or (math.isinf(self.ceiling) and q.grid_is_unsigned):
-            return -math.inf, math.inf
-        return None if math.isinf(self.ceiling) else (0.0, self.ceiling)
+        plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and self.gain is None
+        if not together or not plain or q is None:
+            return super().forward(*inputs)
+        assert norm is not None
+        y = self._product(inputs[0])
+        rounding = q.rounding(y)
+        flat = y.dim() == (4 if self.op == "conv2d" else 2)
+        if rounding is None or not flat or y.dtype != torch.bfloat16:
+            return self._finish(self._scaled(y))
+        return rounded_batch_norm(norm, y, rounding, self._bounds())
 
     def compute(self, *inputs: Tensor) -> Tensor:
         """Fake-quantized product, then batch norm."""
