@@ -1,7 +1,7 @@
 """Rerun the tables of docs/results.md, or go on with them.
 
     python -m tests.studies.results [TABLE ...] --data DIR --weights DIR --work DIR
-        [--threads N] [--brevitas PYTHON] [--arms NAME ...] [--bits W,A ...]
+        [--threads N] [--brevitas PYTHON] [--arms NAME ...] [--bits W,A ...] [--seeds N ...]
 
 Runs that have a record in docs/results/runs are not repeated, one that was stopped goes on where
 it was. Start it twice with one thread each, and two runs share a machine with two cores. At each
@@ -19,7 +19,7 @@ import torch
 from mecq_cli.events import Listener
 from tests.studies.results.page import fill
 from tests.studies.results.queue import Place, work_off
-from tests.studies.results.tables import TABLES, Bits
+from tests.studies.results.tables import TABLES, Bits, Job
 
 
 class Printing(Listener):
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--arms", nargs="*", help="only these")
     parser.add_argument("--bits", nargs="*", help="only these, as 2,2")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these")
     parser.add_argument("--fill", action="store_true", help="only fill the page")
     given = parser.parse_args()
     if not given.fill:
@@ -60,8 +61,13 @@ def main() -> None:
         torch.set_num_threads(given.threads)
         place = Place(given.data, given.weights, given.work, given.brevitas)
         bits = None if given.bits is None else [_bits(text) for text in given.bits]
+
+        def wanted(job: Job) -> bool:
+            asked = ((given.arms, job.arm.name), (bits, job.bits), (given.seeds, job.seed))
+            return all(only is None or value in only for only, value in asked)
+
         for name in given.tables:
-            work_off(TABLES[name], place, Printing(), given.arms, bits)
+            work_off(TABLES[name], place, Printing(), wanted)
     fill()
 
 

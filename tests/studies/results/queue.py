@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mecq_cli.locks import exclusive_lock
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.machine import cpu_name
 from mecq_cli.workflow.quantize import quantize
-from tests.studies.results.tables import Bits, Job, Table, jobs
+from tests.studies.results.tables import Job, Table, jobs
 
 TUNING_PART = 0.1
 """Share of train that is held out where choices are made."""
@@ -65,18 +65,15 @@ def work_off(
     table: Table,
     place: Place,
     listener: Listener,
-    arms: Sequence[str] | None = None,
-    bits: Sequence[Bits] | None = None,
+    wanted: Callable[[Job], bool] = lambda job: True,
 ) -> int:
-    """Run what has no record and no other worker, of some arms and bits or all; how many were."""
+    """Run what is wanted, has no record and no other worker; how many were."""
     done = 0
     place.work.mkdir(parents=True, exist_ok=True)
     for job in jobs(table):
-        if record_of(job).exists() or (job.arm.peer and place.brevitas is None):
+        if record_of(job).exists() or not wanted(job):
             continue
-        if arms is not None and job.arm.name not in arms:
-            continue
-        if bits is not None and job.bits not in bits:
+        if job.arm.peer and place.brevitas is None:
             continue
         try:
             with exclusive_lock(place.work / f"{job.key}.lock"):
