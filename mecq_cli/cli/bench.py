@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
 from mecq_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _LARGEST = 16384
 
@@ -53,6 +49,7 @@ def entropy(
     the mixture answered.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import entropy
 
     shapes = [_shape(text) for text in sizes.split(",")]
     values = [_number(text) for text in distortions.split(",")]
@@ -66,7 +63,7 @@ def entropy(
             torch.set_num_threads(threads)
         names = list(FAMILIES) if families is None else families.split(",")
         document = bench_entropy(shapes, names, values, repeats, listener)
-    render.show(document, _entropy_tables, as_json=as_json)
+    render.show(document, entropy.tables, as_json=as_json)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -86,41 +83,3 @@ def _number(text: str) -> float:
     if not 0.0 < value < float("inf"):
         raise UsageError(f"--distortions: got {text!r}; allowed: positive numbers")
     return value
-
-
-def _entropy_tables(document: Mapping[str, Any]) -> Iterable[RenderableType]:
-    from rich.table import Table
-
-    machine = document["machine"]
-    yield f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("size", no_wrap=True)
-    table.add_column("spectrum", no_wrap=True)
-    for title in ("eps", "exact ms", "taylor", "moe", "alone", "error", "1-cos"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("answered by", overflow="fold")
-    for row in document["rows"]:
-        moe = row["moe"]
-        table.add_row(
-            f"{row['samples']}x{row['features']}",
-            row["family"],
-            f"{row['distortion']:g}",
-            f"{1e3 * row['exact']['seconds']:.1f}",
-            *(_times(row[name]) for name in ("taylor", "moe", "moe_alone")),
-            f"{moe['value_error']:.0e}",
-            f"{max(moe['one_minus_cosine'], 0.0):.0e}",
-            _shares(row["experts"]),
-        )
-    yield table
-    yield "times faster than exact, forward and backward; -: the series does not hold"
-    yield f"all calls of moe: {_shares(document['experts'])}"
-
-
-def _times(summary: Mapping[str, float] | None) -> str:
-    return "-" if summary is None else f"{summary['speedup']:.1f}x"
-
-
-def _shares(shares: Mapping[str, float]) -> str:
-    if len(shares) == 1:
-        return next(iter(shares))
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def features(
@@ -32,6 +28,7 @@ def features(
     images.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import features
 
     with working(quiet=quiet) as listener:
         from mecq_cli.report import figures
@@ -43,37 +40,4 @@ def features(
         document = bench_features(runs, images, distortion, listener)
         if plot is not None:
             plots.spectra(document, plot)
-    render.show(document, _tables, as_json=as_json)
-
-
-def _tables(document: Mapping[str, Any]) -> Iterable[RenderableType]:
-    from rich.table import Table
-
-    yield f"{document['model']}, {document['images']} images"
-    accuracy = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    accuracy.add_column("network", overflow="fold")
-    for title in ("train", "eval", "gap", "worst class"):
-        accuracy.add_column(title, justify="right", no_wrap=True)
-    for network in document["networks"]:
-        worst = min(network["by_class"].items(), key=lambda item: item[1])
-        numbers = (f"{network[key]:.2f}" for key in ("train_top1", "top1", "gap"))
-        accuracy.add_row(network["name"], *numbers, f"{worst[0]} {worst[1]:.1f}")
-    yield accuracy
-    sites = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    sites.add_column("site", overflow="fold")
-    sites.add_column("network", overflow="fold")
-    for title in ("rank", "nats", "largest", "cosine", "CKA"):
-        sites.add_column(title, justify="right", no_wrap=True)
-    for i, first in enumerate(document["networks"][0]["sites"]):
-        for network in document["networks"]:
-            site = network["sites"][i]
-            sites.add_row(
-                first["site"],
-                network["name"],
-                f"{site['effective_rank']:.1f}",
-                f"{site['coding_length']:.2f}",
-                f"{100 * site['eigenvalues'][0]:.1f} %",
-                f"{site['cosine']:.3f}",
-                f"{site['cka']:.3f}",
-            )
-    yield sites
+    render.show(document, features.tables, as_json=as_json)

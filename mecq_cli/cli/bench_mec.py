@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def mec(
@@ -51,6 +47,7 @@ def mec(
     tabulate the accuracy.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import study as views
     from mecq_cli.config import resolve
 
     flags = {
@@ -72,23 +69,4 @@ def mec(
         names = list(ARMS) if arms is None else [name.strip() for name in arms.split(";")]
         study = Study(base, names, range(seeds), per_class, tune)
         document = run_study(study, listener)
-    render.show(document, _table, as_json=as_json)
-
-
-def _table(document: Mapping[str, Any]) -> Iterable[RenderableType]:
-    from rich.table import Table
-
-    yield (
-        f"{document['model']} W{document['wbits']} A{document['abits']}, "
-        f"{document['epochs']} epochs of {document['train_images']} images, evaluated on "
-        f"{document['images']} of {document['evaluated_on']}"
-    )
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("arm")
-    for title in ("mean", "spread", "seeds", "seconds"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in document["rows"]:
-        spread = "-" if row["spread"] is None else f"{row['spread']:.2f}"
-        seeds = " ".join(f"{value:.2f}" for value in row["top1"])
-        table.add_row(row["arm"], f"{row['mean']:.2f}", spread, seeds, f"{row['seconds']:.0f}")
-    yield table
+    render.show(document, views.tables, as_json=as_json)

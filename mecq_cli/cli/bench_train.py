@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def train(
@@ -47,6 +43,7 @@ def train(
     with the regularizer.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import training_step
     from mecq_cli.config import resolve
 
     flags = {
@@ -70,25 +67,4 @@ def train(
         if threads is not None:
             torch.set_num_threads(threads)
         document = bench_train(Bench(config, batch_size, rounds, memory), listener)
-    render.show(document, _table, as_json=as_json)
-
-
-def _table(document: Mapping[str, Any]) -> Iterable[RenderableType]:
-    from rich.table import Table
-
-    machine = document["machine"]
-    yield (
-        f"{document['model']} W{document['wbits']} A{document['abits']}, batch of "
-        f"{document['batch_size']}, compile {document['compile']}, {document['device']}, "
-        f"{machine['threads']} threads, torch {machine['torch']}"
-    )
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("step of", overflow="fold")
-    for title in ("ms", "x FP", "images/s", "peak MB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in document["rows"]:
-        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        cells = (f"{row['step_ms']:.1f}", f"{row['ratio']:.2f}", f"{row['images_per_second']:.0f}")
-        table.add_row(row["what"], *cells, peak)
-    yield table
-    yield f"the regularizer's share of its step: {100 * document['regularizer_share']:.1f} %"
+    render.show(document, training_step.tables, as_json=as_json)

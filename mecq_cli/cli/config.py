@@ -31,6 +31,7 @@ def show(ctx: typer.Context, **given: Any) -> None:
     flags would change them.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import lists
     from mecq_cli.config import explain
     from mecq_cli.runs import resolve_target
 
@@ -44,7 +45,7 @@ def show(ctx: typer.Context, **given: Any) -> None:
         elif "/" in flags["model"] and not flags["model"].startswith("torchvision/"):
             raise UsageError(f"{flags['model']}: no such run, nor the name of a model")
     document = explain(file, flags, None if run is None else run.config)
-    render.show(document, render.settings, as_json=given["as_json"])
+    render.show(document, lists.settings, as_json=given["as_json"])
 
 
 # The same flags as `mecq quantize`, of which there is one list.

@@ -30,7 +30,8 @@ def demo(
     Train, quantize to 2 bits, evaluate, export and verify a small net: about
     a minute, offline.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views import run as views
     from mecq_cli.config import DemoConfig, from_flags
 
     config = from_flags(DemoConfig, flags_of(ctx))
@@ -38,9 +39,9 @@ def demo(
         from mecq_cli.workflow.demo import demo as run_demo
 
         document = run_demo(config, listener)
-    render.show(document, render.demo, as_json=as_json)
+    render.show(document, views.demo, as_json=as_json)
     if not (as_json or quiet):
-        render.next_command(
-            render.about_run("report", str(document["run"])),
+        following.next_command(
+            following.about_run("report", str(document["run"])),
             ["mecq", "quantize", "resnet18", "--wbits", "4", "--abits", "4", "--data", "DIR"],
         )

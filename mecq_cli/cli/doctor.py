@@ -14,11 +14,12 @@ def doctor(as_json: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFlag
     extras. Exit code 6 where something is missing that it cannot do without.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import lists
 
     with working(quiet=quiet):
         from mecq_cli.workflow.doctor import doctor as examine
 
         document = examine()
-    render.show(document, render.doctor, as_json=as_json)
+    render.show(document, lists.doctor, as_json=as_json)
     if not document["ok"]:
         raise typer.Exit(6)

@@ -94,7 +94,8 @@ def evaluate(
     Measure top-1 and top-5 accuracy; of what segments mean IoU and pixel accuracy,
     of what detects mean average precision.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views.evaluation import evaluation
     from mecq_cli.config import EvalConfig, from_flags
 
     config = from_flags(EvalConfig, flags_of(ctx))
@@ -103,18 +104,18 @@ def evaluate(
         from mecq_cli.workflow.evaluate import evaluate as evaluate_target
 
         document = evaluate_target(config, listener)
-    render.show(document, render.evaluation, as_json=as_json)
-    following = _following(config, document)
-    if following and not (as_json or quiet):
-        render.next_command(following)
+    render.show(document, evaluation, as_json=as_json)
+    command = _following(config, document)
+    if command and not (as_json or quiet):
+        following.next_command(command)
 
 
 def _following(config: EvalConfig, document: Mapping[str, Any]) -> list[str] | None:
     """After a float model its quantization, after a run its export or its report."""
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following
 
     if document["kind"] != "model":
-        return render.after_look(str(document["target"]))
+        return following.after_look(str(document["target"]))
     words = ["mecq", "quantize", str(document["target"]), "--wbits", "4", "--abits", "4"]
     for flag, value in (
         ("--data", config.data),

@@ -74,7 +74,8 @@ def export(
     on real images.
     docs/export.md says what the profiles are for.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views.exported import exported
     from mecq_cli.config import ExportConfig, from_flags
 
     config = from_flags(ExportConfig, flags_of(ctx))
@@ -83,10 +84,10 @@ def export(
         from mecq_cli.workflow.export import export as export_run
 
         document = export_run(config, listener)
-    render.show(document, render.exported, as_json=as_json)
+    render.show(document, exported, as_json=as_json)
     last = as_json or quiet or "config" in document or document.get("profile") == "qonnx"
     if not last:
         predict = ["mecq", "predict", str(document["path"]), "IMAGE"]
         of_run = config.run is None or Path(config.run).is_dir()
         name = config.run or str(Path(document["path"]).parent)
-        render.next_command(*([render.about_run("report", name)] if of_run else []), predict)
+        following.next_command(*([following.about_run("report", name)] if of_run else []), predict)

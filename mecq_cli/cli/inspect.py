@@ -28,7 +28,8 @@ def inspect(
 
     The site table: layer, shape, bits, scales and bytes, and the totals.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views.sites import sites
     from mecq_cli.config import InspectConfig, from_flags
 
     config = from_flags(InspectConfig, flags_of(ctx))
@@ -37,7 +38,7 @@ def inspect(
         from mecq_cli.workflow.inspect import inspect as inspect_target
 
         document = inspect_target(config, listener)
-    render.show(document, render.sites, as_json=as_json)
-    following = render.after_look(str(document["target"]))
-    if following and not (as_json or quiet):
-        render.next_command(following)
+    render.show(document, sites, as_json=as_json)
+    command = following.after_look(str(document["target"]))
+    if command and not (as_json or quiet):
+        following.next_command(command)

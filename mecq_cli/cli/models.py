@@ -28,6 +28,7 @@ def models(
     Others may work too: mecq quantize NAME --dry-run tells.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views import lists
     from mecq_cli.errors import UsageError
     from mecq_cli.models.supported import matching, near, supported
 
@@ -41,4 +42,4 @@ def models(
             "mecq quantize NAME --dry-run tells"
         )
     rows = [{"model": n, "level": known[n][0], "reason": known[n][1]} for n in names]
-    render.show({"models": rows}, render.models, as_json=as_json)
+    render.show({"models": rows}, lists.models, as_json=as_json)

@@ -46,6 +46,7 @@ def predict(
     the boxes as JSON, and drawn onto the picture.
     """
     from mecq_cli.cli import render
+    from mecq_cli.cli.views.predictions import predictions
     from mecq_cli.config import PredictConfig, from_flags
 
     config = from_flags(PredictConfig, flags_of(ctx))
@@ -54,4 +55,4 @@ def predict(
         from mecq_cli.workflow.predict import predict as predict_images
 
         document = predict_images(config, listener)
-    render.show(document, render.predictions, as_json=as_json)
+    render.show(document, predictions, as_json=as_json)

@@ -449,7 +449,9 @@ def quantize(
     --reset-classifier --val-split 0.2. To try it out: --recipe quick.
     A size instead of bits: [bold]--target-avg-bits 2.5[/bold] or --target-size 300kB.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views.run import summary
+    from mecq_cli.cli.views.sites import sites
     from mecq_cli.config import resolve
 
     first = launch.rank() == 0
@@ -467,9 +469,9 @@ def quantize(
     if not first:
         return
     if settings.dry_run:
-        render.show(document, render.sites, as_json=as_json)
+        render.show(document, sites, as_json=as_json)
         return
-    render.show(document, render.summary, as_json=as_json)
+    render.show(document, summary, as_json=as_json)
     if not (as_json or quiet):
-        render.advice(document)
-        render.next_command(render.after_quantize(document))
+        following.advice(document)
+        following.next_command(following.after_quantize(document))

@@ -46,7 +46,8 @@ def report(
     bits and entropy of each layer, histograms, what went wrong, sizes and
     speed. --json prints its numbers too.
     """
-    from mecq_cli.cli import render
+    from mecq_cli.cli import following, render
+    from mecq_cli.cli.views import lists
     from mecq_cli.config import ReportConfig, from_flags
 
     config = from_flags(ReportConfig, flags_of(ctx))
@@ -55,6 +56,6 @@ def report(
         from mecq_cli.workflow.report import report as report_run
 
         document = report_run(config, listener)
-    render.show(document, render.reported, as_json=as_json)
+    render.show(document, lists.reported, as_json=as_json)
     if not (as_json or quiet):
-        render.next_page(document["path"])
+        following.next_page(document["path"])

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mecq_cli.cli import render
+from mecq_cli.cli.views.sites import sites
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.safetensors import KIND, load, save, to_bytes
 from mecq_cli.integer.ir import INPUT, MOST_THRESHOLD_BITS, Grid, IntegerModel, Node
 from mecq_cli.integer.reference import run
 from mecq_cli.sizes import site_rows
 from mecq_cli.tensorfile import decode, encode
-from tests.cli.test_render import drawn
+from tests.cli.test_views import drawn
 from tests.export.test_profiles import by_qonnx, portable
 from tests.integer.random_models import Maker
 from tests.mutations import mutations, overwrite
@@ -56,7 +56,7 @@ def test_every_byte_has_its_code_in_every_runtime(name: str, tmp_path: Path) -> 
     stored = load(tmp_path / "m.safetensors")
     assert stored.nodes[1] == model.nodes[1]
     assert site_rows(stored)[1]["thresholds"] == list(thresholds)
-    assert f" {thresholds[0]}" in drawn(render.sites, {"sites": site_rows(stored)}, width=200)[2]
+    assert f" {thresholds[0]}" in drawn(sites, {"sites": site_rows(stored)}, width=200)[2]
     for profile in ("ort", "portable"):
         portable(stored, images, tmp_path / f"{profile}.onnx")
 

@@ -1,0 +1,1 @@
+"""What the commands print: each view makes tables of at most 80 columns of a document."""

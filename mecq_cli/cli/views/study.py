@@ -1,0 +1,25 @@
+"""Arms and seeds of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+
+from mecq_cli.cli.render import Document
+from mecq_cli.cli.views.cells import headed
+
+
+def tables(document: Document) -> Iterable[RenderableType]:
+    """The result of ``mecq bench mec``."""
+    yield (
+        f"{document['model']} W{document['wbits']} A{document['abits']}, "
+        f"{document['epochs']} epochs of {document['train_images']} images, evaluated on "
+        f"{document['images']} of {document['evaluated_on']}"
+    )
+    table = headed("arm", numbers=("mean", "spread", "seeds", "seconds"))
+    for row in document["rows"]:
+        spread = "-" if row["spread"] is None else f"{row['spread']:.2f}"
+        seeds = " ".join(f"{value:.2f}" for value in row["top1"])
+        table.add_row(row["arm"], f"{row['mean']:.2f}", spread, seeds, f"{row['seconds']:.0f}")
+    yield table
