@@ -1,0 +1,49 @@
+"""Settings: validated, frozen, and each one knows where it came from.
+
+`resolve` puts those of a run together, `to_toml` writes them down so that the same file makes the
+same run again.
+"""
+
+from mecq_cli.config.commands import (
+    CompareConfig,
+    DemoConfig,
+    EvalConfig,
+    ExportConfig,
+    InspectConfig,
+    PredictConfig,
+    ReportConfig,
+    from_flags,
+)
+from mecq_cli.config.file import from_toml, read_toml, to_toml
+from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME, explain, resolve
+from mecq_cli.config.run import (
+    FLAG_ONLY,
+    TARGETS,
+    Allotted,
+    LayerOverride,
+    QuantizeConfig,
+    whole_bits,
+)
+
+__all__ = [
+    "CHANGEABLE_ON_RESUME",
+    "FLAG_ONLY",
+    "TARGETS",
+    "Allotted",
+    "CompareConfig",
+    "DemoConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "InspectConfig",
+    "LayerOverride",
+    "PredictConfig",
+    "QuantizeConfig",
+    "ReportConfig",
+    "explain",
+    "from_flags",
+    "from_toml",
+    "read_toml",
+    "resolve",
+    "to_toml",
+    "whole_bits",
+]
