@@ -9,48 +9,41 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mecq_cli.calibration import calibrate, reestimate_batch_norm
+from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig, to_toml
 from mecq_cli.data import Split
 from mecq_cli.distributed import Processes, joined
 from mecq_cli.entropy import require_estimator
 from mecq_cli.events import Listener
-from mecq_cli.export import safetensors
-from mecq_cli.insertion import QuantizedModel
-from mecq_cli.integer.ir import IntegerModel
-from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.memory import advising
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
-from mecq_cli.runs import RUNS, RunFolder, create_run, make_latest
-from mecq_cli.sizes import fp32_bytes, site_rows, totals
+from mecq_cli.runs import RunFolder, create_run, make_latest
 from mecq_cli.storage import atomic_write
-from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.training import tracking
 from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
-from mecq_cli.training.metrics import read_rows
-from mecq_cli.training.recipe import Recipe, choose, make_optimizer
+from mecq_cli.training.recipe import choose
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
-from mecq_cli.workflow.common import artifact_metadata, insert_quantizers, taps_of
+from mecq_cli.workflow.chosen import describe, is_balanced, resolved
+from mecq_cli.workflow.common import insert_quantizers, taps_of
 from mecq_cli.workflow.disk import disk_need
-from mecq_cli.workflow.float_model import fits_classifier, knows_classes
-from mecq_cli.workflow.forecast import forecast
+from mecq_cli.workflow.dry_run import dry_run
+from mecq_cli.workflow.float_model import fits_classifier
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.job import BN_EPOCH, CALIBRATION_EPOCH, Job, open_job
-from mecq_cli.workflow.machine import facts
+from mecq_cli.workflow.job import CALIBRATION_EPOCH, Job, open_job
 from mecq_cli.workflow.new_classifier import prepare_classifier
+from mecq_cli.workflow.outcome import finish
+from mecq_cli.workflow.statistics import renew_statistics
 
-COMPARED_IMAGES = 128
 TEACHER_IMAGES = 128
 
 
@@ -102,7 +95,7 @@ def _quantize(
             if fits_classifier(job.loaded, job.config):
                 listener.note("a run fits the new last layer first, and may find other bits")
             _allot(job)
-        return _dry_run(job)
+        return dry_run(job)
     config = job.config
     with ExitStack() as folder:
         run = processes.from_first(lambda: folder.enter_context(create_run(config)))
@@ -124,7 +117,7 @@ def _quantize(
             prepare_classifier(job, run)
             if pending:
                 _allot(job)
-            job.config = _resolved(job.config, job.recipe, job.task)
+            job.config = resolved(job.config, job.recipe, job.task)
             _store_settings(job, run)
             return _work(job, run, command, started)
 
@@ -167,60 +160,6 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     return {**summary, "run": str(run.path)}  # which may have been moved
 
 
-def is_balanced(config: QuantizeConfig, recipe: Recipe, task: Task) -> bool:
-    """Whether the weight of the entropy term is found for the network before its training."""
-    open_ = config.mec_weight is None and task.balance is not None
-    return open_ and recipe.total_steps > 0 and recipe.mec_weight > 0
-
-
-def _resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
-    """The settings with every "chosen by the program" filled in."""
-    return config.model_copy(
-        update={
-            "task": task.name,
-            "epochs": recipe.epochs,
-            "batch_size": recipe.batch_size,
-            "optimizer": recipe.optimizer,
-            "lr": recipe.lr,
-            "weight_decay": recipe.weight_decay,
-            "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
-            if config.warmup_epochs is None
-            else config.warmup_epochs,
-            "mec_weight": None if is_balanced(config, recipe, task) else recipe.mec_weight,
-            "mec_align": recipe.mec.align,
-            "mec_term": recipe.mec.term,
-            "amp": "bf16" if recipe.bf16 else "off",
-            "compile": recipe.compile,
-            "freeze_oscillations": recipe.freeze_oscillations,
-        }
-    )
-
-
-def _dry_run(job: Job) -> dict[str, Any]:
-    expected = None
-    if job.recipe.total_steps:
-        images = sum(d.pixel_bytes for d in (job.train, job.val))
-        expected = forecast(
-            job.loaded, job.config, job.recipe, job.device, job.processes.count, images,
-            job.listener,
-        )  # fmt: skip
-    model = insert_quantizers(job.loaded, job.config)
-    integer = integerize(model, job.loaded.preprocessing.input_size, {})
-    packed = len(safetensors.to_bytes(integer))
-    return {
-        "sites": allot.with_sensitivities(site_rows(integer), job.config),
-        **allot.document_of(job.config, model, job.allotment),
-        "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
-        "steps": job.recipe.total_steps,
-        "epochs": job.recipe.epochs,
-        "batch_size": job.recipe.batch_size,
-        "forecast": expected,
-        "disk": disk_need(
-            job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
-        ).document(job.config.output or RUNS),
-    }
-
-
 def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
@@ -239,7 +178,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         channels_last(model)
     if job.allotment is not None:
         allot.tell(config, model, listener)
-    _describe(job, model)
+    describe(job, model)
     trainer = Trainer(
         model,
         teacher,
@@ -263,9 +202,9 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         trainer.train(command)
     if config.bn_images > 0:
         with job.phases("batch norm"):
-            _renew_statistics(job, model, plain)
+            renew_statistics(job, model, plain)
     model.eval()
-    return _finish(job, run, trainer, model, resumed_at, started)
+    return finish(job, run, trainer, model, resumed_at, started)
 
 
 def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:
@@ -307,136 +246,3 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
         atomic_write(run.metrics, b"", force=True)
     trainer.save()
     return None
-
-
-def _renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None:
-    """Measure batch norm statistics anew; without training only where that helps.
-
-    A trained network has learned with the statistics of its batches, so they fit it. One that
-    was only calibrated may be better off with those of its FP training (8 bits) or not (2 bits):
-    what decides is which one agrees better with the FP logits.
-    """
-    if not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in model.modules()):
-        return
-    before = {name: t.clone() for name, t in model.state_dict().items() if ".norm." in name}
-    distance = None if job.recipe.total_steps else _distance(job, model, plain)
-    # Batch norm in training mode is that of all processes: each brings its part.
-    images, count = job.some_images(
-        BN_EPOCH, job.config.bn_images, job.processes.part, whole=job.task.norms_of_whole_images
-    )
-    reestimate_batch_norm(model, job.told("batch norm", images, count))
-    if distance is None or job.processes.broadcast(_distance(job, model, plain) < distance):
-        job.listener.note("batch norm statistics were measured anew")
-    else:
-        model.load_state_dict(before, strict=False)
-
-
-@torch.no_grad()
-def _distance(job: Job, model: QuantizedModel, plain: nn.Module) -> float:
-    """Mean Kullback-Leibler divergence of the quantized from the FP outputs."""
-    model.eval()
-    images, count = job.some_images(CALIBRATION_EPOCH, COMPARED_IMAGES)
-    total = 0.0
-    for x in images:
-        total += float(job.task.divergence(model(x), plain(x)))
-    return total / count
-
-
-def _describe(job: Job, model: QuantizedModel) -> None:
-    recipe, config = job.recipe, job.config
-    bits = f"W{allot.shown_wbits(config, model)} A{config.abits}"
-    how = (
-        f"{recipe.epochs} epochs, {recipe.total_steps} steps of {recipe.batch_size} images, "
-        f"{recipe.optimizer} at lr {recipe.lr:g}"
-        if recipe.total_steps
-        else "post-training quantization, no training"
-    )
-    extras = [
-        "distillation" if recipe.distill_weight else "",
-        _weighed(job),
-        "bf16" if recipe.bf16 else "",
-        f"average of {recipe.ema:g}" if recipe.ema else "",
-        "oscillations frozen" if recipe.freeze_oscillations else "",
-        f"bits lowered from {recipe.lower_from}" if recipe.lower_from else "",
-        {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
-        f"{job.processes.count} processes" if job.processes.count > 1 else "",
-        f"{recipe.accumulate} micro-batches" if recipe.accumulate > 1 else "",
-    ]
-    parts = ", ".join(e for e in extras if e and recipe.total_steps)
-    if recipe.total_steps and recipe.reasons:
-        job.listener.note("; ".join(recipe.reasons))
-    job.listener.note(
-        f"{config.model} {bits} on {job.device}, task {job.task.name}: {how}"
-        f"{'; ' + parts if parts else ''}"
-    )
-
-
-def _weighed(job: Job) -> str:
-    """The entropy term and its weight."""
-    if not job.recipe.mec_weight:
-        return ""
-    if is_balanced(job.config, job.recipe, job.task):
-        return f"{job.recipe.mec.term}, balanced"
-    return f"{job.recipe.mec.term} weight {job.recipe.mec_weight:g}"
-
-
-def _finish(
-    job: Job,
-    run: RunFolder,
-    trainer: Trainer,
-    model: QuantizedModel,
-    resumed_at: int | None,
-    started: float,
-) -> dict[str, Any]:
-    with job.phases("writing"):
-        sizes = job.processes.from_first(lambda: _write_artifact(job, run, model))
-        trainer.progress.finished = True
-        trainer.save()
-    with job.phases("evaluation"):
-        simulated = job.measured(model)
-        measured = _of_artifact(job, run.artifact)
-    key = job.task.figures.key
-    summary = {
-        "run": str(run.path),
-        "model": job.config.model,
-        "wbits": allot.shown_wbits(job.config, model),
-        "abits": job.config.abits,
-        **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
-        "task": job.task.name,
-        f"fp_{key}": trainer.progress.facts[f"fp_{key}"],
-        "fp_trained": knows_classes(job.loaded, job.config),
-        f"simulator_{key}": simulated.figures[key],
-        key: measured.figures[key],
-        "images": simulated.images,
-        "sizes": sizes,
-        "steps": trainer.progress.step,
-        "mec_weight": trainer.recipe.mec_weight,
-        "seconds": round(time.perf_counter() - started, 1),
-        "seconds_by_phase": job.phases.seconds(),
-        "resumed_at": resumed_at,
-        "processes": job.processes.count,
-        "machine": facts(),
-        "finished": True,
-    }
-    if job.processes.first:
-        atomic_write(run.summary, (json.dumps(summary, indent=2) + "\n").encode(), force=True)
-        if job.config.log == "tensorboard":
-            tracking.write_results(run.tensorboard, summary, read_rows(run.metrics))
-    return summary
-
-
-def _write_artifact(job: Job, run: RunFolder, model: QuantizedModel) -> dict[str, Any]:
-    """Write the integer model; returns its sizes."""
-    wbits = allot.shown_wbits(job.config, model)
-    metadata = artifact_metadata(job.loaded, job.classes, job.config, wbits)
-    fp32 = fp32_bytes(job.loaded.module)
-    metadata["fp32_bytes"] = fp32
-    integer = integerize(model, job.loaded.preprocessing.input_size, metadata)
-    safetensors.save(integer, run.artifact, force=True)
-    return totals(integer, fp32, run.artifact.stat().st_size)
-
-
-def _of_artifact(job: Job, path: Path) -> Measured:
-    """The figures of what was written, read back."""
-    stored: IntegerModel = job.processes.from_first(lambda: safetensors.load(path))
-    return job.measured(IntegerModule(stored))

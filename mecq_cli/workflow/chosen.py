@@ -1,0 +1,78 @@
+"""What was chosen for a run, in its settings and in words."""
+
+from __future__ import annotations
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.insertion import QuantizedModel
+from mecq_cli.tasks.base import Task
+from mecq_cli.training.recipe import Recipe
+from mecq_cli.workflow import allot
+from mecq_cli.workflow.job import Job
+
+
+def is_balanced(config: QuantizeConfig, recipe: Recipe, task: Task) -> bool:
+    """Whether the weight of the entropy term is found for the network before its training."""
+    open_ = config.mec_weight is None and task.balance is not None
+    return open_ and recipe.total_steps > 0 and recipe.mec_weight > 0
+
+
+def resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
+    """The settings with every "chosen by the program" filled in."""
+    return config.model_copy(
+        update={
+            "task": task.name,
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "optimizer": recipe.optimizer,
+            "lr": recipe.lr,
+            "weight_decay": recipe.weight_decay,
+            "warmup_epochs": recipe.warmup_steps / recipe.steps_per_epoch
+            if config.warmup_epochs is None
+            else config.warmup_epochs,
+            "mec_weight": None if is_balanced(config, recipe, task) else recipe.mec_weight,
+            "mec_align": recipe.mec.align,
+            "mec_term": recipe.mec.term,
+            "amp": "bf16" if recipe.bf16 else "off",
+            "compile": recipe.compile,
+            "freeze_oscillations": recipe.freeze_oscillations,
+        }
+    )
+
+
+def describe(job: Job, model: QuantizedModel) -> None:
+    """Tell the listener which recipe it is, and why."""
+    recipe, config = job.recipe, job.config
+    bits = f"W{allot.shown_wbits(config, model)} A{config.abits}"
+    how = (
+        f"{recipe.epochs} epochs, {recipe.total_steps} steps of {recipe.batch_size} images, "
+        f"{recipe.optimizer} at lr {recipe.lr:g}"
+        if recipe.total_steps
+        else "post-training quantization, no training"
+    )
+    extras = [
+        "distillation" if recipe.distill_weight else "",
+        _weighed(job),
+        "bf16" if recipe.bf16 else "",
+        f"average of {recipe.ema:g}" if recipe.ema else "",
+        "oscillations frozen" if recipe.freeze_oscillations else "",
+        f"bits lowered from {recipe.lower_from}" if recipe.lower_from else "",
+        {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
+        f"{job.processes.count} processes" if job.processes.count > 1 else "",
+        f"{recipe.accumulate} micro-batches" if recipe.accumulate > 1 else "",
+    ]
+    parts = ", ".join(e for e in extras if e and recipe.total_steps)
+    if recipe.total_steps and recipe.reasons:
+        job.listener.note("; ".join(recipe.reasons))
+    job.listener.note(
+        f"{config.model} {bits} on {job.device}, task {job.task.name}: {how}"
+        f"{'; ' + parts if parts else ''}"
+    )
+
+
+def _weighed(job: Job) -> str:
+    """The entropy term and its weight."""
+    if not job.recipe.mec_weight:
+        return ""
+    if is_balanced(job.config, job.recipe, job.task):
+        return f"{job.recipe.mec.term}, balanced"
+    return f"{job.recipe.mec.term} weight {job.recipe.mec_weight:g}"

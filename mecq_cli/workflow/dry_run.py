@@ -1,0 +1,42 @@
+"""``mecq quantize --dry-run``: what a run would be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mecq_cli.export import safetensors
+from mecq_cli.integerize import integerize
+from mecq_cli.runs import RUNS
+from mecq_cli.sizes import fp32_bytes, site_rows, totals
+from mecq_cli.training.recipe import make_optimizer
+from mecq_cli.workflow import allot
+from mecq_cli.workflow.common import insert_quantizers
+from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.forecast import forecast
+from mecq_cli.workflow.job import Job
+
+
+def dry_run(job: Job) -> dict[str, Any]:
+    """The site table, with sizes, and what the training takes; nothing is written."""
+    expected = None
+    if job.recipe.total_steps:
+        images = sum(d.pixel_bytes for d in (job.train, job.val))
+        expected = forecast(
+            job.loaded, job.config, job.recipe, job.device, job.processes.count, images,
+            job.listener,
+        )  # fmt: skip
+    model = insert_quantizers(job.loaded, job.config)
+    integer = integerize(model, job.loaded.preprocessing.input_size, {})
+    packed = len(safetensors.to_bytes(integer))
+    return {
+        "sites": allot.with_sensitivities(site_rows(integer), job.config),
+        **allot.document_of(job.config, model, job.allotment),
+        "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
+        "steps": job.recipe.total_steps,
+        "epochs": job.recipe.epochs,
+        "batch_size": job.recipe.batch_size,
+        "forecast": expected,
+        "disk": disk_need(
+            job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]
+        ).document(job.config.output or RUNS),
+    }
