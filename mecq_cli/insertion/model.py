@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from mecq_cli.quantizers import MIN_SCALE, QUICKER, Quantizer
+from mecq_cli.quantizers import MIN_SCALE, Quantizer
 from mecq_cli.sites import DropoutSite, PassSite, ProductSite, Site
 
 
@@ -79,7 +79,7 @@ class QuantizedModel(nn.Module):
             if isinstance(module, ProductSite):
                 module.in_loops = True
             elif isinstance(module, Quantizer):
-                module.kernels = QUICKER.get(module.kernels, module.kernels)
+                module.quicken()
 
     def project(self) -> None:
         """After an optimizer step: bring what quantizers learn back into its range."""

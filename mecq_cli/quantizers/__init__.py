@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from mecq_cli.quantizers.base import (
-    MIN_SCALE,
+from mecq_cli.quantizers.base import MIN_SCALE, ActivationQuantizer, Quantizer, WeightQuantizer
+from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
+from mecq_cli.quantizers.registry import QUANTIZERS, Quantizers, quantizers_named
+from mecq_cli.quantizers.rounding import (
     PLAIN,
-    QUICKER,
     SOFT,
-    ActivationQuantizer,
     Kernels,
-    Quantizer,
-    WeightQuantizer,
     round_backward,
     round_forward,
     soft_backward,
 )
-from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
-from mecq_cli.quantizers.registry import QUANTIZERS, Quantizers, quantizers_named
 from mecq_cli.quantizers.uniform import UniformWeight
 
 __all__ = [
     "MIN_SCALE",
     "PLAIN",
     "QUANTIZERS",
-    "QUICKER",
     "SOFT",
     "ActivationQuantizer",
     "Kernels",

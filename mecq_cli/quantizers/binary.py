@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mecq_cli.quantizers.base import PLAIN, Kernels, round_forward, summed, to_integers, units
 from mecq_cli.quantizers.lsq import LsqWeight
+from mecq_cli.quantizers.rounding import PLAIN, Kernels, round_forward, summed, to_integers, units
 
 
 def unclipped_backward(
@@ -36,4 +36,4 @@ class BinaryWeight(LsqWeight):
     def use_bits(self, bits: int) -> None:
         """At 1 bit with the gradient of this module."""
         super().use_bits(bits)
-        self.kernels = PASSING if bits == 1 else PLAIN
+        self.use_kernels(PASSING if bits == 1 else PLAIN)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from mecq_cli.integer.ir import MID_RISE_BITS
-from mecq_cli.quantizers.base import WeightQuantizer, fake_quantize, straight_through, to_integers
+from mecq_cli.quantizers.base import WeightQuantizer
+from mecq_cli.quantizers.rounding import fake_quantize, straight_through, to_integers
 from mecq_cli.quantizers.uniform import UniformActivation, per_channel
 
 _SMALLEST = 1e-8

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mecq_cli.quantizers.base import Kernels, passing_backward, round_forward
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
+from mecq_cli.quantizers.rounding import Kernels, passing_backward, round_forward
 
 DELTA = 1e-3
 

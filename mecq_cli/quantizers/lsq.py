@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.loops import Rounding
-from mecq_cli.quantizers.base import ENDS_SOFTLY, fake_quantize
+from mecq_cli.quantizers.rounding import ENDS_SOFTLY, fake_quantize
 from mecq_cli.quantizers.uniform import UniformActivation, UniformWeight, per_channel
 
 

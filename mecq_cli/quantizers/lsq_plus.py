@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid
 from mecq_cli.loops import Rounding
-from mecq_cli.quantizers.base import summed, units
 from mecq_cli.quantizers.lsq import LsqActivation
+from mecq_cli.quantizers.rounding import summed, units
 
 
 class LsqPlusActivation(LsqActivation):

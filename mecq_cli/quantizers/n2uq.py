@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid
-from mecq_cli.quantizers.base import MIN_SCALE, ActivationQuantizer, Kernels, dense, shaped
+from mecq_cli.quantizers.base import MIN_SCALE, ActivationQuantizer
+from mecq_cli.quantizers.rounding import Kernels, dense, shaped
 from mecq_cli.quantizers.search import best_activation_grid
 
 _NARROWEST = 1 / 16

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers.base import Kernels, fake_quantize, round_forward, summed, units
+from mecq_cli.quantizers.rounding import Kernels, fake_quantize, round_forward, summed, units
 from mecq_cli.quantizers.uniform import UniformActivation
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mecq_cli.quantizers.base import to_integers
+from mecq_cli.quantizers.rounding import to_integers
 
 CANDIDATES = 60
 """Fractions of the largest value that are tried; finer grids changed nothing we measured."""

@@ -17,8 +17,8 @@ below zero, too: a ReLU in front is part of the grid.
 
 from __future__ import annotations
 
-from mecq_cli.quantizers.base import PLAIN, SOFT
 from mecq_cli.quantizers.lsq import LsqActivation
+from mecq_cli.quantizers.rounding import PLAIN, SOFT
 
 MOST_BITS = 2
 """With more the ends are far from most values."""
@@ -30,4 +30,4 @@ class SoftEndsActivation(LsqActivation):
     def use_bits(self, bits: int) -> None:
         """With the gradient that suits so many."""
         super().use_bits(bits)
-        self.kernels = SOFT if bits <= MOST_BITS else PLAIN
+        self.use_kernels(SOFT if bits <= MOST_BITS else PLAIN)

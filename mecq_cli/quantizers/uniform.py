@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import MID_RISE_BITS, Grid
-from mecq_cli.quantizers.base import (
-    ActivationQuantizer,
-    WeightQuantizer,
-    straight_through,
-    to_integers,
-)
+from mecq_cli.quantizers.base import ActivationQuantizer, WeightQuantizer
+from mecq_cli.quantizers.rounding import straight_through, to_integers
 from mecq_cli.quantizers.search import best_activation_grid, best_weight_scale
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from mecq_cli.quantizers import Kernels, round_backward, round_forward
-from mecq_cli.quantizers.base import PLAIN, SOFT, fake_quantize
+from mecq_cli.quantizers.binary import PASSING, BinaryWeight
+from mecq_cli.quantizers.rounding import PLAIN, QUICK, QUICK_SOFT, SOFT, fake_quantize
+from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 DENSE = Kernels(round_forward, round_backward, dense=True)
 
@@ -73,3 +75,17 @@ def test_gradients_that_end_softly_are_as_large_as_the_jumps_are_high(bits: int,
     for kernels in (PLAIN, SOFT):
         values = fake_quantize(x, step, low, high, 1.0, kernels=kernels)
         torch.testing.assert_close(values, integers * 0.3)
+
+
+def test_a_quantizer_stays_quick_when_its_bits_are_lowered() -> None:
+    weight, activation = BinaryWeight(1, 4), SoftEndsActivation(1)
+    for quantizer in (weight, activation):
+        quantizer.use_bits(4)
+        quantizer.quicken()
+    assert weight.kernels is activation.kernels is QUICK
+    for quantizer in (weight, activation):
+        quantizer.use_bits(2)
+    assert weight.kernels is QUICK
+    assert activation.kernels is QUICK_SOFT
+    weight.use_bits(1)
+    assert weight.kernels is PASSING  # there is no quicker one
