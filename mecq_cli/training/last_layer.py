@@ -70,7 +70,9 @@ def inputs_of(module: nn.Module, layer: nn.Linear, batches: Iterable[Tensor]) ->
     return torch.cat(rows)
 
 
-def fit(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def fit(
+    features: Tensor, labels: Tensor, classes: int, *, bias: bool = True
+) -> tuple[Tensor, Tensor]:
     """Weight [classes, d] and bias [classes] of a logistic regression.
 
     The mean cross-entropy, and the squared weights of features at variance 1 times a penalty, are
@@ -80,33 +82,38 @@ def fit(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]
         features: float32 [images, d].
         labels: int64 [images].
         classes: how many there are, with or without images.
+        bias: whether the layer has one; else it is 0, and features are scaled to a mean square of
+            1 instead.
     """
-    mean, size = features.mean(0), features.std(0, correction=0)
+    mean = features.mean(0) if bias else torch.zeros_like(features[0])
+    size = (features - mean).square().mean(0).sqrt()
     # A feature that never changes has nothing to say, and must not be divided by nothing.
     scale = torch.where(size > 1e-6 * (mean.abs() + 1e-6), size, torch.inf)
     rows = (features - mean) / scale
-    penalty = _best_penalty(rows, labels, classes) if len(rows) >= FEWEST else DEFAULT_PENALTY
-    solution = rows.new_zeros(classes, rows.shape[1] + 1)
+    if bias:
+        rows = F.pad(rows, (0, 1), value=1.0)
+    penalty = _best_penalty(rows, labels, classes, bias) if len(rows) >= FEWEST else DEFAULT_PENALTY
+    solution = rows.new_zeros(classes, rows.shape[1])
     for each in (p for p in PENALTIES if p >= penalty):
-        solution = _solve(rows, labels, solution, each)
-    weight = solution[:, :-1] / scale
-    return weight, solution[:, -1] - weight @ mean
+        solution = _solve(rows, labels, solution, each, bias)
+    weight = solution[:, : len(scale)] / scale
+    return weight, solution[:, -1] - weight @ mean if bias else weight.new_zeros(classes)
 
 
-def _best_penalty(rows: Tensor, labels: Tensor, classes: int) -> float:
+def _best_penalty(rows: Tensor, labels: Tensor, classes: int, bias: bool) -> float:
     """That of least cross-entropy on images that were not fitted to."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     held, fitted = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
-    solution = rows.new_zeros(classes, rows.shape[1] + 1)
+    solution = rows.new_zeros(classes, rows.shape[1])
     errors = []
     for penalty in PENALTIES:
-        solution = _solve(rows[fitted], labels[fitted], solution, penalty)
-        errors.append(float(_cross_entropy(rows[held], labels[held], solution)))
+        solution = _solve(rows[fitted], labels[fitted], solution, penalty, bias)
+        errors.append(float(F.cross_entropy(rows[held] @ solution.mT, labels[held])))
     return PENALTIES[errors.index(min(errors))]
 
 
-def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tensor:
-    """[classes, d + 1], of which the last column is the bias."""
+def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float, bias: bool) -> Tensor:
+    """[classes, columns], of which the last is the bias, which is not penalised."""
     solution = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [solution],
@@ -118,17 +125,12 @@ def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float) -> Tenso
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _cross_entropy(rows, labels, solution)
-        loss = loss + 0.5 * penalty * solution[:, :-1].square().sum()
+        weights = solution[:, :-1] if bias else solution
+        loss: Tensor = F.cross_entropy(rows @ solution.mT, labels)
+        loss = loss + 0.5 * penalty * weights.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
     return solution.detach()
-
-
-def _cross_entropy(rows: Tensor, labels: Tensor, solution: Tensor) -> Tensor:
-    """Its mean; the last column of the solution is the bias."""
-    loss: Tensor = F.cross_entropy(rows @ solution[:, :-1].mT + solution[:, -1], labels)
-    return loss

@@ -77,7 +77,10 @@ def _fitted(job: Job) -> dict[str, Tensor] | None:
     if features is None:
         return None
     target = torch.from_numpy(dataset.labels)
-    weight, bias = fit(features.to(job.device), target.to(job.device), layer.out_features)
+    has_bias = layer.bias is not None
+    weight, bias = fit(
+        features.to(job.device), target.to(job.device), layer.out_features, bias=has_bias
+    )
     weight, bias = weight.cpu(), bias.cpu()
     right = float(((features @ weight.mT + bias).argmax(1) == target).float().mean())
     job.listener.note(

@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_while_it_fits_can_be_continued(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(new_classifier, "fit", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(new_classifier, "fit", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
         done = quantize(place, "early")
     assert done.code == 130
     assert "mecq quantize --resume --output early" in done.err.splitlines()[-1]

@@ -28,17 +28,22 @@ def test_it_knows_images_that_it_was_not_fitted_to() -> None:
     assert not weight[:, 5].any()  # that feature is the same in all images
 
 
-def test_it_is_where_the_loss_of_scikit_learn_is_least() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_where_the_loss_of_scikit_learn_is_least(bias: bool) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels = clusters(40, spread=2.0)  # too few to choose the penalty
-    rows = (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-3)
+    rows = features - features.mean(0) if bias else features
+    rows = rows / rows.square().mean(0).sqrt().clamp_min(1e-3)
     # Its C is the inverse of the penalty of the sum, ours is that of the mean.
-    model = linear_model.LogisticRegression(C=1 / (0.01 * 40), tol=1e-8, max_iter=1000)
+    model = linear_model.LogisticRegression(
+        C=1 / (0.01 * 40), tol=1e-8, max_iter=1000, fit_intercept=bias
+    )
     model.fit(rows.numpy(), labels.numpy())
-    weight, bias = fit(features, labels, 3)
+    weight, offset = fit(features, labels, 3, bias=bias)
     expected = torch.from_numpy(model.predict_log_proba(rows.numpy())).float()
-    got = F.log_softmax(features @ weight.mT + bias, 1)
+    got = F.log_softmax(features @ weight.mT + offset, 1)
     torch.testing.assert_close(got, expected, atol=5e-3, rtol=0)
+    assert bool(offset.any()) is bias
 
 
 def test_a_class_without_images_is_never_the_answer() -> None:
