@@ -7,7 +7,7 @@ first and last layer of 8 bits, the checkpoint it starts from, and the seeds, wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.studies import cifar_vit
@@ -169,8 +169,12 @@ ABLATION = Table(
     tune=True,
 )
 
-_FRONT = [{"pattern": pattern} for pattern in ("layer[12].*", "layer3.0.*")]
-"""All layers but the last two blocks: 44.8 % of the weights between first and last layer."""
+_FRONT = ("layer[12].*", "layer3.0.*")
+"""All layers of ResNet-20 but the last two blocks: 44.8 % of the weights between first and last
+layer."""
+
+_FRONT_OF_LITE0 = ("blocks.[0-4].*", "blocks.5.[01].*", "blocks.5.2.conv_pw", "blocks.5.2.conv_dw")
+"""48.9 % of those of EfficientNet-Lite0."""
 
 
 def _allotted(average: float) -> tuple[Arm, ...]:
@@ -181,9 +185,9 @@ def _allotted(average: float) -> tuple[Arm, ...]:
     )
 
 
-def _split(name: str, front: int, back: int) -> Arm:
+def _split(name: str, front: int, back: int, patterns: Sequence[str] = _FRONT) -> Arm:
     """Two whole numbers of bits, the weight decay that of the lower one as of the other arms."""
-    rules = [{**rule, "wbits": front} for rule in _FRONT]
+    rules = [{"pattern": pattern, "wbits": front} for pattern in patterns]
     return Arm(name, {"wbits": back, "layers": rules, "weight_decay": 2.5e-5})
 
 
@@ -238,6 +242,22 @@ LITE0 = Table(
     settings={"img_size": 96, "crop_pct": 1.0, "batch_size": 32},
 )
 
+MIXED_LITE0 = replace(
+    LITE0,
+    name="mixed_lite0",
+    arms={
+        (2, 4): (_allotted(2)[0], Arm("uniform")),
+        (2.5, 4): (
+            _allotted(2.5)[0],
+            # 2.489 and 2.511 bits a weight.
+            _split("the front at 3 bits, the back at 2", 3, 2, _FRONT_OF_LITE0),
+            _split("the front at 2 bits, the back at 3", 2, 3, _FRONT_OF_LITE0),
+        ),
+        (3, 4): (_allotted(3)[0], Arm("uniform")),
+    },
+    sizes=True,
+)
+
 VIT = Table(
     "vit",
     cifar_vit.NAME,
@@ -253,7 +273,18 @@ VIT = Table(
 )
 
 TABLES: Mapping[str, Table] = {
-    table.name: table for table in (COMPARE, ABLATION, MIXED, FINAL, DEEPER, FINAL56, LITE0, VIT)
+    table.name: table
+    for table in (
+        COMPARE,
+        ABLATION,
+        MIXED,
+        MIXED_LITE0,
+        FINAL,
+        DEEPER,
+        FINAL56,
+        LITE0,
+        VIT,
+    )  # fmt: skip
 }
 
 
