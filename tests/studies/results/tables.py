@@ -272,20 +272,9 @@ VIT = Table(
     settings={"compile": "model"},
 )
 
-TABLES: Mapping[str, Table] = {
-    table.name: table
-    for table in (
-        COMPARE,
-        ABLATION,
-        MIXED,
-        MIXED_LITE0,
-        FINAL,
-        DEEPER,
-        FINAL56,
-        LITE0,
-        VIT,
-    )  # fmt: skip
-}
+_ALL = (COMPARE, ABLATION, MIXED, MIXED_LITE0, FINAL, DEEPER, FINAL56, LITE0, VIT)
+
+TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
 
 
 def jobs(table: Table) -> Iterator[Job]:
