@@ -154,6 +154,8 @@ def validated(
     problem = problems[0]
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         raise UsageError(f"unknown setting {near_match(str(problem['loc'][0]), kind.model_fields)}")
+    if not problem["loc"]:  # of several settings together, which the message names
+        raise UsageError(_allowed(problem))
     key, *inner = problem["loc"]
     inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     label = label_of(str(key), origins.get(str(key), "default"), file, inside)

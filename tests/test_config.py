@@ -96,6 +96,11 @@ def test_every_setting_that_may_be_none_is_none_by_default() -> None:
         ({"amp": "fp16"}, "--amp: got 'fp16'; allowed: auto, bf16 or off"),
         ({"model": " "}, "MODEL: got ' '; allowed: a name, not an empty one"),
         (
+            {"mec_term": "divergence", "mec_views": "quantized"},
+            "--mec-term divergence compares with the float model: it needs --mec-views "
+            "fp+quantized",
+        ),
+        (
             {"resume": True},
             "--resume: which run? give --output RUN; runs/latest names the latest",
         ),
@@ -151,7 +156,10 @@ def test_a_settings_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
 
 
 def test_resume_takes_the_settings_of_the_run_and_refuses_to_change_them(tmp_path: Path) -> None:
-    started, _ = resolve(None, {**FLAGS, "epochs": 5, "lr": 0.02, "amp": "bf16"})
+    started, _ = resolve(
+        None,
+        {**FLAGS, "epochs": 5, "lr": 0.02, "amp": "bf16", "quantizer": "lsq", "device": "cuda"},
+    )
     write(tmp_path / "config.toml", to_toml(started))
     resuming = {"resume": True, "output": tmp_path}
 
@@ -159,12 +167,15 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_to_change_them(tmp_pat
     assert (config.model, config.epochs, config.lr) == ("resnet18", 5, 0.02)
     assert (origins["lr"], origins["output"]) == ("checkpoint", "flag")
     assert resolve(None, {**resuming, "amp": "auto"})[0].amp == "bf16"
+    assert resolve(None, {**resuming, "device": "auto"})[0].device == "auto"
 
     moved, origins = resolve(None, {**FLAGS, **resuming, "data": tmp_path, "workers": 2})
     assert (moved.data, moved.workers, origins["wbits"]) == (str(tmp_path), 2, "flag")
 
     with pytest.raises(UsageError, match=r"--lr: got 0.1, but .* was started with 0.02; leave"):
         resolve(None, {**resuming, "lr": 0.1})
+    with pytest.raises(UsageError, match=r"--quantizer: got 'auto', but .* started with 'lsq'"):
+        resolve(None, {**resuming, "quantizer": "auto"})
 
 
 TARGET: dict[str, Any] = {"model": "resnet18", "abits": 4, "data": "images"}

@@ -28,14 +28,6 @@ def next_page(path: str) -> None:
     console.print(Text.assemble("open: ", (Path(path).absolute().as_uri(), "bold")), soft_wrap=True)
 
 
-def after_quantize(document: Document) -> list[str]:
-    """The command that follows on a run: its export, or its continuation."""
-    run = str(document["run"])
-    if document.get("finished") is False:
-        return ["mecq", "quantize", "--resume", "--output", run]
-    return about_run("export", run)
-
-
 LARGE_DROP = 5.0
 """Points below the float model from which on advice is given."""
 
@@ -52,7 +44,7 @@ def advice(document: Document) -> None:
     if document["abits"] < 4:
         ways.append("--abits 4 (the file stays as small)")
     wbits = document["wbits"]
-    if not isinstance(wbits, int):  # the average of a target
+    if document.get("allotment"):
         ways.append("a larger target")
     elif wbits < 4:
         ways.append(f"--wbits {wbits + 1}, or --target-avg-bits {wbits}.5")

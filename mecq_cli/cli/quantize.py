@@ -474,4 +474,4 @@ def quantize(
     render.show(document, summary, as_json=as_json)
     if not (as_json or quiet):
         following.advice(document)
-        following.next_command(following.after_quantize(document))
+        following.next_command(following.about_run("export", str(document["run"])))

@@ -18,6 +18,7 @@ from mecq_cli.config.file import from_toml, read_toml, to_toml
 from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME, explain, resolve
 from mecq_cli.config.run import (
     FLAG_ONLY,
+    OF_BOTH_VIEWS,
     TARGETS,
     Allotted,
     LayerOverride,
@@ -28,6 +29,7 @@ from mecq_cli.config.run import (
 __all__ = [
     "CHANGEABLE_ON_RESUME",
     "FLAG_ONLY",
+    "OF_BOTH_VIEWS",
     "TARGETS",
     "Allotted",
     "CompareConfig",

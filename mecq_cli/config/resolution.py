@@ -39,6 +39,10 @@ and weights are (they must be the same ones), and how it is carried out."""
 _CHANGEABLE = ", ".join(label_of(key, "flag") for key in sorted(CHANGEABLE_ON_RESUME - {"output"}))
 
 
+_CHOSEN = frozenset({"task", "amp", "compile"})
+"""Of these a run stores what "auto" chose, which then holds. Elsewhere "auto" is a value."""
+
+
 def resolve(
     file: Path | None, flags: Mapping[str, Any], *, restarts: bool = False
 ) -> tuple[QuantizeConfig, dict[str, Origin]]:
@@ -149,7 +153,7 @@ def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[st
     stored = from_toml(stored_file)
     for key in QuantizeConfig.model_fields.keys() - FLAG_ONLY:
         before = getattr(stored, key)
-        if key not in values or values[key] == "auto":  # what "auto" chose then holds
+        if key not in values or (key in _CHOSEN and values[key] == "auto"):
             values[key] = before
             origins[key] = "checkpoint"
         elif key not in CHANGEABLE_ON_RESUME:

@@ -71,6 +71,9 @@ class Allotted(Settings):
     sensitivity: float
 
 
+OF_BOTH_VIEWS = ("divergence", "target", "alignment")
+"""Values of ``mec_term`` that need the features of the float model, too."""
+
 TARGETS = ("target_avg_bits", "target_size")
 
 
@@ -219,8 +222,11 @@ class QuantizeConfig(Settings):
 
     @model_validator(mode="after")
     def _has_both_views(self) -> QuantizeConfig:
-        if self.mec_term in ("divergence", "target", "alignment") and self.mec_views == "quantized":
-            raise ValueError(f"mec_term {self.mec_term!r} needs mec_views 'fp+quantized'")
+        if self.mec_term in OF_BOTH_VIEWS and self.mec_views == "quantized":
+            raise ValueError(
+                f"--mec-term {self.mec_term} compares with the float model: it needs --mec-views "
+                "fp+quantized"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mecq_cli.quantizers import MIN_SCALE, Quantizer
+from mecq_cli.quantizers.rounding import quicker
 from mecq_cli.sites import DropoutSite, PassSite, ProductSite, Site
 
 
@@ -79,7 +80,7 @@ class QuantizedModel(nn.Module):
             if isinstance(module, ProductSite):
                 module.in_loops = True
             elif isinstance(module, Quantizer):
-                module.quicken()
+                module.quicken(quicker)
 
     def project(self) -> None:
         """After an optimizer step: bring what quantizers learn back into its range."""

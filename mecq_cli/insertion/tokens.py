@@ -12,9 +12,9 @@ from mecq_cli.layers import Layer
 from mecq_cli.sites import (
     ConstantSite,
     MatmulSite,
+    MulSite,
     NormalizeSite,
     NormSite,
-    RescaleSite,
     ResizeSite,
     Site,
     SoftmaxSite,
@@ -89,7 +89,7 @@ def _site(layer: Layer) -> Site:
     if layer.kind == "l2_normalize":
         return NormalizeSite(layer.name, eps=layer.attributes["eps"])
     if layer.kind == "rescale":
-        return RescaleSite(layer.name, [None, None])
+        return MulSite(layer.name, [None, None])
     if layer.kind == "resize":
         return ResizeSite(layer.name, **layer.attributes)
     assert isinstance(layer.module, (nn.LayerNorm, nn.GroupNorm))

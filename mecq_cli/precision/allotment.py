@@ -34,13 +34,13 @@ class Allotment:
         bits: of each layer for which there was a choice.
         costs: its sensitivity at those bits.
         optimal: whether it is proven that no allotment within the target costs less.
-        gap: how much less it may be, relative to the sum of the costs.
+        gap: how much less it may be, relative to the sum of the costs; None: not known.
     """
 
     bits: dict[str, int]
     costs: dict[str, float]
     optimal: bool
-    gap: float
+    gap: float | None
 
 
 def allot(choices: Sequence[Choice], sensitivities: Sensitivities, target: Target) -> Allotment:

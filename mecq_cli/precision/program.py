@@ -34,14 +34,15 @@ class Solution:
         picks: number of the option of each item.
         value, weight: of all picks together.
         optimal: whether it is proven that nothing is better.
-        gap: how much better something may be at most, relative to ``value``; 0 if optimal.
+        gap: how much better something may be at most, relative to ``value``; 0 if optimal,
+            None where that is not known.
     """
 
     picks: tuple[int, ...]
     value: float
     weight: int
     optimal: bool
-    gap: float
+    gap: float | None
 
 
 def solve(
@@ -97,10 +98,11 @@ def solve(
     weight = sum(row[k] for row, k in zip(weights, picks, strict=True))
     if weight > limit:  # a tolerance was used after all: what is missing is taken off the budget
         found = solve(values, weights, limit - (weight - limit), time_limit)
-        return Solution(found.picks, found.value, found.weight, False, math.inf)
+        return Solution(found.picks, found.value, found.weight, False, None)
     value = float(sum(row[k] for row, k in zip(values, picks, strict=True)))
     optimal = result.status == 0
-    gap = 0.0 if optimal else float(result.mip_gap)
+    known = result.mip_gap is not None and math.isfinite(result.mip_gap)
+    gap = 0.0 if optimal else float(result.mip_gap) if known else None
     return Solution(picks, value, weight, optimal, gap)
 
 

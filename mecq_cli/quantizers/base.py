@@ -6,11 +6,13 @@ so all of them are exported, and multiplied as integers, in the same way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from mecq_cli.integer.ir import Grid
 from mecq_cli.loops import Rounding
-from mecq_cli.quantizers.rounding import PLAIN, QUICKER, Kernels
+from mecq_cli.quantizers.rounding import PLAIN, Kernels
 
 MIN_SCALE = 1e-8
 """No step may fall below it, much less cross zero."""
@@ -37,17 +39,18 @@ class Quantizer(nn.Module):
             raise ValueError(f"a quantizer has 1 to 8 bits, not {bits}")
         self.bits = bits
         self.active = True
-        self.kernels = PLAIN
-        self._quick = False
+        self._quicker: Callable[[Kernels], Kernels] | None = None
+        self.use_kernels(PLAIN)
 
     def use_kernels(self, kernels: Kernels) -> None:
-        """Round by these from now on, or by the quicker ones after `quicken`."""
-        self.kernels = QUICKER.get(kernels, kernels) if self._quick else kernels
+        """Round by these from now on, or by what `quicken` makes of them."""
+        self._kernels = kernels
+        self.kernels = kernels if self._quicker is None else self._quicker(kernels)
 
-    def quicken(self) -> None:
-        """Round by quicker kernels, where there are any: for compiled programs in bfloat16."""
-        self._quick = True
-        self.use_kernels(self.kernels)
+    def quicken(self, quicker: Callable[[Kernels], Kernels]) -> None:
+        """Round by ``quicker(kernels)`` from now on, whatever those are by then."""
+        self._quicker = quicker
+        self.use_kernels(self._kernels)
 
     def use_bits(self, bits: int) -> None:
         """Round to so many bits from now on; its step must be found anew afterwards.

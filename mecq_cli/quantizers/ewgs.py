@@ -40,7 +40,7 @@ class EwgsWeight(LsqWeight):
 
     def __init__(self, bits: int, channels: int) -> None:
         super().__init__(bits, channels)
-        self.kernels = KERNELS
+        self.use_kernels(KERNELS)
 
 
 class EwgsActivation(LsqActivation):
@@ -48,4 +48,4 @@ class EwgsActivation(LsqActivation):
 
     def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
         super().__init__(bits, power_of_two=power_of_two)
-        self.kernels = KERNELS
+        self.use_kernels(KERNELS)

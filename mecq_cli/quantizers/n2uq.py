@@ -142,7 +142,7 @@ class N2uqActivation(ActivationQuantizer):
         super().__init__(bits)
         if bits > MOST_THRESHOLD_BITS:
             raise ValueError(f"thresholds are for 1 to {MOST_THRESHOLD_BITS} bits, not {bits}")
-        self.kernels = PLAIN
+        self.use_kernels(PLAIN)
         self.qmax = 2**bits - 1
         self.scale = nn.Parameter(torch.ones(()))
         self.widths = nn.Parameter(torch.ones(self.qmax))

@@ -44,7 +44,7 @@ class PactActivation(UniformActivation):
     def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
         super().__init__(bits, power_of_two=power_of_two)
         self.alpha = nn.Parameter(torch.ones(()))
-        self.kernels = Kernels(round_forward, clipped_backward, dense=False)
+        self.use_kernels(Kernels(round_forward, clipped_backward, dense=False))
 
     @property
     def reach(self) -> int:

@@ -151,8 +151,13 @@ SOFT = Kernels(round_forward, soft_backward, dense=False)
 QUICK_SOFT = Kernels(quick_forward, quick_soft_backward, dense=False)
 """Of activations."""
 
-QUICKER = {PLAIN: QUICK, SOFT: QUICK_SOFT}
-"""The same, for programs that compute in bfloat16 on a CPU."""
+_QUICK = {PLAIN: QUICK, SOFT: QUICK_SOFT}
+
+
+def quicker(kernels: Kernels) -> Kernels:
+    """The same, where there are such, for compiled programs that compute in bfloat16 on a CPU."""
+    return _QUICK.get(kernels, kernels)
+
 
 ENDS_SOFTLY = {PLAIN: False, QUICK: False, SOFT: True, QUICK_SOFT: True}
 """Of the gradients that `mecq_cli.loops` can compute."""

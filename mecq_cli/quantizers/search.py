@@ -38,23 +38,20 @@ def best_weight_scale(weight: Tensor, qmin: int, qmax: int, mid_rise: bool = Fal
     return best
 
 
-def best_activation_grid(
-    values: Tensor, qmax: int, power_of_two: bool, lowest: float | None = None
-) -> tuple[float, int]:
+def best_activation_grid(values: Tensor, qmax: int, power_of_two: bool) -> tuple[float, int]:
     """Step and zero point of least squared error on the grid [0, qmax].
 
     Args:
         values: sample of one activation, flat, float32.
         qmax: largest integer.
         power_of_two: only steps of that kind.
-        lowest: smallest value that must be seen as signed; found from the sample if None.
 
     Returns:
         (scale, zero_point); zero_point is 0 where the sample has no negative value, and even
         where the step is a power of two (see `add` in integer/ir.py). A sample of zeros gets a
         grid up to 1.
     """
-    low = min(float(values.min()) if lowest is None else lowest, 0.0)
+    low = min(float(values.min()), 0.0)
     high = max(float(values.max()), 0.0)
     if low == high:
         # Dead so far. Other images, or training, may wake it: not the smallest of the steps, at

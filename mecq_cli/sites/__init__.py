@@ -20,7 +20,6 @@ from mecq_cli.sites.tokens import (
     MatmulSite,
     NormalizeSite,
     NormSite,
-    RescaleSite,
     ResizeSite,
     SoftmaxSite,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "ProductSite",
     "QuantizeSite",
     "Reference",
-    "RescaleSite",
     "ResizeSite",
     "Site",
     "SoftmaxSite",

@@ -50,6 +50,11 @@ class Site(nn.Module):
         self.output_quantizer = output_quantizer
         self.ceiling = ceiling
 
+    @property
+    def clips(self) -> bool:
+        """Whether an activation was folded in."""
+        return self.ceiling is not None
+
     def source_grids(self) -> list[Grid | None]:
         """Grids of the inputs."""
         return [None if r.module is None else r.module.grid() for r in self._sources]

@@ -1,4 +1,4 @@
-"""Operations that stay in float: attention's products, norms, constants, resizing."""
+"""What transformers have beside linear layers: attention's products, and what stays in float."""
 
 from __future__ import annotations
 
@@ -138,16 +138,6 @@ class ResizeSite(FloatSite):
         """With the size."""
         a = {"size": list(self.size), "align_corners": self.align_corners}
         return Node(self.name, self.op, inputs, None, a)
-
-
-class RescaleSite(Site):
-    """The product of two floats, one of which is a constant as a rule."""
-
-    op = "mul"
-
-    def compute(self, *inputs: Tensor) -> Tensor:
-        """Shapes are broadcast."""
-        return inputs[0] * inputs[1]
 
 
 class ConstantSite(FloatSite):

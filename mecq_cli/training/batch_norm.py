@@ -50,7 +50,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         y, mean, var = _normalised(input, self.weight, self.bias, self.eps)
-        track(self, mean, var, dist.get_world_size() * input.numel() // input.shape[1])
+        if self.track_running_stats:
+            track(self, mean, var, dist.get_world_size() * input.numel() // input.shape[1])
         return y
 
 

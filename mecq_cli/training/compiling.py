@@ -59,17 +59,20 @@ class Compiler:
     def quantizers(self, model: nn.Module) -> None:
         """Let the quantizers of a model round by one program for all layers of an algorithm."""
         fast: dict[Kernels, Kernels] = {}
-        for module in model.modules():
-            if not isinstance(module, Quantizer):
-                continue
-            if module.kernels not in fast:
-                forward, backward, _ = module.kernels
-                fast[module.kernels] = Kernels(
+
+        def quicker(kernels: Kernels) -> Kernels:
+            if kernels not in fast:
+                forward, backward, _ = kernels
+                fast[kernels] = Kernels(
                     self.compiled(forward, dynamic=True),
                     self.compiled(backward, dynamic=True),
                     dense=True,
                 )
-            module.kernels = fast[module.kernels]
+            return fast[kernels]
+
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.quicken(quicker)
 
 
 def _keep_programs() -> None:

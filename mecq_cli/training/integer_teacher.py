@@ -74,7 +74,8 @@ class IntegerTeacher(nn.Module):
                 sources = [grids[i] for i in inputs]
                 operation = _operation(node, sources)
                 fused = self._fusable(node, inputs, convolutions)
-                if isinstance(operation, _Product) and node.op == "conv2d":
+                # One that clips cannot take over what is done behind its clip.
+                if isinstance(operation, _Product) and node.op == "conv2d" and not site.clips:
                     convolutions[fx_node] = operation
                 if fused is None:
                     self._add(fx_node, _names(inputs), operation)

@@ -113,7 +113,7 @@ def _best_penalty(rows: Tensor, labels: Tensor, classes: int, bias: bool) -> flo
 
 
 def _solve(rows: Tensor, labels: Tensor, start: Tensor, penalty: float, bias: bool) -> Tensor:
-    """[classes, columns], of which the last is the bias, which is not penalised."""
+    """[classes, columns]; with a ``bias`` that is the last column, which is not penalised."""
     solution = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [solution],

@@ -92,7 +92,7 @@ class Trainer:
         if processes.count > 1:
             synchronise(model)
         self.step = TrainingStep(model, teacher, recipe, self.optimizer, listener, processes, task)
-        self.progress = state.Progress(0, False, {})
+        self.progress = state.Progress(0, {})
         self.stages = stages(recipe, fewest_bits(model))
         self.calibration = calibration
         self._follow()
@@ -284,10 +284,10 @@ class Trainer:
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
-        if self.processes.count > 1:
-            # Dropout draws from numbers of this step and process, whatever was drawn before.
-            number = progress.step * self.processes.count + self.processes.rank
-            torch.manual_seed(self._seed + number)
+        # Dropout draws from numbers of this step and process, whatever was drawn before: so a run
+        # that goes on draws the same.
+        number = progress.step * self.processes.count + self.processes.rank
+        torch.manual_seed(self._seed + number)
         losses = self.step(images, labels, progress.step)
         row: dict[str, Any] = {
             "step": progress.step,

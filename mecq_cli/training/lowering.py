@@ -43,6 +43,16 @@ def stages(recipe: Recipe, fewest: int) -> list[Stage]:
     return [*(Stage(i * length, b) for i, b in enumerate(bits)), Stage(len(bits) * length, 0)]
 
 
+def require_lowering(model: nn.Module, recipe: Recipe) -> None:
+    """Whether a training may lower the bits of this network as the recipe says.
+
+    Raises:
+        UsageError: one of its quantizers cannot.
+    """
+    for stage in stages(recipe, fewest_bits(model)):
+        raise_bits(model, stage.bits)
+
+
 def fewest_bits(model: nn.Module) -> int:
     """Of its quantizers."""
     return min((q.bits for q in model.modules() if isinstance(q, Quantizer)), default=8)
@@ -61,5 +71,6 @@ def raise_bits(model: nn.Module, bits: int) -> None:
             except NotImplementedError as error:
                 raise UsageError(
                     f"--lower-from: the bits of {type(quantizer).__name__} cannot be lowered step "
-                    "by step; use --quantizer auto, lsq, lsq-mid-rise or ewgs, or --lower-from 0"
+                    "by step; use --quantizer auto, lsq, lsq+, lsq-mid-rise or ewgs, or "
+                    "--lower-from 0"
                 ) from error

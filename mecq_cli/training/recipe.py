@@ -96,6 +96,16 @@ class Recipe:
     lower_from: int
     reasons: tuple[str, ...]
 
+    @property
+    def has_two_views(self) -> bool:
+        """Whether the entropy term reads the float model's features."""
+        return self.mec_weight > 0 and self.mec_views == 2
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the float model is computed in each step."""
+        return self.distill_weight > 0 or self.has_two_views
+
 
 def default_batch_size(images: int, input_size: int) -> int:
     """128 for small images, 32 for large ones, and never so many that an epoch has no steps."""
@@ -159,7 +169,7 @@ def choose(
     elif decay is None:
         decay = WEIGHT_DECAY.get(config.wbits, 1e-4)
     warmup_epochs = config.warmup_epochs
-    warmup = total // 20 if warmup_epochs is None else int(warmup_epochs * steps_per_epoch)
+    warmup = total // 20 if warmup_epochs is None else round(warmup_epochs * steps_per_epoch)
     mec_weight, mec = choose_entropy(config)
     freezing = config.freeze_oscillations
     if freezing is None:

@@ -23,7 +23,7 @@ KEEP = 2
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
 _TENSOR_OVERHEAD = 512
 _SMALL_STATES = 32_768
-"""Bytes a tensor takes in the header; and those of the random state and the rest."""
+"""Bytes a tensor takes in the header; and those of the rest."""
 
 
 class Part(Protocol):
@@ -42,12 +42,10 @@ class Progress:
 
     Attributes:
         step: steps done.
-        finished: the training and everything after it is over.
         facts: what was measured before the training and is not measured again (FP accuracy).
     """
 
     step: int
-    finished: bool
     facts: dict[str, Any]
 
 
@@ -73,13 +71,11 @@ def save(
             "model": dict(model.state_dict()),
             "optimizer": optimizer.state_dict(),
             "parts": {name: part.saved_states() for name, part in parts.items()},
-            "random": torch.get_rng_state(),
         },
     )
     document = {
         "state": structure,
         "step": progress.step,
-        "finished": progress.finished,
         "facts": progress.facts,
     }
     path = folder / f"step-{progress.step:08d}.safetensors"
@@ -185,9 +181,8 @@ def restore(
             optimizer.load_state_dict(state["optimizer"])
             for name, part in parts.items():
                 part.load_saved_states(state["parts"][name])
-            torch.set_rng_state(state["random"])
             step = int(document["step"])
-            progress = Progress(step, bool(document["finished"]), dict(document["facts"]))
+            progress = Progress(step, dict(document["facts"]))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: holds something else than the state of this run ({type(error).__name__});"

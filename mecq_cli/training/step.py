@@ -89,9 +89,10 @@ class TrainingStep:
         self.task = task
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.processes = processes
-        self.two_views = recipe.mec_weight > 0 and recipe.mec_views == 2
-        needed = recipe.distill_weight > 0 or self.two_views
-        self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = teacher if needed else None
+        self.two_views = recipe.has_two_views
+        self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = (
+            teacher if recipe.has_teacher else None
+        )
         self.regularizer = EntropyRegularizer(recipe.mec)
         self.followers: tuple[Follower, ...] = ()
         self.limit = StepLimit(model, optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.tasks.base import Task
+from mecq_cli.training.lowering import fewest_bits, stages
 from mecq_cli.training.recipe import Recipe
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.job import Job
@@ -49,13 +50,14 @@ def describe(job: Job, model: QuantizedModel) -> None:
         if recipe.total_steps
         else "post-training quantization, no training"
     )
+    first = stages(recipe, fewest_bits(model))[0]
     extras = [
         "distillation" if recipe.distill_weight else "",
         _weighed(job),
         "bf16" if recipe.bf16 else "",
         f"average of {recipe.ema:g}" if recipe.ema else "",
         "oscillations frozen" if recipe.freeze_oscillations else "",
-        f"bits lowered from {recipe.lower_from}" if recipe.lower_from else "",
+        f"bits lowered from {first.bits}" if first.bits else "",
         {"model": "compiled", "quantizers": "compiled quantizers"}.get(recipe.compile, ""),
         f"{job.processes.count} processes" if job.processes.count > 1 else "",
         f"{recipe.accumulate} micro-batches" if recipe.accumulate > 1 else "",

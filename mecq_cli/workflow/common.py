@@ -130,7 +130,7 @@ def artifact_metadata(
         config: of the run.
         wbits: bits of a weight, the average where a target allotted them.
     """
-    # Named where it is not the default only: an LSQ network gives the bytes it always gave.
+    # "lsq" is what an artifact has that names none.
     named: dict[str, Any] = {} if config.quantizer == "lsq" else {"quantizer": config.quantizer}
     if config.allotted:
         keys = ("target_avg_bits", "target_size", "sensitivity")

@@ -8,6 +8,7 @@ from mecq_cli.export import safetensors
 from mecq_cli.integerize import integerize
 from mecq_cli.runs import RUNS
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
+from mecq_cli.training.lowering import require_lowering
 from mecq_cli.training.recipe import make_optimizer
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.common import insert_quantizers
@@ -26,6 +27,7 @@ def dry_run(job: Job) -> dict[str, Any]:
             job.listener,
         )  # fmt: skip
     model = insert_quantizers(job.loaded, job.config)
+    require_lowering(model, job.recipe)
     integer = integerize(model, job.loaded.preprocessing.input_size, {})
     packed = len(safetensors.to_bytes(integer))
     return {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli import launch
-from mecq_cli.config import QuantizeConfig
+from mecq_cli.config import OF_BOTH_VIEWS, QuantizeConfig
 from mecq_cli.data import (
     SMALL,
     ImageDataset,
@@ -165,6 +165,11 @@ def open_job(
         config = config.model_copy(update={"distill": False})
     if loaded.weights == "random" and origins.get("mec_views", "default") == "default":
         # Features of a random network are no example to follow.
+        if config.mec_term in OF_BOTH_VIEWS:
+            raise UsageError(
+                f"--mec-term {config.mec_term} compares with the float model, whose weights are "
+                "random; leave it out, or give --mec-views fp+quantized too"
+            )
         sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
     config = _regularized(config, origins, task, listener)

@@ -44,7 +44,6 @@ def finish(
     """
     with job.phases("writing"):
         sizes = job.processes.from_first(lambda: _write_artifact(job, run, model))
-        trainer.progress.finished = True
         trainer.save()
     with job.phases("evaluation"):
         simulated = job.measured(model)

@@ -30,6 +30,7 @@ from mecq_cli.training import tracking
 from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
+from mecq_cli.training.lowering import require_lowering
 from mecq_cli.training.recipe import choose
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
@@ -112,13 +113,15 @@ def _quantize(
             pending = allot.is_pending(config)
             if pending:
                 _continue_allotment(job, run)
-            if pending or not config.resume:
+            begun = processes.from_first(lambda: config.resume and run.has_begun)
+            if not begun:
                 _store_settings(job, run)  # it can be continued already, if it is stopped here
             prepare_classifier(job, run)
             if pending:
                 _allot(job)
             job.config = resolved(job.config, job.recipe, job.task)
-            _store_settings(job, run)
+            if not begun:
+                _store_settings(job, run)
             return _work(job, run, command, started)
 
 
@@ -166,7 +169,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     channels_last(plain)
     teacher = None
     with deferring():
-        if recipe.total_steps and (recipe.distill_weight or recipe.mec_views == 2):
+        if recipe.total_steps and recipe.has_teacher:
             shape = job.loaded.preprocessing.input_size
             teacher = make_teacher(
                 plain, shape, taps_of(config), config.mec_grid, recipe,
@@ -176,6 +179,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
                 listener.note("the float model teaches by its integers of 8 bits")
         model = insert_quantizers(job.loaded, config).to(job.device)
         channels_last(model)
+    require_lowering(model, recipe)
     if job.allotment is not None:
         allot.tell(config, model, listener)
     describe(job, model)
@@ -215,6 +219,7 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
         same["weights"] = digest_of_weights(plain)
     if job.config.resume and trainer.resume():
         require_same(trainer.progress.facts, same)
+        _store_settings(job, run)  # of a run that is refused they stay as they were
         listener.note(f"resumed at step {trainer.progress.step}")
         return trainer.progress.step
     if job.recipe.total_steps:

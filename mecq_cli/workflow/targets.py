@@ -90,6 +90,11 @@ def _detected(runner: OrtRunner, images: Tensor) -> Tensor:
 def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:
     """The network of a run's last checkpoint, in evaluation mode."""
     config = run_config(run)
+    if config.lower_from and not run.summary.is_file():
+        raise UsageError(
+            f"{run.path}: its bits are lowered step by step (--lower-from), and may not be those "
+            "of the result yet; finish it by mecq quantize --resume first"
+        )
     loaded, classes = load_float(config, folders)
     model: QuantizedModel = insert_quantizers(loaded, config)
     state.load_model(run.checkpoints, model)

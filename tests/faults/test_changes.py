@@ -52,7 +52,8 @@ def test_a_run_may_be_moved_and_carried_out_otherwise(
 def test_other_images_and_settings_are_refused(
     warm: Warm, short: Course, stopped: Path, tmp_path: Path
 ) -> None:
-    before = {path: path.read_bytes() for path in stopped.rglob("*.safetensors")}
+    kept = [*stopped.rglob("*.safetensors"), stopped / "config.toml"]
+    before = {path: path.read_bytes() for path in kept}
     data = Path(shutil.copytree(short.place / "data", tmp_path / "other"))
     image = data / "train" / "class0" / "003.png"
     image.rename(image.with_name("0003.png"))
@@ -65,7 +66,8 @@ def test_other_images_and_settings_are_refused(
         warm.run(*resume, "--lr", 0.1, cwd=tmp_path),
         "--lr: got 0.1", "was started with 0.05", "--resume may change", "--workers",
     )  # fmt: skip
-    assert before == {path: path.read_bytes() for path in stopped.rglob("*.safetensors")}
+    assert before == {path: path.read_bytes() for path in kept}
+    assert {*stopped.rglob("*.safetensors")} < {*kept}
 
 
 def test_other_weights_are_refused(warm: Warm, short: Course, tmp_path: Path) -> None:

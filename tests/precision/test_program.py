@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import milp
 
 from mecq_cli.errors import UsageError
-from mecq_cli.precision import CANDIDATES, Choice, Solution, Target, allot, average_bits, solve
+from mecq_cli.precision import (
+    CANDIDATES,
+    Choice,
+    Solution,
+    Target,
+    allot,
+    average_bits,
+    solve,
+)
 
 
 def layer(
@@ -52,6 +63,20 @@ def test_a_large_network_takes_no_time_and_is_solved_to_the_end() -> None:
     found = solve(values, weights, int(2.5 * sizes.sum()), time_limit=30)
     assert found.optimal
     assert 0.999 * 2.5 * sizes.sum() < found.weight <= 2.5 * sizes.sum()
+
+
+def test_how_far_it_is_from_the_optimum_may_not_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the time is over before there is a bound."""
+    values, weights = [[3.0, 2.0, 0.0]] * 4, [[1, 2, 4]] * 4
+
+    def unbounded(*args: Any, **kwargs: Any) -> Any:
+        result = milp(*args, **kwargs)
+        result.status, result.mip_gap = 1, math.inf
+        return result
+
+    monkeypatch.setattr("mecq_cli.precision.program.milp", unbounded)
+    found = solve(values, weights, 9)
+    assert (found.optimal, found.gap) == (False, None)
 
 
 def test_the_tightest_budget_and_one_below_it() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mecq_cli.quantizers import Kernels, round_backward, round_forward
 from mecq_cli.quantizers.binary import PASSING, BinaryWeight
-from mecq_cli.quantizers.rounding import PLAIN, QUICK, QUICK_SOFT, SOFT, fake_quantize
+from mecq_cli.quantizers.rounding import PLAIN, QUICK, QUICK_SOFT, SOFT, fake_quantize, quicker
 from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 DENSE = Kernels(round_forward, round_backward, dense=True)
@@ -81,7 +81,7 @@ def test_a_quantizer_stays_quick_when_its_bits_are_lowered() -> None:
     weight, activation = BinaryWeight(1, 4), SoftEndsActivation(1)
     for quantizer in (weight, activation):
         quantizer.use_bits(4)
-        quantizer.quicken()
+        quantizer.quicken(quicker)
     assert weight.kernels is activation.kernels is QUICK
     for quantizer in (weight, activation):
         quantizer.use_bits(2)

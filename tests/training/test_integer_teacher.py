@@ -114,6 +114,20 @@ def test_it_computes_what_the_integer_network_does() -> None:
     assert step < 0.05  # sums of adds are rounded once instead of twice, and nothing else
 
 
+def test_an_activation_in_front_of_an_add_is_kept() -> None:
+    class Clipped(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.relu6(self.norm(self.stem(x)))
+            x = x + torch.relu(self.pointwise(x))
+            logits: Tensor = self.fc(self.down(x).mean((2, 3)))
+            return logits
+
+    torch.manual_seed(0)
+    fp, x = Clipped().eval().requires_grad_(False), images()
+    _, error = quick_teacher(fp, SHAPE, TAPS, 1, [x])
+    assert error <= LARGEST_ERROR
+
+
 def test_other_batches_and_values_that_are_read_again() -> None:
     """The add takes over memory that others may read; a last batch is smaller."""
     fp, x = network(), images()

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from mecq_cli.config import QuantizeConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.insertion import BitPlan, insert
-from mecq_cli.quantizers import UniformWeight
+from mecq_cli.quantizers import QUANTIZERS, Quantizer, UniformWeight
 from mecq_cli.sites import ProductSite
 from mecq_cli.training import averaging, oscillation, state
 from mecq_cli.training.averaging import WeightAverage
-from mecq_cli.training.lowering import Stage, raise_bits
+from mecq_cli.training.lowering import Stage, require_lowering
 from mecq_cli.training.oscillation import OscillationFreezing
+from mecq_cli.training.recipe import choose
 from tests.exactness import float_network
 from tests.training.test_loop import Recorder, trainer
 
@@ -111,11 +113,23 @@ def test_stopped_at_the_begin_of_a_stage(tmp_path: Path) -> None:
         assert torch.equal(value, wanted[name]), name
 
 
-def test_quantizers_that_know_their_own_bits_only_say_so() -> None:
-    plan = BitPlan(2, 2, quantizer="dorefa")
-    model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), plan)
-    with pytest.raises(UsageError, match=r"--lower-from: the bits of DorefaWeight cannot"):
-        raise_bits(model, 4)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_quantizers_that_know_their_own_bits_only_say_so(name: str) -> None:
+    """The message names those that can."""
+    model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(2, 2, quantizer=name))
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    before = [q.kernels for q in quantizers]
+    recipe = choose(
+        QuantizeConfig(model="m", wbits=2, abits=2, data="d", lower_from=4, epochs=10), 10, 8,
+        torch.device("cpu"),
+    )  # fmt: skip
+    if name in ("auto", "lsq", "lsq+", "lsq-mid-rise", "ewgs"):
+        require_lowering(model, recipe)
+        assert [q.kernels for q in quantizers] == before
+        return
+    with pytest.raises(UsageError, match=r"--lower-from: the bits of \w+ cannot") as caught:
+        require_lowering(model, recipe)
+    assert "use --quantizer auto, lsq, lsq+, lsq-mid-rise or ewgs, or" in str(caught.value)
 
 
 def test_what_a_checkpoint_with_parts_takes_is_known_before(tmp_path: Path) -> None:

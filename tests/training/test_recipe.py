@@ -11,7 +11,9 @@ import torch
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.quantizers import Quantizer
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training.recipe import choose, default_batch_size, default_epochs, make_optimizer
+from mecq_cli.workflow.chosen import resolved
 from tests.exactness import float_network
 
 CPU = torch.device("cpu")
@@ -34,6 +36,22 @@ def test_given_values_are_taken() -> None:
     recipe = choose(config(epochs=2, lr=0.3, weight_decay=0.1, warmup_epochs=0.5), 10, 32, CPU)
     assert (recipe.lr, recipe.weight_decay, recipe.warmup_steps) == (0.3, 0.1, 5)
     assert choose(config(distill=False), 10, 32, CPU).distill_weight == 0
+
+
+def test_what_a_run_stores_of_the_warmup_gives_the_same_steps() -> None:
+    for per_epoch in range(1, 500):
+        chosen = choose(config(recipe="standard"), per_epoch, 32, CPU)
+        stored = resolved(config(), chosen, CLASSIFICATION)
+        again = choose(stored, per_epoch, 32, CPU)
+        assert again.warmup_steps == chosen.warmup_steps
+
+
+def test_the_float_model_teaches_where_something_reads_it() -> None:
+    assert choose(config(), 10, 32, CPU).has_teacher
+    assert choose(config(mec_weight=0.0), 10, 32, CPU).has_teacher
+    assert choose(config(distill=False), 10, 32, CPU).has_teacher
+    assert not choose(config(distill=False, mec_weight=0.0), 10, 32, CPU).has_teacher
+    assert not choose(config(distill=False, mec_views="quantized"), 10, 32, CPU).has_teacher
 
 
 def test_the_default_rate_follows_the_batch() -> None:

@@ -73,7 +73,9 @@ def add_allotment(table: Table, allotment: Document | None) -> None:
     table.add_row("weights", f"{reached} (target: {plain(asked)})")
     if allotment.get("seconds") is None:
         return
-    proven = "the optimum" if allotment["optimal"] else f"within {100 * allotment['gap']:.2g} %"
+    gap = allotment["gap"]
+    proven = "not proven to be the optimum" if gap is None else f"within {100 * gap:.2g} %"
+    proven = "the optimum" if allotment["optimal"] else proven
     table.add_row(
         "allotted by",
         f"{allotment['sensitivity']}, {proven}; {allotment['images']} images, "
