@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mecq_cli.cli.common import DebugFlag, JsonFlag
+from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag
 
 
 def models(
@@ -19,6 +19,7 @@ def models(
         ),
     ] = None,
     as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
     """Example: [bold]mecq models efficientnet[/bold]

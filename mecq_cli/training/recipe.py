@@ -32,7 +32,11 @@ TOKEN_WEIGHT_DECAY = 1e-2
 FREEZE_OSCILLATIONS = {Family.DEPTHWISE: 0.02}
 """By family, where it is not 0. An output of a depthwise layer depends on few weights."""
 
-MEC_DEFAULTS = {"divergence": (300.0, 0.1), "entropy": (1.0, 1.0), "one view": (0.1, 0.0)}
+MEC_DEFAULTS = {
+    "divergence": (300.0, 0.1),
+    "alignment": (30.0, 1.0),  # as strong as it is in the former
+    "one view": (0.1, 0.0),
+}
 """Weight of the regularizer and of the alignment in it, by its term (docs/method.md)."""
 
 COMPILE_MODEL_FROM = 600

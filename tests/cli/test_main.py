@@ -344,10 +344,6 @@ def test_a_result_is_a_table_and_the_next_command(
         assert text in output.out
     assert output.err == "next: mecq export runs/x\n"
 
-    replace("quantize", lambda *_: {**SUMMARY, "finished": False, "top1": None})
-    assert run(QUANTIZE) == 0
-    assert capsys.readouterr().err == "next: mecq quantize --resume --output runs/x\n"
-
     replace("quantize", lambda *_: {**SUMMARY, "top1": 80.0})
     assert run(QUANTIZE) == 0
     assert capsys.readouterr().err == (
@@ -355,6 +351,16 @@ def test_a_result_is_a_table_and_the_next_command(
         "--abits 4 (the file stays as small), --wbits 3, or --target-avg-bits 2.5\n"
         "next: mecq export runs/x\n"
     )
+
+    allotment = {
+        "target_avg_bits": 2.0, "target_size": None, "average_bits": 2.0, "weight_bytes": 70_000,
+        "sensitivity": "coding", "optimal": False, "gap": None, "images": 64, "seconds": 5.0,
+    }  # fmt: skip
+    replace("quantize", lambda *_: {**SUMMARY, "top1": 80.0, "allotment": allotment})
+    assert run(QUANTIZE) == 0
+    output = capsys.readouterr()
+    assert "coding, not proven to be the optimum; 64 images" in output.out
+    assert "--abits 4 (the file stays as small), a larger target\n" in output.err
 
     replace("quantize", lambda *_: {**SUMMARY, "fp_top1": 33.33, "fp_trained": False})
     assert run(QUANTIZE) == 0

@@ -16,13 +16,15 @@ _CODE = re.compile(r"^```.*?^```|^(?: {4}|\t).*$|`[^`\n]*`", re.M | re.S)
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub and the site make them."""
+    """Of the headings, where GitHub and the site make the same of them."""
     found = set()
     for heading in re.findall(
         r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M
     ):
-        words = re.sub(r"[^\w\- ]", "", re.sub(r"[`*]|\]\(.*?\)", "", heading).lower())
-        found.add(words.strip().replace(" ", "-"))
+        words = re.sub(r"[^\w\- ]", "", re.sub(r"[`*]|\]\(.*?\)", "", heading).lower()).strip()
+        on_github, on_site = words.replace(" ", "-"), re.sub(r"[-\s]+", "-", words)
+        if on_github == on_site:
+            found.add(on_github)
     return found
 
 
