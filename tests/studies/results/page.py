@@ -45,14 +45,23 @@ def filled(text: str, folder: Path) -> str:
 
 
 def _compare(table: Table, records: Sequence[Record]) -> Iterable[str]:
-    more = " weights, kB |" if table.sizes else ""
+    more = " divergence | weights, kB |" if table.finely else ""
     yield f"| bits | arm | seeds | mean | spread | drop from FP | minutes |{more}"
-    yield f"|---|---|---|---|---|---|---|{'---|' if more else ''}"
+    yield f"|---|---|---|---|---|---|---|{'---|---|' if more else ''}"
     for bits, arms in table.arms.items():
         for arm in arms:
             mine = _of(records, bits, arm.name)
             cells = f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
-            yield f"{cells} {_size(mine)} |" if more else cells
+            yield f"{cells} {_divergence(mine)} | {_size(mine)} |" if more else cells
+
+
+def _divergence(records: Sequence[Record]) -> str:
+    """From the float model, the mean over the seeds with their spread, in nats."""
+    if not records:
+        return ""
+    found = [float(r["divergence"]) for r in records]
+    spread = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.4f}{spread}"
 
 
 def _size(records: Sequence[Record]) -> str:

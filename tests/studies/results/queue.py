@@ -26,6 +26,7 @@ from mecq_cli.locks import exclusive_lock
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.machine import cpu_name
 from mecq_cli.workflow.quantize import quantize
+from tests.studies.results.divergence import divergence_of
 from tests.studies.results.tables import Job, Table, jobs
 
 TUNING_PART = 0.1
@@ -126,7 +127,11 @@ def run(job: Job, place: Place, listener: Listener) -> dict[str, Any]:
     if job.arm.peer:
         return _run_peer(job, place)
     torch._dynamo.reset()  # each run compiles its own network
-    summary = quantize(config_of(job, place), {}, listener, splits=splits(job.table, place.data))
+    config, parts = config_of(job, place), splits(job.table, place.data)
+    summary = quantize(config, {}, listener, splits=parts)
+    if job.table.finely:
+        artifact = place.work / job.key / "model.safetensors"
+        summary["divergence"] = divergence_of(artifact, config, parts[1])
     if job.table.keep_artifact and job.seed == job.table.seeds[0]:
         wbits, abits = job.bits
         name = f"{job.table.model}-w{wbits}a{abits}"
@@ -173,7 +178,8 @@ def _keep(job: Job, summary: Mapping[str, Any]) -> None:
         "python": sys.version.split()[0],
         "cpu": cpu_name(),
     }
-    if job.table.sizes:
+    if job.table.finely:
+        record["divergence"] = round(summary["divergence"], 5)
         record["weight_bytes"] = summary["sizes"]["ideal_bytes"]
     path = record_of(job)
     path.parent.mkdir(parents=True, exist_ok=True)

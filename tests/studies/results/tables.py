@@ -44,7 +44,8 @@ class Table:
         longer: epochs of the bits that get more.
         per_class: training images of each class; None: all.
         keep_artifact: the integer model of the first seed is kept in docs/results.
-        sizes: the table says how large the weights are.
+        finely: the table says how far the outputs are from the float model's, and how large the
+            weights are, too.
         tune: what is reported on are images held out of train, so that choices can be made.
         settings: of all arms, of ours and of those they are compared with.
     """
@@ -59,7 +60,7 @@ class Table:
     longer: Mapping[Bits, int] = field(default_factory=dict)
     per_class: int | None = None
     keep_artifact: bool = False
-    sizes: bool = False
+    finely: bool = False
     tune: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -207,7 +208,7 @@ MIXED = Table(
     },
     seeds=(0, 1, 2),
     epochs=2,
-    sizes=True,
+    finely=True,
     tune=True,
 )
 
@@ -255,7 +256,7 @@ MIXED_LITE0 = replace(
         ),
         (3, 4): (_allotted(3)[0], Arm("uniform")),
     },
-    sizes=True,
+    finely=True,
 )
 
 VIT = Table(
