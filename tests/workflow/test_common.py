@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mecq_cli.config import QuantizeConfig, to_toml
 from mecq_cli.errors import ArtifactError, EnvironmentFailure, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
 from mecq_cli.workflow.common import eval_batch_size, pick_device
 from mecq_cli.workflow.targets import (
     data_of,
+    open_simulator,
     preprocessing_of,
     require_artifact,
     run_config,
@@ -51,3 +53,10 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
 def test_an_artifact_without_preprocessing(metadata: dict[str, object]) -> None:
     with pytest.raises(ArtifactError, match=r"a\.onnx: says nothing of its preprocessing"):
         preprocessing_of(metadata, Path("a.onnx"))
+
+
+def test_a_simulator_with_bits_that_are_not_lowered_yet_is_refused(tmp_path: Path) -> None:
+    config = QuantizeConfig(model="resnet20_cifar", wbits=2, abits=2, data="d", lower_from=4)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    with pytest.raises(UsageError, match="lowered step by step .* finish it by"):
+        open_simulator(RunFolder(tmp_path), ("a", "b"), torch.device("cpu"))
