@@ -58,5 +58,5 @@ def test_an_artifact_without_preprocessing(metadata: dict[str, object]) -> None:
 def test_a_simulator_with_bits_that_are_not_lowered_yet_is_refused(tmp_path: Path) -> None:
     config = QuantizeConfig(model="resnet20_cifar", wbits=2, abits=2, data="d", lower_from=4)
     (tmp_path / "config.toml").write_text(to_toml(config))
-    with pytest.raises(UsageError, match="lowered step by step .* finish it by"):
+    with pytest.raises(UsageError, match=r"lowered step by step .* finish it by"):
         open_simulator(RunFolder(tmp_path), ("a", "b"), torch.device("cpu"))
