@@ -33,4 +33,5 @@ def test_statistics_are_kept_where_the_norm_keeps_them(tracks: bool) -> None:
     torch.testing.assert_close(both(x), plain(x))
     torch.testing.assert_close(both.running_mean, plain.running_mean)
     torch.testing.assert_close(both.running_var, plain.running_var)
+    assert both.running_mean is not None
     assert bool(both.running_mean.any()) is tracks
