@@ -163,6 +163,12 @@ def test_images_without_any_box_cannot_be_measured() -> None:
         metric.measured(1, [])
 
 
+def test_images_with_crowds_alone_cannot_be_measured() -> None:
+    metric = precision([([[*BOX, 0.9, 1]], [[1, *BOX, 1]])])
+    with pytest.raises(DataError, match="no boxes in the 1 images"):
+        metric.measured(1, [])
+
+
 def test_a_library_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(**_: object) -> None:
         raise ModuleNotFoundError("pycocotools")

@@ -10,6 +10,8 @@ from mecq_cli.errors import Interrupted, MecqError
 from mecq_cli.memory import is_out_of_memory, out_of_memory
 
 _DISK = {
+    errno.EACCES: "no permission to read or to write there",
+    errno.EPERM: "it is not permitted",
     errno.ENOSPC: "no space is left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would be larger than the limit allows",

@@ -86,8 +86,7 @@ class PlainListener(QuietListener):
             return
         now = self._clock()
         row = state.reach(done, now, row)
-        measured = row.get("top1") is not None
-        if measured or now - state.told >= PLAIN_INTERVAL:
+        if now - state.told >= PLAIN_INTERVAL:
             state.told = now
             self._say("  ".join(filter(None, (state.progress(now), row_text(row)))))
 
@@ -106,7 +105,6 @@ class LiveListener(QuietListener):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._row: Mapping[str, Any] = {}
-        self._top1: float | None = None
         self._curves: dict[str, Sparkline] = {}
         self._tasks: dict[str, tuple[TaskID, _Task]] = {}
         self._progress = Progress(
@@ -147,9 +145,6 @@ class LiveListener(QuietListener):
             self._row = row
             for key, value in _followed(row).items():
                 self._curves.setdefault(key, Sparkline()).add(value)
-            if row.get("top1") is not None:
-                self._top1 = row["top1"]
-                self._say(row_text(row))
 
     def finish(self, task: str) -> None:
         handle, state = self._tasks.pop(task, (None, None))
@@ -163,8 +158,7 @@ class LiveListener(QuietListener):
         row = self._row
         if not row:
             return self._progress
-        shown = {**row, "top1": self._top1} if self._top1 is not None else row
-        return Group(self._progress, self._table(shown))
+        return Group(self._progress, self._table(row))
 
     def _table(self, row: Mapping[str, Any]) -> Table:
         """Left what is followed over the steps, with its curve; right what is told once."""
@@ -217,8 +211,6 @@ def _told(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("step", f"{1000 * row['seconds']:.0f} ms"))
         if _waits(row):
             rows.append(("wait for images", f"{1000 * row['data_seconds']:.0f} ms"))
-    if row.get("top1") is not None:
-        rows.append(("top-1", f"{row['top1']:.2f} %"))
     return rows
 
 
@@ -281,10 +273,7 @@ def row_text(row: Mapping[str, Any]) -> str:
         parts.append(f"H {sum(lengths.values()) / len(lengths):.1f}")
     if row.get("lr") is not None:
         parts.append(f"lr {row['lr']:.2g}")
-    if row.get("top1") is not None:
-        parts.append(f"top-1 {row['top1']:.2f} %")
-    else:
-        parts += [f"train {row[key]:.1f} %" for key in _TRAINED if row.get(key) is not None]
+    parts += [f"train {row[key]:.1f} %" for key in _TRAINED if row.get(key) is not None]
     if row.get("seconds") is not None:
         parts.append(f"{1000 * row['seconds']:.0f} ms")
         if _waits(row):

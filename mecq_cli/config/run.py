@@ -227,6 +227,8 @@ class QuantizeConfig(Settings):
                 f"--mec-term {self.mec_term} compares with the float model: it needs --mec-views "
                 "fp+quantized"
             )
+        if self.mec_term == "centring" and self.mec_views != "quantized":
+            raise ValueError("--mec-term centring is of one view: it needs --mec-views quantized")
         return self
 
 

@@ -97,7 +97,11 @@ class HuggingFace:
     def _rows(self, split: str) -> Any:
         if self._saved():
             loaded = self._load()
-            return loaded if split == FLAT else loaded[split]
+            if split != FLAT:
+                return loaded[split]
+            if isinstance(loaded, dict):
+                return self._library.concatenate_datasets(list(loaded.values()))
+            return loaded
         if split == FLAT:
             return self._library.concatenate_datasets(
                 list(self._library.load_dataset(self.where).values())
@@ -130,9 +134,13 @@ class HuggingFace:
 
     def _labels(self, dataset: Any, column: str) -> tuple[Indices, tuple[str, ...]]:
         feature = dataset.features[column]
-        values = np.array(
-            dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-        )
+        rows = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        if any(row is None or isinstance(row, (list, dict)) for row in rows):
+            raise DataError(
+                f"column {column!r} of {self.where!r} has rows without a label or with several; "
+                "choose another split, or drop those rows"
+            )
+        values = np.array(rows)
         if getattr(feature, "dtype", "") == "string":
             names, numbers = np.unique(values, return_inverse=True)
             return numbers.astype(np.int64), tuple(map(str, names))

@@ -69,6 +69,11 @@ class ItemFiles:
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         if not isinstance(image, Image.Image):
             raise DataError(f"{self.name(index)}: {described(image)} among images of other kinds")
+        if image.mode in ("I", "F"):
+            raise DataError(
+                f"{self.name(index)}: a Pillow image of mode {image.mode}, of unknown range; "
+                "convert it to RGB, L or I;16"
+            )
         return to_rgb(image)
 
     def _open(self, index: int) -> BinaryIO:
@@ -232,7 +237,7 @@ def _is_rgb(image: object) -> bool:
 def _labels(items: Any) -> Indices | None:
     """All labels, where the data set has them at hand; None where each image has to be made."""
     if isinstance(items, TensorDataset) and len(items.tensors) == 2:
-        return np.asarray(items.tensors[1], np.int64)
+        return _whole(np.asarray(items.tensors[1]), len(items))
     if isinstance(items, Subset):
         whole = _labels(items.dataset)
         return None if whole is None else whole[np.asarray(items.indices, np.int64)]
@@ -240,8 +245,12 @@ def _labels(items: Any) -> Indices | None:
     targets = getattr(items, "targets", None)
     if getattr(items, "target_transform", None) is not None or targets is None:
         return None
-    labels = np.asarray(targets)
-    fits = labels.shape == (len(items),) and labels.dtype.kind in "iu"
+    return _whole(np.asarray(targets), len(items))
+
+
+def _whole(labels: np.ndarray[Any, Any], count: int) -> Indices | None:
+    """Labels that are a whole number for each image."""
+    fits = labels.shape == (count,) and labels.dtype.kind in "iu"
     return labels.astype(np.int64) if fits else None
 
 

@@ -21,6 +21,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -87,19 +88,24 @@ class Shards:
     def __post_init__(self) -> None:
         self._paths = tuple(_find(self.where))
 
+    @cached_property
+    def _inner(self) -> set[str]:
+        """Splits inside of a lone file; they tell more than its name."""
+        return _inner_splits(_members(self._paths[0])) if len(self._paths) == 1 else set()
+
     def splits(self) -> tuple[str, ...]:
         """Which of train, val, validation and test are there, in this order."""
-        found = {_split_of(path) for path in self._paths}
-        if found == {None} and len(self._paths) == 1:
-            found = set(_inner_splits(_members(self._paths[0])))
-        return tuple(name for name in _SPLITS if name in found)
+        named = {_split_of(path) for path in self._paths}
+        return tuple(name for name in _SPLITS if name in (self._inner or named))
 
     def open(self, split: str) -> Split:
         """List the images of ``split``; `FLAT` means all, where no splits are told apart."""
-        paths = [path for path in self._paths if split in (FLAT, _split_of(path))]
-        inner = not paths and len(self._paths) == 1 and split in self.splits()
-        if inner:
-            paths = list(self._paths)
+        inner = split in self._inner
+        paths = [
+            path
+            for path in self._paths
+            if split == FLAT or (inner if self._inner else split == _split_of(path))
+        ]
         if not paths:
             there = ", ".join(self.splits()) or "no file named after one"
             raise DataError(f"{self.where!r} has no split {split!r} (it has {there})")
@@ -133,10 +139,12 @@ class _Index:
         members = _members(path)
         if not members:
             raise DataError(f"tar file {path!r} holds no files; add images to it or remove it")
+        if inner is not None:
+            members = [member for member in members if _inner_split(member) == inner]
         if any(_ending(member) in _LABELS for member in members):
             labelled = _samples(path, members)
         else:
-            labelled = _by_folder(path, members, inner)
+            labelled = _by_folder(path, members)
         for member, label in labelled:
             self.names.append(member.name)
             self.places.append((number, member.offset, member.size))
@@ -193,8 +201,7 @@ def _find(where: str) -> Iterator[str]:
 def _split_of(path: str) -> str | None:
     """The split that a word of the name, or the folder, says."""
     place = Path(path)
-    words = re.split(r"[^a-z]+", place.stem.lower())
-    return next((name for name in _SPLITS if name in (*words, place.parent.name)), None)
+    return next((name for name in _SPLITS if name in (*_words(path), place.parent.name)), None)
 
 
 def _members(path: str) -> list[_Member]:
@@ -292,16 +299,12 @@ def _label(path: str, member: _Member) -> str | int:
     return value
 
 
-def _by_folder(
-    path: str, members: list[_Member], inner: str | None
-) -> Iterator[tuple[_Member, str]]:
+def _by_folder(path: str, members: list[_Member]) -> Iterator[tuple[_Member, str]]:
     """The images below class folders; the path of a class begins behind the split's folder."""
     folders = [member.folders for member in members]
     start = _common_depth(folders)
     for member, parts in zip(members, folders, strict=True):
         at = next((n for n, part in enumerate(parts) if part in _SPLITS), None)
-        if inner is not None and (at is None or parts[at] != inner):
-            continue
         below = parts[start:] if at is None else parts[at + 1 :]
         if not is_image(member.base):
             raise DataError(f"tar file {path!r}: {member.name!r} is no image; leave it out")
@@ -329,12 +332,15 @@ def _common_depth(folders: list[tuple[str, ...]]) -> int:
     return depth
 
 
-def _inner_splits(members: list[_Member]) -> Iterator[str]:
-    """The first part of each path that is the name of a split."""
-    for member in members:
-        name = next((part for part in member.folders if part in _SPLITS), None)
-        if name is not None:
-            yield name
+def _inner_splits(members: list[_Member]) -> set[str]:
+    """The splits that the files lie in; none where some lie elsewhere: a class may be "train"."""
+    names = {_inner_split(member) for member in members}
+    return set() if None in names else {str(name) for name in names}
+
+
+def _inner_split(member: _Member) -> str | None:
+    """The first part of its path that is the name of a split."""
+    return next((part for part in member.folders if part in _SPLITS), None)
 
 
 def _class_names(path: str) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.data.order import Purpose, permutation
 from mecq_cli.errors import DataError, UsageError
+from mecq_cli.layout import FLAT
 
 Indices = NDArray[np.int64]
 
@@ -179,8 +180,7 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held[members[permutation(len(members), Purpose.HOLD_OUT, seed, label)[:count]]] = True
     rest, aside = np.flatnonzero(~held), np.flatnonzero(held)
-    # "." is the name of images without splits.
-    name = "held out" if split.name == "." else f"{split.name} (held out)"
+    name = "held out" if split.name == FLAT else f"{split.name} (held out)"
     return split.take(rest), split.take(aside, name)
 
 

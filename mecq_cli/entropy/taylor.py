@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,19 +9,10 @@ from torch import Tensor
 
 from mecq_cli.entropy import exact
 from mecq_cli.entropy.base import Answer, coded, gram, largest_eigenvalue_bound
+from mecq_cli.entropy.series import MatrixFunction
 from mecq_cli.errors import NumericError, UsageError
 
 OnDivergence = Literal["error", "exact"]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """f'(K) as a matrix [..., s, s]."""
-
-    matrix: Tensor
-
-    def apply(self, a: Tensor) -> Tensor:
-        return self.matrix @ a
 
 
 def taylor_coding_length(
@@ -109,4 +99,4 @@ def expand(powers: list[Tensor], order: int) -> Answer:
     if rest > 0:
         high = sum(((-1.0) ** j * terms[j] for j in range(rest)), torch.zeros_like(k))
         low = low + (-1.0) ** h * powers[-1] @ high
-    return Answer(value.to(k.dtype), Matrix(low))
+    return Answer(value.to(k.dtype), MatrixFunction(low))

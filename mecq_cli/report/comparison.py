@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mecq_cli.report import figures, html
+from mecq_cli.report.curves import PANELS
 from mecq_cli.report.html import percent, signed, size, text
 from mecq_cli.tasks.figures import FIGURES
 
@@ -107,16 +108,9 @@ def setting(value: Any) -> str:
 
 def _training(trainings: Sequence[Document], called: Sequence[str]) -> Iterator[str]:
     yield html.legend(figures.legend(called))
-    panels = [
-        ("loss_task", "Task loss", ""),
-        ("loss_mec", "Entropy term", ""),
-        *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
-        ("lr", "Learning rate", ""),
-        ("seconds", "Time of a step", "s"),
-    ]
     known = [training.get("curves", {}) for training in trainings]
     drawn = []
-    for key, title, unit in panels:
+    for key, title, unit in PANELS:
         series = {n: c[key] for n, c in zip(called, known, strict=True) if key in c}
         if series:
             picture = figures.curves(f"curve-{key.replace('_', '-')}", title, series, unit, called)

@@ -25,6 +25,15 @@ KEYS = {
 }
 """What is drawn of a row, and its name."""
 
+PANELS = (
+    ("loss_task", "Task loss", ""),
+    ("loss_mec", "Entropy term", ""),
+    *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
+    ("lr", "Learning rate", ""),
+    ("seconds", "Time of a step", "s"),
+)
+"""The pictures of them: key, title, unit."""
+
 _EXACT = ("lr",)
 """Without noise, so there is nothing to smooth."""
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from mecq_cli.report import figures, html
 from mecq_cli.report.answers_page import answers_section
+from mecq_cli.report.curves import PANELS
 from mecq_cli.report.html import number, percent, signed, size, text
 from mecq_cli.report.layers_page import histograms_section, layers_section
 from mecq_cli.report.pictures_page import pictures_section
-from mecq_cli.tasks.figures import CLASSIFY, FIGURES, figures_of
+from mecq_cli.tasks.figures import CLASSIFY, figures_of
 
 Document = Mapping[str, Any]
 
@@ -158,15 +159,8 @@ def _training(training: Document) -> Iterator[str]:
         + '.</p><p class="soft">Thin lines: steps, or means of neighbouring ones. Thick lines: '
         "means of the last 5 % of all steps.</p>"
     )
-    panels = [
-        ("loss_task", "Task loss", ""),
-        ("loss_mec", "Entropy term", ""),
-        *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
-        ("lr", "Learning rate", ""),
-        ("seconds", "Time of a step", "s"),
-    ]
     drawn = []
-    for key, title, unit in panels:
+    for key, title, unit in PANELS:
         one = curves.get(key)
         if one is None or (key == "loss_mec" and not any(one["value"])):
             continue

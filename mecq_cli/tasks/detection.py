@@ -215,7 +215,7 @@ class _Precision:
 
     def measured(self, images: int, sums: Sequence[float]) -> Measured:
         answers, there = torch.cat(self._answers), torch.cat(self._boxes)
-        if not len(there):
+        if not bool((there[:, 1 + boxes.CROWD] == 0).any()):
             raise DataError(
                 f"there are no boxes in the {images} images to evaluate on, so no precision; add "
                 "images with boxes, or hold more out"

@@ -342,8 +342,9 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
     found = None
     if is_detector(own):
         own = outputs_only(own)
-        found = detector_of(own, (size[1], size[2]))
     try:
+        if is_detector(model):
+            found = detector_of(own, (size[1], size[2]))
         with torch.no_grad():
             logits = own(torch.zeros(1, *size))
     except Exception as error:  # whatever a program's module may raise

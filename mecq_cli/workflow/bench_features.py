@@ -66,9 +66,13 @@ def bench_features(
     configs = [run_config(run) for run in runs]
     first = configs[0]
     for name, config in zip(targets, configs, strict=True):
-        if (config.model, config.data) != (first.model, first.data):
-            raise UsageError(f"{name}: is of another model or data than {targets[0]}")
+        if _measured_on(config) != _measured_on(first):
+            raise UsageError(
+                f"{name}: is of another model, checkpoint, data, image size or held out part than "
+                f"{targets[0]}"
+            )
     splits = open_training(first.data, first.val_split, first.seed)
+    torch.manual_seed(first.seed)
     loaded, classes = load_float(first, splits[0].classes, runs[0])
     parts = [_part(split, images, loaded, classes) for split in splits]
     fp = insert(
@@ -91,6 +95,19 @@ def _run(name: str) -> RunFolder:
     if target.run is None or not target.run.summary.exists():
         raise UsageError(f"{name}: is no finished run")
     return target.run
+
+
+def _measured_on(config: QuantizeConfig) -> tuple[Any, ...]:
+    """What the runs must have in common: the float model and the images."""
+    return (
+        config.model,
+        config.checkpoint,
+        config.pretrained or config.seed,  # random weights are drawn by it
+        config.data,
+        config.img_size,
+        config.crop_pct,
+        config.val_split and (config.val_split, config.seed),
+    )
 
 
 def _coded(config: QuantizeConfig) -> QuantizeConfig:

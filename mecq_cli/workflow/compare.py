@@ -70,6 +70,8 @@ def _one(
     summary = read_summary(run)
     sizes = summary.get("sizes") or {}
     of = figures_of(summary)
+    if not summary.get("fp_trained", True):  # what such a network knows is no measure
+        summary = {key: value for key, value in summary.items() if not key.startswith("fp_")}
     fp, reached = summary.get(f"fp_{of.key}"), summary.get(of.key)
     keys = [key for o in FIGURES.values() for key in (f"fp_{o.key}", o.key)]
     training = curves.gather(rows)

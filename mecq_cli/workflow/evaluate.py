@@ -10,7 +10,7 @@ from torch import nn
 
 from mecq_cli.config import EvalConfig, QuantizeConfig
 from mecq_cli.data import Split, dataset_of
-from mecq_cli.errors import DataError, UsageError
+from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
 from mecq_cli.models.order import channels_last
@@ -22,6 +22,7 @@ from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
     Opened,
+    classes_of_split,
     evaluation_split,
     open_artifact,
     open_onnx,
@@ -49,14 +50,13 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     split = evaluation_split(settings, config.data, config.split, task)
     opened = stored or _with_weights(config, target, split, device)
     task = opened.task
-    classes = task.match_classes(
-        split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
-    )
-    stored_classes = opened.kind != "model" and not opened.imagenet
-    if stored_classes and not task.same_classes(classes, opened.classes):
-        raise DataError(
-            f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
-            f"{target.name} ({', '.join(opened.classes[:3])}, ...); give the --data it was made for"
+    if opened.kind == "model":  # whose classes are known by their number alone
+        classes = task.match_classes(
+            split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
+        )
+    else:
+        classes = classes_of_split(
+            split, task, opened.classes, target.name, imagenet=opened.imagenet, advice=_ADVICE
         )
     dataset = dataset_of(split, opened.preprocessing, classes.indices)
     measured = evaluate_on(

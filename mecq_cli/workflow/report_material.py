@@ -26,7 +26,13 @@ from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers
 from mecq_cli.workflow.float_model import load_float, restore_classifier
-from mecq_cli.workflow.targets import evaluation_split, preprocessing_of, settings_of, task_of
+from mecq_cli.workflow.targets import (
+    classes_of_split,
+    evaluation_split,
+    preprocessing_of,
+    settings_of,
+    task_of,
+)
 
 
 @dataclass
@@ -85,18 +91,17 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
     model = material.model = safetensors.load(run.artifact)
     preprocessing = material.preprocessing = preprocessing_of(model.metadata, run.artifact)
     task = material.task = task_of(model.metadata, run.artifact)
-    if asked.data is not None:  # named, so it has to be there
-        material.split = evaluation_split(config, asked.data, task=task)
-    else:
-        material.split = material.attempt(
-            "Answers, activations and verification need the images",
-            lambda: evaluation_split(config, None, task=task),
-        )
     names = tuple(str(name) for name in model.metadata.get("classes", ()))
-    material.classes = ClassMap(names, tuple(range(len(names))))
-    if material.split is not None:
-        imagenet = bool(model.metadata.get("imagenet", False))
-        material.classes = task.match_classes(material.split.classes, len(names), imagenet=imagenet)
+    imagenet = bool(model.metadata.get("imagenet", False))
+
+    def images() -> tuple[Split, ClassMap]:
+        split = evaluation_split(config, asked.data, task=task)
+        return split, classes_of_split(split, task, names, str(run.path), imagenet=imagenet)
+
+    needed = "Answers, activations and verification need the images"
+    # Named, they have to be there.
+    found = images() if asked.data is not None else material.attempt(needed, images)
+    material.split, material.classes = found or (None, ClassMap(names, tuple(range(len(names)))))
     if config is None:
         material.left_out.append("The float network: the folder holds an artifact and no settings.")
         return material

@@ -16,6 +16,7 @@ from typing import Any
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
+from mecq_cli.data.split import check_same_classes
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.storage import atomic_write
@@ -137,6 +138,7 @@ def _splits(study: Study) -> tuple[Split, Split]:
         train, held_out = hold_out(train, TUNING_PART, seed=0)
     else:
         held_out = open_evaluation(study.base.data)
+        check_same_classes(train, held_out)
     if study.per_class is not None:
         train = limit_per_class(train, study.per_class)
     return train, held_out

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mecq_cli.config import QuantizeConfig, from_toml
 from mecq_cli.data import Split
-from mecq_cli.errors import ArtifactError, UsageError
+from mecq_cli.errors import ArtifactError, DataError, UsageError
 from mecq_cli.export import safetensors
 from mecq_cli.export.onnx_detection import detections_of
 from mecq_cli.export.onnx_file import read
@@ -22,11 +22,13 @@ from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integerize import IntegerModule
+from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.settings import absolute_data
 from mecq_cli.tasks import registry
-from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.base import ADVICE, Task
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
 from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
@@ -157,9 +159,41 @@ def evaluation_split(
     Where the run had no folder of its own for that, those it held out of its training.
     """
     root = data_of(config, data)
-    if config is not None and root == config.data and config.val_split is not None and not split:
+    own = config is not None and absolute_data(root) == absolute_data(config.data)
+    if config is not None and own and config.val_split is not None and not split:
         return task.open_training(root, config.val_split, config.seed)[1]
     return task.open_evaluation(root, split)
+
+
+def classes_of_split(
+    split: Split,
+    task: Task,
+    known: tuple[str, ...],
+    name: str,
+    *,
+    imagenet: bool,
+    advice: str = ADVICE,
+) -> ClassMap:
+    """Which output of a stored model belongs to which class of a data set.
+
+    Args:
+        split: of the data set.
+        task: of the model.
+        known: names of the model's classes.
+        name: of the model, for messages.
+        imagenet: whether they are ImageNet's, by whose ids folders are matched.
+        advice: what to do about another number of classes.
+
+    Raises:
+        DataError: the data set has others.
+    """
+    classes = task.match_classes(split.classes, len(known), imagenet=imagenet, advice=advice)
+    if not imagenet and not task.same_classes(classes, known):
+        raise DataError(
+            f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
+            f"{name} ({', '.join(known[:3])}, ...); give the --data it was made for"
+        )
+    return classes
 
 
 def _described(kind: str, predict: Callable[[Tensor], Tensor], metadata: Any, path: Path) -> Opened:

@@ -18,6 +18,7 @@ from timm.data.readers import create_reader
 
 from mecq_cli.data import ImageDataset, Split, open_evaluation, open_split, open_training
 from mecq_cli.data.loader import train_batches
+from mecq_cli.data.sources import find_splits
 from mecq_cli.errors import DataError, EnvironmentFailure, MecqError, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 from tests.e2e.command import write_patterns
@@ -200,6 +201,31 @@ def test_a_tar_without_splits_is_held_out_of(photos: Path, tmp_path: Path) -> No
     assert not set(contents(train)) & set(contents(val))
     with pytest.raises(DataError, match="--val-split"):
         open_training(data)
+
+
+def test_splits_inside_of_a_lone_tar_tell_more_than_its_name(photos: Path, tmp_path: Path) -> None:
+    both = [(f"{s}/{n}", c) for s in ("train", "val") for n, c in images(photos, s)]
+    for name in ("photos_train_val.tar", "test/photos.tar"):
+        train, val = open_training(pack(tmp_path / name, both))
+        assert (len(train), len(val)) == (12, 6)
+        assert not set(contents(train)) & set(contents(val))
+
+
+def test_samples_in_folders_of_splits_stay_apart(photos: Path, tmp_path: Path) -> None:
+    members = [
+        (f"{split}/{name}", content)
+        for split in ("train", "val")
+        for name, content in samples(photos, split, lambda n: ("cls", str(n)))
+    ]
+    train, val = open_training(f"wds/{pack(tmp_path / 'all.tar', members)}")
+    assert (len(train), len(val)) == (12, 6)
+    assert not set(contents(train)) & set(contents(val))
+
+
+def test_a_class_may_be_called_as_a_split_is(photos: Path, tmp_path: Path) -> None:
+    renamed = [(n.replace("class1", "train"), c) for n, c in images(photos, "train")]
+    data = pack(tmp_path / "vehicles.tar", renamed)
+    assert find_splits(str(data)) == ()
 
 
 def link(name: str, kind: bytes) -> Callable[[Path], object]:

@@ -23,7 +23,7 @@ from mecq_cli.export import safetensors
 from mecq_cli.integer import reference
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.report import page
-from tests.e2e.command import mecq
+from tests.e2e.command import mecq, refused, write_patterns
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 LARGEST = 2_000_000
@@ -253,6 +253,24 @@ def test_what_is_gone_is_left_out_and_said(digits: Path, tmp_path: Path) -> None
     assert (run / "report.html").read_text() == "mine"
 
 
+def test_images_of_other_classes(digits: Path, tmp_path: Path) -> None:
+    """Named they are refused; where the run's own have changed, the report goes without."""
+    data = write_patterns(tmp_path / "data", {"train": 2, "val": 2}, classes=10, size=16)
+    shutil.copytree(digits / "runs/demo/run", tmp_path / "run")
+    refused(
+        mecq("report", "run", "--data", data, cwd=tmp_path),
+        3,
+        "are not those of run (0, 1, 2, ...)",
+    )
+    settings = tmp_path / "run" / "config.toml"
+    lines = settings.read_text().splitlines()
+    lines = [f'data = "{data}"' if line.startswith("data = ") else line for line in lines]
+    settings.write_text("\n".join(lines))
+    document = mecq("report", "run", "--json", cwd=tmp_path).document
+    assert document["answers"] is None
+    assert "are not those of run" in document["left_out"][0]
+
+
 def test_a_run_that_is_not_finished_shows_its_curves(digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -295,6 +313,10 @@ def test_runs_beside_each_other(digits: Path, tmp_path: Path) -> None:
     said = " ".join(found.text)
     assert "12.50 %" in said
     assert "wbits" in said
+    (other / "summary.json").write_text(json.dumps({**summary, "fp_trained": False}))
+    second = mecq(*words, "--json", "--force", cwd=tmp_path).document["runs"][1]
+    assert (second["drop"], second["fp_top1"]) == (None, None)  # of guessing
+    (other / "summary.json").write_text(json.dumps({**summary, "top1": 12.5}))
     shown = mecq("compare", run, other, cwd=tmp_path).out
     assert "12.50 %" in shown
     assert f"{summary['top1']:.2f} %" in shown
