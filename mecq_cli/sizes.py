@@ -20,11 +20,13 @@ _LISTED = (
     "mul",
     "global_avg_pool",
     "avg_pool2d",
+    "adaptive_avg_pool2d",
 )
 
 FLOATS = {
     "layer_norm": "float: the mean and deviation of each token",
     "group_norm": "float: the mean and deviation of each image",
+    "resize": "float: means of neighbouring pixels",
     "softmax": "float: exponentials; its result is quantized",
     "l2_normalize": "float: the length of each row",
 }
@@ -40,12 +42,13 @@ def fp32_bytes(model: nn.Module) -> int:
 def site_rows(model: IntegerModel) -> list[dict[str, Any]]:
     """One row for each layer that computes something, in the order of execution."""
     grids: dict[str, Grid | None] = {"input": None}
+    shared = shared_weights(model)
     rows = []
     for node in model.nodes:
         source = grids[node.inputs[0]]
         grids[node.name] = node.grid
         if node.op in ("conv2d", "linear"):
-            rows.append(_product_row(node, source))
+            rows.append(_product_row(node, source, shared=node.name in shared))
         elif node.op in FLOATS:
             rows.append(_row(node, None) | {"note": FLOATS[node.op]})
         elif node.op == "add" and node.grid is None:
@@ -84,7 +87,7 @@ def ideal_bytes(node: Node, *, shared: bool = False) -> int:
     return layer_bytes(0 if shared else math.prod(shape), int(shape[0]), node.weight_bits)
 
 
-def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:
+def _product_row(node: Node, source: Grid | None, *, shared: bool) -> dict[str, Any]:
     scale = np.abs(node.tensors["weight_scale"])
     integer = node.weight_bits != 32
     if source is not None and node.weight_bits is not None:
@@ -103,7 +106,7 @@ def _product_row(node: Node, source: Grid | None) -> dict[str, Any]:
         "weight_scale_min": float(scale.min()) if integer else None,
         "weight_scale_max": float(scale.max()) if integer else None,
         "activation_scale": None if source is None else source.scale,
-        "packed_bytes": ideal_bytes(node),
+        "packed_bytes": ideal_bytes(node, shared=shared),
         "note": note,
     }
 

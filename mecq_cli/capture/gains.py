@@ -41,6 +41,8 @@ def _fold(users: Users, layer: Layer, value: str, factor: Layer) -> bool:
             return True
     if len(axes) > 1:
         return False
+    if axes and users.shape(value)[axes[0] - 1] != factor.shape[axes[0] - 1]:
+        return False  # it makes several channels of one
     found = _product_above(users, value, axes[0] if axes else None)
     if found is None or found.gain is not None or found.ceiling is not None:
         return False
@@ -79,6 +81,8 @@ def _product_above(users: Users, name: str, axis: int | None) -> Layer | None:
             channels = 1 if layer.kind == "conv2d" else len(layer.shape)
             return layer if axis in (None, channels) else None
         if layer.kind not in _MOVING:
+            return None
+        if axis is not None and layer.kind == "roll" and axis in layer.attributes["axes"]:
             return None
         if axis is not None and layer.kind == "transpose":
             axis = int(layer.attributes["axes"][axis - 1])

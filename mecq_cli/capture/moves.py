@@ -74,6 +74,14 @@ def pad(reader: Reader, node: FxNode) -> None:
             f"layer {module_path(node)}: only padding with zeros or with the value's own values "
             f"({', '.join(_SOURCES)}) has an integer form"
         )
+    while pairs[-1] == (0, 0):
+        pairs.pop()
+    shape = layout(node).shape
+    if len(shape) != 3 or len(pairs) > 3:
+        raise UsageError(
+            f"layer {module_path(node)}: padding {list(shape)} by {widths} has no integer form; "
+            "what can be padded is [C, H, W]"
+        )
     pairs += [(0, 0)] * (3 - len(pairs))
     attributes = {"before": [p[0] for p in pairs[::-1]], "after": [p[1] for p in pairs[::-1]]}
     reader.add(node, "pad", [node.args[0]], suffix="pad", attributes=attributes)

@@ -66,6 +66,7 @@ def conv1d(reader: Reader, node: FxNode) -> None:
     groups = int(reader.argument(node, 6, "groups", 1))
     source = node.args[0]
     assert isinstance(source, FxNode)
+    reader.require_plain(node, source)
     outputs, inputs, kernel = weight[1].shape
     with torch.device("meta"):
         module = nn.Conv2d(inputs * groups, outputs, (1, kernel), groups=groups, bias=False)

@@ -19,7 +19,7 @@ from mecq_cli.layers import Layer
 
 aten = torch.ops.aten
 IGNORED = {
-    *(aten.sym_size.int, operator.getitem, aten._assert_tensor_metadata.default),
+    *(aten.sym_size.int, aten._assert_tensor_metadata.default),
     *(operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv),
 }
 RANDOM = {
@@ -28,7 +28,7 @@ RANDOM = {
 }
 PLANAR = {
     *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool", "flatten", "pad", "group_norm"),
-    "resize",
+    *("resize", "upsample", "adaptive_avg_pool2d"),
 }
 """Kinds of layers that read [N, C, H, W] or whole images."""
 
@@ -100,14 +100,17 @@ class Reader:
         handler = self.handlers.get(target)
         if handler is not None:
             handler(self, node)
-        elif target in IGNORED or not node.users:
+        elif target in IGNORED or not (node.users or changes_in_place(node)):
             return
         else:
             path = module_path(node)
             name = getattr(target, "__name__", str(target))
+            why = "has no integer form here yet"
+            if changes_in_place(node):
+                why = "changes a value in place, which has no form here (torch.cat has)"
             raise UsageError(
-                f"layer {path or '(root)'}: the operation {name} has no integer form here yet; "
-                f"this model cannot be quantized"
+                f"layer {path or '(root)'}: the operation {name} {why}; this model cannot be "
+                "quantized"
             )
 
     def _is_constant(self, node: FxNode) -> bool:
@@ -245,6 +248,12 @@ class Reader:
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)
         return path, tensor
+
+
+def changes_in_place(node: FxNode) -> bool:
+    """Whether an operation writes to one of its operands, which others may read later."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
 
 
 def module_path(node: FxNode) -> str:

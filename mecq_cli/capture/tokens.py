@@ -122,6 +122,11 @@ def attention(reader: Reader, node: FxNode) -> None:
     if mask is not None:
         if not reader.is_constant(mask):
             terms = [name, reader.source(mask)]
+        elif _is_boolean(reader, mask):
+            raise UsageError(
+                f"layer {base}: a mask of true and false is not supported; give attn_mask as "
+                "numbers that are added, 0 and -100; this model cannot be quantized"
+            )
         else:
             terms = [name, reader.constant(mask, layout(node))]
         name = reader.append(f"{base}.mask", "add", terms, scores)
@@ -138,6 +143,11 @@ def attention(reader: Reader, node: FxNode) -> None:
         attributes={"factor": 1.0},
     )
     reader.alias[node] = reshaped(reader, f"{base}.heads", name, layout(node).shape, values)
+
+
+def _is_boolean(reader: Reader, mask: FxNode) -> bool:
+    value = reader.attribute(mask) if mask.op == "get_attr" else mask.meta["val"]
+    return bool(value.dtype == torch.bool)
 
 
 def _one_for_all_heads(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
@@ -160,4 +170,10 @@ def vector_norm(reader: Reader, node: FxNode) -> None:
 
 def bounded_norm(reader: Reader, node: FxNode) -> None:
     """The same, not below a bound."""
-    reader.notes[node] = {**reader.notes[node.args[0]], "eps": float(node.args[1])}  # type: ignore[index, arg-type]
+    low, high = reader.argument(node, 1, "min"), reader.argument(node, 2, "max")
+    if not isinstance(low, (int, float)) or not 0 < low < 1 or high is not None:
+        raise UsageError(
+            f"layer {module_path(node)}: the length of rows may have a lower bound between 0 and 1 "
+            "alone; this model cannot be quantized"
+        )
+    reader.notes[node] = {**reader.notes[node.args[0]], "eps": float(low)}  # type: ignore[index]

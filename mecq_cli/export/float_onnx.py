@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,18 @@ class _Writer:
 
 def _product(writer: _Writer, layer: Layer) -> None:
     weight, bias = _folded(layer)
+    of_tokens = layer.kind == "linear" and len(layer.shape) > 1  # for which Gemm has no form
+    stored = np.ascontiguousarray(weight.T) if of_tokens else weight
     constants = [
-        writer.constant(weight, f"{layer.name}::weight"),
+        writer.constant(stored, f"{layer.name}::weight"),
         writer.constant(bias, f"{layer.name}::bias"),
     ]
+    if of_tokens:
+        product = f"{layer.name}::product"
+        read = [writer.values[layer.inputs[0]], constants[0]]
+        writer.values[product] = writer.node("MatMul", read, product)
+        writer.layer(replace(layer, inputs=[product]), "Add", constants[1:])
+        return
     if layer.kind == "linear":
         writer.layer(layer, "Gemm", constants, transB=1)
         return
@@ -200,7 +209,7 @@ def _transpose(writer: _Writer, layer: Layer) -> None:
 
 
 def _upsample(writer: _Writer, layer: Layer) -> None:
-    """As in the integer graph: factors where they are whole, else places."""
+    """By places, a whole one for each."""
     size, before = layer.attributes["size"], writer.shapes[layer.inputs[0]]
     value = writer.values[layer.inputs[0]]
     for axis, (n, m) in enumerate(zip(before[1:], size, strict=True), 2):

@@ -59,8 +59,10 @@ class GraphBuilder:
     def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         """Add an ONNX node; ``name`` is of an operation (its final node) or has a ``::``.
 
-        Inputs may be names of operations. Returns the name of the output tensor.
+        Inputs may be names of operations. Returns the name of the output tensor. ``shape`` is that
+        of a value that is not the operation's own; who notes shapes needs it.
         """
+        attributes.pop("shape", None)
         resolved = [self._tensors.get(tensor, tensor) for tensor in inputs]
         output = self._tensors.setdefault(name, name)
         self.nodes.append(helper.make_node(op, resolved, [output], name=name, **attributes))

@@ -84,7 +84,8 @@ def _upsample(builder: GraphBuilder, node: Node) -> None:
         builder.constant(np.array(places, np.int64), f"{node.name}::{name}")
         for name, places in zip(("rows", "columns"), nearest(node, shape), strict=True)
     )
-    value = builder.emit("Gather", [node.inputs[0], rows], f"{node.name}::tall", axis=2)
+    tall = (1, shape[0], size[0], shape[2])
+    value = builder.emit("Gather", [node.inputs[0], rows], f"{node.name}::tall", axis=2, shape=tall)
     builder.passed("Gather", node, [columns], value, axis=3)
 
 
@@ -108,7 +109,12 @@ def _roll(builder: GraphBuilder, node: Node) -> None:
                 builder.constant(np.array([bound], np.int64), f"{name}::{key}_{index}_{part}")
                 for key, bound in zip(("start", "end", "axis"), (*bounds, axis), strict=True)
             ]
-            parts.append(builder.emit("Slice", [value, *stored], f"{name}::part_{index}_{part}"))
+            cut_shape = (1, *shape[: axis - 1], bounds[1] - bounds[0], *shape[axis:])
+            parts.append(
+                builder.emit(
+                    "Slice", [value, *stored], f"{name}::part_{index}_{part}", shape=cut_shape
+                )
+            )
         last = index == len(pairs) - 1
         value = builder.emit("Concat", parts, name if last else f"{name}::axis_{index}", axis=axis)
 

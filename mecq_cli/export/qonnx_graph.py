@@ -171,6 +171,11 @@ def _product(builder: QonnxBuilder, node: Node) -> None:
     weight = _weight(builder, node, size)
     op, attributes = product_operator(node)
     inputs = [node.inputs[0], weight, bias]
+    if node.op == "linear" and len(builder.shapes[name]) > 1:  # tokens: Gemm has no such form
+        shape = tensors["weight"].shape[::-1]
+        turned = builder.emit("Transpose", [weight], f"{name}::turned", perm=[1, 0], shape=shape)
+        product = builder.emit("MatMul", [node.inputs[0], turned], f"{name}::sums")
+        op, attributes, inputs = "Add", {}, [product, bias]
     if (signs > 0).all():
         _finish(builder, node, op, inputs, **attributes)
         return

@@ -118,19 +118,36 @@ def snippet(
 
 
 def _resize(preprocessing: Preprocessing) -> str:
+    """As timm's transforms for evaluation do it."""
     _, height, width = preprocessing.input_size
     filter_name = preprocessing.interpolation.upper()
     if filter_name not in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS", "BOX", "HAMMING"):
         filter_name = "BICUBIC"
     filter_code = f"Image.Resampling.{filter_name}"
-    if preprocessing.crop_mode == "squash":
-        size = (int(width / preprocessing.crop_pct), int(height / preprocessing.crop_pct))
-        lines = [f"image = image.resize({size!r}, {filter_code})"]
-    else:
-        short = int(min(height, width) / preprocessing.crop_pct)
+    tall, wide = (int(side / preprocessing.crop_pct) for side in (height, width))
+    mode = preprocessing.crop_mode
+    if mode == "squash":
+        lines = [f"image = image.resize({(wide, tall)!r}, {filter_code})"]
+    elif mode != "border" and tall == wide:
         lines = [
-            f"size = [{short} * side // min(image.size) for side in image.size]",
+            f"size = [{tall} * side // min(image.size) for side in image.size]",
             f"image = image.resize(size, {filter_code})",
+        ]
+    else:
+        choose = "max" if mode == "border" else "min"
+        lines = [
+            f"ratio = {choose}(image.height / {tall}, image.width / {wide})",
+            "size = [round(side / ratio) for side in image.size]",
+            f"image = image.resize(size, {filter_code})",
+        ]
+    if mode == "border":
+        fill = tuple(round(255 * value) for value in preprocessing.mean)
+        lines += [
+            f"size = (max(image.width, {width}), max(image.height, {height}))",
+            f"frame = Image.new(image.mode, size, {fill[0] if len(fill) == 1 else fill!r})",
+            "offset = [(side - own) // 2 for side, own in zip(size, image.size)]",
+            "frame.paste(image, offset)",
+            "image = frame",
         ]
     lines += [
         f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",

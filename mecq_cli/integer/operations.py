@@ -107,13 +107,13 @@ def _pool(node: Node, value: Value, dilation: tuple[int, int]) -> tuple[int, ...
         if 2 * padding > reach:
             raise ValueError(f"padding {padding} is more than half of the window {reach}")
         count = _windows(size + 2 * padding, reach, stride)
-        if count < 1:
-            raise ValueError(f"a window of {reach} does not fit {value}")
         if node.attributes["ceil_mode"] and count * stride < min(
             size + padding, size + 2 * padding - reach + stride
         ):
             # One more, as in PyTorch, unless it would begin in the padding on the far side.
             count += 1
+        if count < 1:
+            raise ValueError(f"a window of {reach} does not fit {value}")
         shape.append(count)
     return tuple(shape)
 

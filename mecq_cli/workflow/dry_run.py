@@ -13,6 +13,7 @@ from mecq_cli.training.recipe import make_optimizer
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.common import insert_quantizers
 from mecq_cli.workflow.disk import disk_need
+from mecq_cli.workflow.faithful import require_faithful
 from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.job import Job
 
@@ -28,6 +29,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         )  # fmt: skip
     model = insert_quantizers(job.loaded, job.config)
     require_lowering(model, job.recipe)
+    require_faithful(model, job.loaded.module, job.loaded.preprocessing.input_size)
     integer = integerize(model, job.loaded.preprocessing.input_size, {})
     packed = len(safetensors.to_bytes(integer))
     return {

@@ -151,8 +151,13 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
         output = source.with_name(f"{source.stem}-export{FORMATS[config.format].suffix}")
     if output.resolve() == source.resolve():
         raise UsageError(f"--output {output}: is the artifact itself; give another name")
-    if output.exists() and not config.force:
-        raise UsageError(f"{output} exists; --force overwrites it, --output gives another name")
+    script = output.with_suffix(".py")
+    written = [output, script] if profile in ORT_PROFILES else [output]
+    if len({*written}) < len(written):
+        raise UsageError(f"--output {output}: is the name of the script beside it; give another")
+    for path in written:
+        if path.exists() and not config.force:
+            raise UsageError(f"{path} exists; --force overwrites it, --output gives another name")
     return output
 
 

@@ -38,6 +38,7 @@ from mecq_cli.workflow.chosen import describe, is_balanced, resolved
 from mecq_cli.workflow.common import insert_quantizers, taps_of
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.dry_run import dry_run
+from mecq_cli.workflow.faithful import require_exportable, require_faithful
 from mecq_cli.workflow.float_model import fits_classifier
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
 from mecq_cli.workflow.job import CALIBRATION_EPOCH, Job, open_job
@@ -167,18 +168,19 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
     channels_last(plain)
-    teacher = None
+    teacher, shape = None, job.loaded.preprocessing.input_size
     with deferring():
+        model = insert_quantizers(job.loaded, config).to(job.device)
+        channels_last(model)
+        if not run.has_begun:
+            require_faithful(model, plain, shape)
         if recipe.total_steps and recipe.has_teacher:
-            shape = job.loaded.preprocessing.input_size
             teacher = make_teacher(
                 plain, shape, taps_of(config), config.mec_grid, recipe,
                 lambda: job.some_images(CALIBRATION_EPOCH, TEACHER_IMAGES)[0],
             )  # fmt: skip
             if isinstance(teacher, IntegerTeacher):
                 listener.note("the float model teaches by its integers of 8 bits")
-        model = insert_quantizers(job.loaded, config).to(job.device)
-        channels_last(model)
     require_lowering(model, recipe)
     if job.allotment is not None:
         allot.tell(config, model, listener)
@@ -239,6 +241,7 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     with job.phases("calibration"):
         calibrate(trainer.model, job.told("calibrate", batches, count), count, to_be_trained=trains)
     trainer.share_state()
+    require_exportable(trainer.model, job.loaded.preprocessing.input_size)
     if is_balanced(job.config, job.recipe, job.task):
         assert job.task.balance is not None
         with job.phases("calibration"):

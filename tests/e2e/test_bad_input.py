@@ -231,6 +231,12 @@ def test_nothing_is_overwritten_unasked(run_folder: Path, pictures: Path, tmp_pa
     refused(mecq(*arguments, cwd=tmp_path), 2, "m.onnx exists", "--force")
     assert target.read_bytes() == b"mine"
     assert mecq(*arguments, "--force", "--json", cwd=tmp_path).document["verified"] is True
+    (tmp_path / "net.py").write_text("mine")  # where the script beside the file would be
+    script = ["export", run_folder, "--output", tmp_path / "net.onnx", "--images", "2"]
+    refused(mecq(*script, cwd=tmp_path), 2, "net.py exists", "--force")
+    assert (tmp_path / "net.py").read_text() == "mine"
+    script = ["export", run_folder, "--output", tmp_path / "new.py", "--images", "2"]
+    refused(mecq(*script, cwd=tmp_path), 2, "new.py", "the script beside it")
     itself = run_folder / "model.safetensors"
     done = mecq("export", run_folder, "-f", "safetensors", "-o", itself, "--force", cwd=tmp_path)
     refused(done, 2, "the artifact itself")

@@ -16,6 +16,20 @@ from tests.exactness import float_network, random_images
 from tests.test_functions import Functions
 
 
+class Tokens(nn.Module):
+    """Linear layers on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.inner, self.head = nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(torch.relu(self.inner(x)).mean(1))
+        return logits
+
+
 class Everything(nn.Module):
     """Every layer that a file may hold."""
 
@@ -43,9 +57,9 @@ class Everything(nn.Module):
 NAMES = ("mobilenetv2_035", "torchvision/squeezenet1_1", "torchvision/shufflenet_v2_x0_5")
 
 
-@pytest.mark.parametrize("name", ["everything", "functions", *NAMES, "ghostnetv2_100"])
+@pytest.mark.parametrize("name", ["everything", "functions", "tokens", *NAMES, "ghostnetv2_100"])
 def test_it_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
-    made = {"everything": Everything, "functions": Functions}
+    made = {"everything": Everything, "functions": Functions, "tokens": Tokens}
     size = 16 if name in made else 64
     torch.manual_seed(0)
     model = (made[name]() if name in made else float_network(name, size)).eval()

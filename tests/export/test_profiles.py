@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
 
+from mecq_cli.calibration import calibrate
 from mecq_cli.errors import EnvironmentFailure, VerificationError
 from mecq_cli.export.onnx import save, to_model
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner, to_integers
 from mecq_cli.export.qonnx_builder import DOMAIN
+from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
 from mecq_cli.integer.reference import run
+from mecq_cli.integerize import integerize
 from mecq_cli.replay import Way, replay
 from tests.integer.random_models import Maker, integer_models, resnet18
 
@@ -90,6 +96,30 @@ def test_random_models_agree_in_qonnx(qonnx: Any, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_many_random_models_agree_in_qonnx(qonnx: Any, tmp_path: Path) -> None:
     check_random_qonnx(settings(SUITE, max_examples=2000, derandomize=False), tmp_path / "m.onnx")
+
+
+class Moving(nn.Module):
+    """What is moved in two steps, and a linear layer on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(6, 4)
+        self.inner = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(torch.relu(self.stem(x)), size=(13, 11))
+        x = torch.roll(x, (3, -2), (2, 3)).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(self.inner(x).mean(1))
+        return logits
+
+
+def test_tokens_and_what_moves_in_two_steps_agree_in_qonnx(qonnx: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 10, 10)
+    network = insert(Moving().eval(), (3, 10, 10), BitPlan(4, 4))
+    calibrate(network, [images], 1)
+    counts = by_qonnx(integerize(network.eval(), (3, 10, 10), {}), images.numpy(), tmp_path / "m")
+    assert counts["off"] <= 1
 
 
 def test_a_portable_resnet18_is_plain_and_fused(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""The program beside an ONNX file prepares an image to the last bit as the evaluation does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mecq_cli.data.augmentation import eval_transform
+from mecq_cli.export.snippet import snippet
+from mecq_cli.models.preprocessing import Preprocessing
+
+
+def load_of(preprocessing: Preprocessing) -> Any:
+    """The function ``load`` of the script, without the session behind it."""
+    text = snippet("model.onnx", preprocessing, ["a", "b"], "1.24.1")
+    before, session, _ = text.partition("session = ")
+    assert session
+    names: dict[str, Any] = {}
+    code = before.replace("import onnxruntime\n", "")
+    exec(compile(code, "model.py", "exec"), names)
+    return names["load"]
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(64, 64), (64, 128), (96, 40)])
+@pytest.mark.parametrize("source", [(90, 70), (70, 111), (64, 64), (300, 33)])
+def test_it_prepares_images_as_the_evaluation_does(
+    source: tuple[int, int], size: tuple[int, int], crop_mode: str, crop_pct: float, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*source, 3), dtype=np.uint8))
+    image.save(tmp_path / "image.png")
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    made = Preprocessing((3, *size), mean, std, "bilinear", crop_pct, crop_mode)
+    found = load_of(made)(tmp_path / "image.png")[0]
+    pixels = np.asarray(eval_transform(made)(image), np.float32) / np.float32(255)
+    wanted = (pixels.transpose(1, 2, 0) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    np.testing.assert_array_equal(found, wanted.transpose(2, 0, 1))
