@@ -9,6 +9,7 @@ The calls behind the commands take their settings as one object: `quantize_confi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from mecq_cli.workflow.load import Classifier, load
     from mecq_cli.workflow.predict import predict
     from mecq_cli.workflow.quantize import quantize as quantize_config
+
+# onnxruntime's, which would report its use otherwise; whoever sets the variable is heard.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -32,7 +32,10 @@ def out_of_memory(
         parts: micro-batches that a step could be computed in.
     """
     if batch is None:
-        return "out of memory; try a smaller --batch-size, fewer --workers, or --device cpu"
+        return (
+            "out of memory; try a smaller --batch-size or --img-size, fewer --workers, or "
+            "--device cpu"
+        )
     said = f"out of memory at a batch of {batch} images; try --batch-size {max(batch // 2, 1)}"
     if resume_command is None:
         return f"{said}, fewer --workers, or --device cpu"

@@ -215,10 +215,13 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
             "it over"
         )
     try:
-        for folder in (run.checkpoints, run.tensorboard):
+        for folder in (run.checkpoints, run.tensorboard, run.path / "compressed-tensors"):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
-        made = (run.artifact, run.onnx, run.summary, run.report)
+        # What exports made of it goes too: files of another network would be taken for this one's.
+        exports = [p for kind in ("onnx", "py") for p in run.path.glob(f"model*.{kind}")]
+        exports += run.path.glob("model*.safetensors")
+        made = (run.artifact, run.summary, run.report, *exports)
         for path in (run.config, run.metrics, run.classifier, *made):
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -319,9 +319,8 @@ def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_pat
             resolve(None, changed)
         message, flag = str(caught.value), "--" + key.replace("_", "-")
         assert message.startswith((f"{flag}: got ", f"{key.upper()}: got ")), message
-        assert f"was started with {getattr(started, key)!r}" in message or key in (
-            "layers",
-            "allotted",
-        )
+        before = getattr(started, key)
+        with_it = "without it" if before is None else f"with {before!r}"
+        assert f"was started {with_it}" in message or key in ("layers", "allotted")
         for name in CHANGEABLE_ON_RESUME - {"output"}:
             assert "--" + name.replace("_", "-") in message

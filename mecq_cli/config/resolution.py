@@ -161,9 +161,13 @@ def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[st
             if asked != _comparable(before):
                 raise UsageError(
                     f"{label_of(key, origins[key])}: got {asked!r}, but {stored_file.parent} was "
-                    f"started with {_comparable(before)!r}; leave it out to continue (--resume may "
+                    f"started {_with(before)}; leave it out to continue (--resume may "
                     f"change {_CHANGEABLE}), or give another --output"
                 )
+
+
+def _with(before: Any) -> str:
+    return "without it" if before is None else f"with {_comparable(before)!r}"
 
 
 def _comparable(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mecq_cli.data.augmentation import SMALL
 from mecq_cli.data.datasets import dataset_of
-from mecq_cli.data.images import read_image, scan
+from mecq_cli.data.images import read_image
 from mecq_cli.data.item_masks import masked_split_of
 from mecq_cli.data.items import split_of
 from mecq_cli.data.loader import (
@@ -38,7 +38,6 @@ __all__ = [
     "open_split",
     "open_training",
     "read_image",
-    "scan",
     "split_of",
     "train_batches",
 ]

@@ -37,7 +37,7 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
     """Raise UsageError for what no transform here can do."""
     p = preprocessing
     rules: tuple[tuple[bool, str, object, str], ...] = (
-        (p.input_size[0] == 3, "input channels", p.input_size[0], "3 (RGB)"),
+        (p.input_size[0] in (1, 3), "input channels", p.input_size[0], "3 (RGB) or 1 (grey)"),
         (min(p.input_size) > 0, "input size", p.input_size[1:], "at least 1 x 1"),
         (0 < p.crop_pct <= 1, "crop_pct", p.crop_pct, "above 0, up to 1"),
         (p.interpolation in INTERPOLATIONS, "interpolation", p.interpolation, _one(INTERPOLATIONS)),
@@ -49,11 +49,11 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
 
 
 def eval_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Pixels]:
-    """The evaluation transform of timm, less its normalization: RGB image to uint8 [3, H, W].
+    """The evaluation transform of timm, less its normalization: RGB image to uint8 [C, H, W].
 
-    The short side becomes floor(size / crop_pct), then the centre is cut out (crop_mode
-    "center"; "squash" and "border" as timm has them). An image that has that size already is
-    not resampled.
+    For a network of one channel the image is made grey first. The short side becomes
+    floor(size / crop_pct), then the centre is cut out (crop_mode "center"; "squash" and "border"
+    as timm has them). An image that has that size already is not resampled.
     """
     check_preprocessing(preprocessing)
     transform = create_transform(
@@ -68,10 +68,14 @@ def eval_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Pixe
     )
     height, width = preprocessing.input_size[1:]
     ready = (width, height) if preprocessing.crop_pct == 1 else None
+    grey = preprocessing.input_size[0] == 1
 
     def apply(image: Image.Image) -> Pixels:
+        if grey:
+            image = image.convert("L")
         if image.size == ready:  # timm would do nothing, in twice the time
-            return np.asarray(image).transpose(2, 0, 1)
+            pixels = np.asarray(image)
+            return pixels[None] if grey else pixels.transpose(2, 0, 1)
         return np.asarray(transform(image))
 
     return apply
@@ -85,6 +89,7 @@ def random_resized_crop(preprocessing: Preprocessing) -> Callable[[Image.Image, 
     check_preprocessing(preprocessing)
     transform = v2.Compose(
         [
+            *([v2.Grayscale()] if preprocessing.input_size[0] == 1 else []),
             v2.RandomResizedCrop(
                 preprocessing.input_size[1:],
                 scale=SCALE,

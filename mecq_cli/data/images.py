@@ -18,15 +18,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mecq_cli.data.split import Encoded, Split
+from mecq_cli.data.split import Encoded
 from mecq_cli.errors import DataError
-from mecq_cli.events import Listener
 
 MAX_PIXELS = 89_478_485
 """Above this Pillow warns of a decompression bomb; here it is an error."""
@@ -40,14 +38,6 @@ Image.init()
 # Only plain raster formats: Pillow's others start programs (EPS) or read further files.
 _KNOWN = ("PNG", "JPEG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP", "AVIF")
 _FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that cannot be used: its path, relative to the data set, and the whole message."""
-
-    path: str
-    message: str
 
 
 def read_image(path: str | os.PathLike[str] | Encoded) -> NDArray[np.uint8]:
@@ -66,38 +56,6 @@ def open_rgb(path: str | os.PathLike[str] | Encoded) -> Image.Image:
         return to_rgb(image)
 
 
-def check_header(path: str | os.PathLike[str] | Encoded) -> None:
-    """Raise DataError where the head of the file already tells that it cannot be used."""
-    with opened(path):
-        pass
-
-
-def scan(
-    split: Split, *, headers_only: bool = False, listener: Listener | None = None
-) -> tuple[Unreadable, ...]:
-    """Find all the unreadable images of a split.
-
-    Args:
-        split: what to look through.
-        headers_only: do not decode, some 20 times faster; truncated files stay unnoticed.
-        listener: hears of the task "scan".
-    """
-    listener = listener or Listener()
-    listener.start("scan", len(split))
-    found = []
-    for index, path in enumerate(split.paths):
-        try:
-            if headers_only:
-                check_header(split.file(index))
-            else:
-                open_rgb(split.file(index))
-        except DataError as error:
-            found.append(Unreadable(path, str(error)))
-        listener.advance("scan", index + 1)
-    listener.finish("scan")
-    return tuple(found)
-
-
 @contextmanager
 def opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     """The open image with its head checked; whatever fails inside becomes a DataError."""
@@ -114,7 +72,8 @@ def opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files
         name = path.name if isinstance(path, Encoded) else os.fspath(path)
         raise DataError(
-            f"cannot use image {name!r}: {_reason(error)}; replace it or remove it"
+            f"cannot use image {name!r}: {_reason(error)}; replace it or remove it (a run that has "
+            "begun goes on with --resume once it is replaced under the same name)"
         ) from error
 
 

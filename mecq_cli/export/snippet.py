@@ -7,8 +7,11 @@ from mecq_cli.tasks.drawing import SHOWN, palette
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 
 _IMPORTS = """
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime
@@ -22,11 +25,20 @@ STD = np.array({std!r}, np.float32)
 
 
 def load(path):
-    image = Image.open(path).convert({mode!r})
+    image = Image.open(path)
+    if image.mode.startswith("I"):  # 16 bits
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.has_transparency_data:  # lies on white
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
+    image = image.convert({mode!r})
 {resize}    pixels = np.asarray(image, np.float32){axis} / np.float32(255)
     return ((pixels - MEAN) / STD).transpose(2, 0, 1)[None]
 
 
+if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
 for name in sys.argv[1:]:
 """

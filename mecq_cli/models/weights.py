@@ -145,7 +145,8 @@ def _require_stored(path: Path) -> None:
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise CheckpointError(
-            f"{path} is a compressed archive, not a PyTorch weight file as torch.save writes it"
+            f"{path} is an archive of another kind (TorchScript, a compressed file), no PyTorch "
+            "weight file; give one that torch.save(model.state_dict(), FILE) wrote"
         )
 
 

@@ -25,6 +25,7 @@ from mecq_cli.config import (
 )
 from mecq_cli.data import Split, masked_split_of, split_of
 from mecq_cli.data.items import float_shape, items_of
+from mecq_cli.data.sources import find_splits
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.models.detection import detector_of, is_detector, outputs_only
@@ -251,6 +252,7 @@ def quantize(
                 "preprocessing of its own (img_size and crop_pct change it); leave them out"
             )
         loaded = None
+        find_splits(config.data)  # a folder that is not there is no fault of the module
         if not isinstance(model, str):
             loaded = _loaded(model, preprocessing or IMAGENET, config)
         task = task_for(config.task, config.model, loaded)

@@ -45,7 +45,8 @@ def describe(job: Job, model: QuantizedModel) -> None:
     recipe, config = job.recipe, job.config
     bits = f"W{allot.shown_wbits(config, model)} A{config.abits}"
     how = (
-        f"{recipe.epochs} epochs, {recipe.total_steps} steps of {recipe.batch_size} images, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, {recipe.total_steps} steps of "
+        f"{recipe.batch_size} images, "
         f"{recipe.optimizer} at lr {recipe.lr:g}"
         if recipe.total_steps
         else "post-training quantization, no training"

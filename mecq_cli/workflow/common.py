@@ -18,7 +18,7 @@ from mecq_cli.models.detector import KEY
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.settings import OWN
-from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.base import ADVICE, Task
 from mecq_cli.tasks.figures import CLASSIFY
 from mecq_cli.tasks.registry import choose, task_named, task_of
 
@@ -65,10 +65,12 @@ def load_for_data(
     reset_classifier: bool = False,
     img_size: int | None = None,
     crop_pct: float | None = None,
+    advice: str = ADVICE,
 ) -> tuple[LoadedModel, ClassMap]:
     """The FP model, and which output belongs to which class folder.
 
-    A new classifier, or a model with random weights, gets the outputs that these classes need.
+    A new classifier, or a model with random weights, gets the outputs that these classes need;
+    ``advice`` is what to do where another model does not fit.
     """
     wanted = None
     if reset_classifier or (checkpoint is None and not pretrained):
@@ -83,7 +85,9 @@ def load_for_data(
         crop_pct=crop_pct,
     )
     task = task_of(loaded)
-    return loaded, task.match_classes(folders, loaded.num_classes, imagenet=loaded.imagenet)
+    return loaded, task.match_classes(
+        folders, loaded.num_classes, imagenet=loaded.imagenet, advice=advice
+    )
 
 
 def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMap) -> ImageDataset:

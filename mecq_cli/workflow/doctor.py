@@ -65,7 +65,7 @@ def _software() -> Iterator[Check]:
 
 
 def _processor() -> Iterator[Check]:
-    yield Check("CPU", f"{cpu_name()}, {cores()} cores", "", "ok")
+    yield Check("CPU", f"{cpu_name()}, {cores()} core{'s' * (cores() != 1)}", "", "ok")
     flags = cpu_features()
     for name, wanted in _FEATURES.items():
         there = [flag for flag in wanted if flag in flags]

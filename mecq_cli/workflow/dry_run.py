@@ -39,6 +39,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
         "batch_size": job.recipe.batch_size,
+        "compile": job.recipe.compile if job.recipe.total_steps else "off",
         "forecast": expected,
         "disk": disk_need(
             job.config, job.recipe, model, make_optimizer(model, job.recipe)[0]

@@ -142,6 +142,7 @@ def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device)
         pretrained=config.pretrained,
         img_size=config.img_size,
         crop_pct=config.crop_pct,
+        advice="give --data of the model's classes",
     )
     module: nn.Module = channels_last(loaded.module.to(device)).eval()
     return Opened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.config import ExportConfig
 from mecq_cli.data import Split, dataset_of, eval_batches, normalize
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
@@ -149,13 +150,18 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
         output = source.with_name(f"{source.stem}-{profile}.onnx")
     else:
         output = source.with_name(f"{source.stem}-export{FORMATS[config.format].suffix}")
+    suffix = ".onnx" if profile is not None else FORMATS[config.format].suffix
+    if output.suffix.lower() != suffix:
+        raise UsageError(
+            f"--output {output}: a file of the format {config.format} ends in {suffix}; give such "
+            "a name, or another --format"
+        )
     if output.resolve() == source.resolve():
         raise UsageError(f"--output {output}: is the artifact itself; give another name")
+    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
+        raise EnvironmentFailure(f"{output.parent}: no permission to write there; give --output")
     script = output.with_suffix(".py")
-    written = [output, script] if profile in ORT_PROFILES else [output]
-    if len({*written}) < len(written):
-        raise UsageError(f"--output {output}: is the name of the script beside it; give another")
-    for path in written:
+    for path in (output, script) if profile in ORT_PROFILES else (output,):
         if path.exists() and not config.force:
             raise UsageError(f"{path} exists; --force overwrites it, --output gives another name")
     return output

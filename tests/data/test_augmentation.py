@@ -104,7 +104,7 @@ def test_random_resized_crop_depends_on_its_word_alone() -> None:
         ({"interpolation": "bicubical"}, "interpolation is 'bicubical'; allowed: nearest, bil"),
         ({"crop_mode": "left"}, "crop_mode is 'left'; allowed: center"),
         ({"crop_pct": 0.0}, "crop_pct is 0.0"),
-        ({"input_size": (1, 28, 28)}, "input channels is 1; allowed: 3"),
+        ({"input_size": (4, 28, 28)}, "input channels is 4; allowed: 3"),
     ],
 )
 def test_impossible_preprocessing(wrong: dict[str, object], message: str) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mecq_cli.data.folder import open_split
-from mecq_cli.data.images import MAX_PIXELS, read_image, scan
+from mecq_cli.data.images import MAX_PIXELS, read_image
 from mecq_cli.errors import DataError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -158,17 +157,3 @@ def test_cut_at_any_byte_is_an_error_or_changes_nothing(tmp_path: Path, format: 
         except DataError:
             continue
         np.testing.assert_array_equal(pixels, expected, err_msg=f"cut at {length}")
-
-
-def test_scan_finds_all_and_the_headers_some(tmp_path: Path) -> None:
-    folder = tmp_path / "val" / "cat"
-    folder.mkdir(parents=True)
-    save(folder, Image.fromarray(COLOUR), "good.png")
-    for name in ("empty.png", "truncated.jpg", "moving.gif"):
-        (folder / name).write_bytes(BAD[name][0]())
-    split = open_split(tmp_path, "val")
-    found = scan(split)
-    assert [bad.path[8:] for bad in found] == ["empty.png", "moving.gif", "truncated.jpg"]
-    assert "0 bytes" in found[0].message
-    headers = scan(split, headers_only=True)
-    assert [bad.path[8:] for bad in headers] == ["empty.png", "moving.gif"]

@@ -236,7 +236,7 @@ def test_nothing_is_overwritten_unasked(run_folder: Path, pictures: Path, tmp_pa
     refused(mecq(*script, cwd=tmp_path), 2, "net.py exists", "--force")
     assert (tmp_path / "net.py").read_text() == "mine"
     script = ["export", run_folder, "--output", tmp_path / "new.py", "--images", "2"]
-    refused(mecq(*script, cwd=tmp_path), 2, "new.py", "the script beside it")
+    refused(mecq(*script, cwd=tmp_path), 2, "new.py", "ends in .onnx")
     itself = run_folder / "model.safetensors"
     done = mecq("export", run_folder, "-f", "safetensors", "-o", itself, "--force", cwd=tmp_path)
     refused(done, 2, "the artifact itself")

@@ -10,8 +10,16 @@ import pytest
 from PIL import Image
 
 from mecq_cli.data.augmentation import eval_transform
+from mecq_cli.data.images import to_rgb
 from mecq_cli.export.snippet import snippet
 from mecq_cli.models.preprocessing import Preprocessing
+
+
+def prepared(preprocessing: Preprocessing, image: Image.Image) -> Any:
+    """As `mecq eval` does it."""
+    pixels = np.asarray(eval_transform(preprocessing)(to_rgb(image)), np.float32) / np.float32(255)
+    mean, std = (np.array(v, np.float32) for v in (preprocessing.mean, preprocessing.std))
+    return ((pixels.transpose(1, 2, 0) - mean) / std).transpose(2, 0, 1)
 
 
 def load_of(preprocessing: Preprocessing) -> Any:
@@ -38,6 +46,28 @@ def test_it_prepares_images_as_the_evaluation_does(
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     made = Preprocessing((3, *size), mean, std, "bilinear", crop_pct, crop_mode)
     found = load_of(made)(tmp_path / "image.png")[0]
-    pixels = np.asarray(eval_transform(made)(image), np.float32) / np.float32(255)
-    wanted = (pixels.transpose(1, 2, 0) - np.array(mean, np.float32)) / np.array(std, np.float32)
-    np.testing.assert_array_equal(found, wanted.transpose(2, 0, 1))
+    np.testing.assert_array_equal(found, prepared(made, image))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "L", "I;16", "CMYK"])
+def test_it_reads_every_kind_of_image_as_the_evaluation_does(
+    kind: str, channels: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (40, 50), dtype=np.uint16))
+    elif kind == "P":
+        image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).convert("P")
+        image.info["transparency"] = 7
+    else:
+        size = (40, 50) if kind == "L" else (40, 50, len(kind))
+        image = Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8), kind)
+    path = tmp_path / f"image.{'tif' if kind == 'CMYK' else 'png'}"
+    image.save(path)
+    made = Preprocessing(
+        (channels, 32, 32), (0.5,) * channels, (0.25,) * channels, "bilinear", 1.0, "center"
+    )
+    with Image.open(path) as stored:
+        wanted = prepared(made, stored)
+    np.testing.assert_array_equal(load_of(made)(path)[0], wanted)

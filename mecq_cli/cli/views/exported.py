@@ -52,6 +52,8 @@ def _verified(document: Document) -> str:
 
 def _differing(way: Document, replay: Document) -> str:
     """How many integers of a way of running the file are not the reference's."""
+    if not way["compared"]:
+        return "no integers to compare: what the layers put out is float"
     text = f"{way['differing']:,} of {way['compared']:,} integers differ"
     if way["left_out"]:
         text += f" ({way['left_out']:,} left out: float32 cannot resolve them)"
