@@ -69,6 +69,9 @@ def test_a_folder_in_use_needs_resume_or_force(tmp_path: Path) -> None:
     output = tmp_path / "run"
     run = finished_run(output=output)
     (output / "notes.txt").write_text("mine")
+    for name in ("model.onnx", "model.py", "model-portable.onnx", "model-export.safetensors"):
+        (output / name).write_text("of the old network")
+    (output / "compressed-tensors").mkdir()
     before = tree(output)
     with (
         pytest.raises(UsageError, match=r"not empty; --resume continues .* --force starts"),
