@@ -96,7 +96,7 @@ def test_a_stopped_run_keeps_its_allotment(
     assert not (place / "again").exists()  # there is nothing to continue
 
     monkeypatch.setattr(allotting, "measure", measure)
-    monkeypatch.setattr(workflow, "_finish", fail)
+    monkeypatch.setattr(workflow, "finish", fail)
     assert quantize(place, *AVERAGE, "--output", "again", "-q").code == 4
     settings = (place / "again" / "config.toml").read_text()
     assert len(tomllib.loads(settings)["allotted"]) == 18
