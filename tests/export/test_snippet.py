@@ -25,7 +25,7 @@ def prepared(preprocessing: Preprocessing, image: Image.Image) -> Any:
 def load_of(preprocessing: Preprocessing) -> Any:
     """The function ``load`` of the script, without the session behind it."""
     text = snippet("model.onnx", preprocessing, ["a", "b"], "1.24.1")
-    before, session, _ = text.partition("session = ")
+    before, session, _ = text.partition("if not sys.argv")
     assert session
     names: dict[str, Any] = {}
     code = before.replace("import onnxruntime\n", "")

@@ -193,9 +193,14 @@ def _obey(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _child(order: dict[str, Any], err: IO[str], calls: IO[str]) -> None:
+    import torch
+
     from mecq_cli.cli.main import run
     from tests.faults.inject import Fault, install
 
+    # PyTorch makes its pool of threads anew in a forked process when it is first asked for one. The
+    # threads of a backward pass would be the first to ask, two at once, which it does not survive.
+    torch.set_num_threads(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor, replacement in ((0, nothing), (1, nothing), (2, err.fileno())):
         os.dup2(replacement, descriptor)
