@@ -20,8 +20,8 @@ class Listener:
 
     def advance(self, task: str, done: int, row: Mapping[str, Any] | None = None) -> None:
         """``done`` steps are over. In training ``row`` has step, epoch, loss, loss_task,
-        loss_mec, lr, seconds, data_seconds (the wait for the batch) and
-        the share of answers that are right, where the task has one."""
+        loss_mec, lr, seconds, data_seconds (the wait for the batch) and the share of answers that
+        are right, where the task has one."""
 
     def finish(self, task: str) -> None:
         """That part of the job is over."""

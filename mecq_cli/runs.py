@@ -42,6 +42,10 @@ TargetKind = Literal["run", "artifact", "onnx", "model"]
 _FILE_KINDS: dict[str, TargetKind] = {".safetensors": "artifact", ".onnx": "onnx"}
 
 
+PACKED_WEIGHTS = "compressed-tensors"
+"""Folder that ``mecq export --format compressed-tensors`` writes by default: the library's name."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths in a run folder; none of them need exist."""
@@ -215,14 +219,13 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
             "it over"
         )
     try:
-        for folder in (run.checkpoints, run.tensorboard, run.path / "compressed-tensors"):
+        for folder in (run.checkpoints, run.tensorboard, run.path / PACKED_WEIGHTS):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         # What exports made of it goes too: files of another network would be taken for this one's.
-        exports = [p for kind in ("onnx", "py") for p in run.path.glob(f"model*.{kind}")]
-        exports += run.path.glob("model*.safetensors")
-        made = (run.artifact, run.summary, run.report, *exports)
-        for path in (run.config, run.metrics, run.classifier, *made):
+        kinds = ("safetensors", "onnx", "py")
+        made = (path for kind in kinds for path in [*run.path.glob(f"model*.{kind}")])
+        for path in (run.config, run.metrics, run.classifier, run.summary, run.report, *made):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFailure(

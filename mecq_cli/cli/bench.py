@@ -49,7 +49,7 @@ def entropy(
     the mixture answered.
     """
     from mecq_cli.cli import render
-    from mecq_cli.cli.views import entropy
+    from mecq_cli.cli.views import entropy as views
 
     shapes = [_shape(text) for text in sizes.split(",")]
     values = [_number(text) for text in distortions.split(",")]
@@ -63,7 +63,7 @@ def entropy(
             torch.set_num_threads(threads)
         names = list(FAMILIES) if families is None else families.split(",")
         document = bench_entropy(shapes, names, values, repeats, listener)
-    render.show(document, entropy.tables, as_json=as_json)
+    render.show(document, views.tables, as_json=as_json)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -221,7 +221,7 @@ class QuantizeConfig(Settings):
         return None if self.target_size is None else f"--target-size {self.target_size}"
 
     @model_validator(mode="after")
-    def _has_both_views(self) -> QuantizeConfig:
+    def _views_fit_the_term(self) -> QuantizeConfig:
         if self.mec_term in OF_BOTH_VIEWS and self.mec_views == "quantized":
             raise ValueError(
                 f"--mec-term {self.mec_term} compares with the float model: it needs --mec-views "

@@ -208,16 +208,17 @@ def _rows(
                 "correct it, or add the category"
             )
         size = (images[image]["width"], images[image]["height"])
-        given = entry.get("bbox")
-        if isinstance(given, list) and len(given) == 4 and 0 in given[2:]:
-            continue  # COCO's own train set has two such; there is nothing in them to be found
         box = _box(entry.get("bbox"), size, f"{what} of {images[image]['file_name']!r}")
-        rows.setdefault(image, []).append((places[label], *box, entry.get("iscrowd") == 1))
+        if box is not None:
+            rows.setdefault(image, []).append((places[label], *box, entry.get("iscrowd") == 1))
     return rows
 
 
-def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a bbox, which is left, top, width, height."""
+def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of a bbox, which is left, top, width, height.
+
+    None where it has no area: COCO's own train set has two such, with nothing to be found in them.
+    """
     if (
         not isinstance(given, list)
         or len(given) != 4
@@ -226,6 +227,8 @@ def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, fl
         raise DataError(f"{what} has no bbox of four numbers; it is left, top, width, height")
     left, top, width, height = (float(n) for n in given)
     right, bottom = left + width, top + height
+    if width == 0 or height == 0:
+        return None
     if width < 0 or height < 0:
         raise DataError(f"{what}: the box {given} has a negative side; correct it")
     over = max(-left, -top, right - size[0], bottom - size[1])

@@ -304,13 +304,13 @@ def _by_folder(path: str, members: list[_Member]) -> Iterator[tuple[_Member, str
     folders = [member.folders for member in members]
     start = _common_depth(folders)
     for member, parts in zip(members, folders, strict=True):
-        at = next((n for n, part in enumerate(parts) if part in _SPLITS), None)
-        below = parts[start:] if at is None else parts[at + 1 :]
+        split = _inner_split(member)
+        below = parts[start:] if split is None else parts[parts.index(split) + 1 :]
         if not is_image(member.base):
             raise DataError(f"tar file {path!r}: {member.name!r} is no image; leave it out")
         if below:
             yield member, below[0]
-        elif at is None and _split_of(path) not in (None, *_words(path)):
+        elif split is None and _split_of(path) not in (None, *_words(path)):
             yield member, Path(path).stem
         else:
             raise DataError(

@@ -56,13 +56,20 @@ class GraphBuilder:
             self._tensors[node.name] = f"{node.name}::value" if taken else node.name
         self._tensors[logits] = LOGITS
 
-    def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        shape: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> str:
         """Add an ONNX node; ``name`` is of an operation (its final node) or has a ``::``.
 
         Inputs may be names of operations. Returns the name of the output tensor. ``shape`` is that
         of a value that is not the operation's own; who notes shapes needs it.
         """
-        attributes.pop("shape", None)
         resolved = [self._tensors.get(tensor, tensor) for tensor in inputs]
         output = self._tensors.setdefault(name, name)
         self.nodes.append(helper.make_node(op, resolved, [output], name=name, **attributes))
@@ -254,6 +261,24 @@ class Builder(GraphBuilder):
             offset = self.scalar(np.int32(shift))
             name = self.emit("Add", [name, offset], f"{node.name}::weight_shifted")
         return self.emit("Cast", [name], f"{node.name}::weight_int8", to=TensorProto.INT8)
+
+
+def float_product(
+    builder: GraphBuilder, node: Node, weight: str, bias: str
+) -> tuple[str, list[str], dict[str, Any]]:
+    """The last float operator of a conv2d or linear node, its inputs and its attributes.
+
+    Gemm takes matrices only: on tokens [N, ..., I] it is the sum behind a MatMul.
+    """
+    if node.op == "linear" and len(builder.shapes[node.name]) > 1:
+        name, shape = node.name, node.tensors["weight"].shape[::-1]
+        columns = builder.emit(
+            "Transpose", [weight], f"{name}::weight_columns", perm=[1, 0], shape=shape
+        )
+        product = builder.emit("MatMul", [node.inputs[0], columns], f"{name}::product")
+        return "Add", [product, bias], {}
+    op, attributes = product_operator(node)
+    return op, [node.inputs[0], weight, bias], attributes
 
 
 def product_operator(node: Node) -> tuple[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,7 +140,7 @@ def _avg_pool2d(builder: Builder, node: Node) -> None:
     include = bool(node.attributes["count_include_pad"])
     counts = np.outer(axes[0].counts(include), axes[1].counts(include)).astype(np.float32)
     name, kernel = node.name, [axis.kernel for axis in axes]
-    attributes = {
+    attributes: dict[str, Any] = {
         "kernel_shape": kernel,
         "strides": [axis.stride for axis in axes],
         "pads": pads(axes),

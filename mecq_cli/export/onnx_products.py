@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from mecq_cli.export.onnx_builder import Builder, product_operator
+from mecq_cli.export.onnx_builder import Builder, float_product, product_operator
 from mecq_cli.export.onnx_stem import rewrite_stem
 from mecq_cli.integer.ir import Grid, Node
 
@@ -47,7 +47,7 @@ def emit_product(builder: Builder, node: Node) -> None:
 def _token_product(builder: Builder, node: Node, grid: Grid | None) -> None:
     """A linear layer on tokens [N, ..., I]: as one of rows where that is fused, see QGemm."""
     if grid is None:
-        _float_tokens(builder, node)
+        _float_product(builder, node)
     elif node.grid is None:
         _exact_product(builder, node, grid)
     else:
@@ -61,14 +61,6 @@ def _token_product(builder: Builder, node: Node, grid: Grid | None) -> None:
         builder.quantized(target, product)
         shape = builder.constant(np.array([-1, *places, outputs], np.int64), f"{name}::shape")
         builder.emit("Reshape", [target.name, shape], name)
-
-
-def _float_tokens(builder: Builder, node: Node) -> None:
-    """Gemm takes matrices only."""
-    weight, bias = _float_weight(builder, node)
-    columns = builder.emit("Transpose", [weight], f"{node.name}::weight_columns", perm=[1, 0])
-    product = builder.emit("MatMul", [node.inputs[0], columns], f"{node.name}::product")
-    builder.emit("Add", [product, bias], node.name)
 
 
 def _parts(node: Node) -> list[Node]:
@@ -174,8 +166,7 @@ def _exact_product(builder: Builder, node: Node, grid: Grid) -> None:
 
 def _float_product(builder: Builder, node: Node) -> None:
     """Float input."""
-    op, attributes = product_operator(node)
-    inputs = [node.inputs[0], *_float_weight(builder, node)]
+    op, inputs, attributes = float_product(builder, node, *_float_weight(builder, node))
     builder.emit(op, inputs, node.name, **attributes)
 
 

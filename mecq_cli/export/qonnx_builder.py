@@ -25,10 +25,18 @@ class QonnxBuilder(GraphBuilder):
         super().__init__(model, model.output.name)
         self.tensors: dict[str, onnx.ValueInfoProto] = {}
 
-    def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """As in `GraphBuilder`; the shape is that of the operation, or in ``shape``."""
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        shape: Sequence[int] | None = None,
+        **attributes: Any,
+    ) -> str:
+        """As in `GraphBuilder`; the shape is that of the operation, or ``shape``."""
         operation = name if name in self.shapes else name.rpartition("::")[0]
-        shape = attributes.pop("shape", None) or (1, *self.shapes[operation])
+        shape = shape or (1, *self.shapes[operation])
         output = super().emit(op, inputs, name, **attributes)
         if name != self.output:
             info = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)

@@ -48,7 +48,7 @@ import onnx
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.export.onnx_builder import product_operator
+from mecq_cli.export.onnx_builder import float_product
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_resize import emit_resize_of_one
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
@@ -169,17 +169,11 @@ def _product(builder: QonnxBuilder, node: Node) -> None:
         # The scale belongs to the multiplied weight.
         size = size * np.float32(node.multiplier)
     weight = _weight(builder, node, size)
-    op, attributes = product_operator(node)
-    inputs = [node.inputs[0], weight, bias]
-    if node.op == "linear" and len(builder.shapes[name]) > 1:  # tokens: Gemm has no such form
-        shape = tensors["weight"].shape[::-1]
-        turned = builder.emit("Transpose", [weight], f"{name}::turned", perm=[1, 0], shape=shape)
-        product = builder.emit("MatMul", [node.inputs[0], turned], f"{name}::sums")
-        op, attributes, inputs = "Add", {}, [product, bias]
+    op, inputs, attributes = float_product(builder, node, weight, bias)
     if (signs > 0).all():
         _finish(builder, node, op, inputs, **attributes)
         return
-    value = builder.emit(op, inputs, f"{name}::product", **attributes)
+    value = builder.emit(op, inputs, f"{name}::unsigned", **attributes)
     channels = signs.reshape(-1, *[1] * (tensors["weight"].ndim - 2))
     _finish(builder, node, "Mul", [value, builder.constant(channels, f"{name}::signs")])
 

@@ -101,9 +101,9 @@ def solve(
         return Solution(found.picks, found.value, found.weight, False, None)
     value = float(sum(row[k] for row, k in zip(values, picks, strict=True)))
     optimal = result.status == 0
-    known = result.mip_gap is not None and math.isfinite(result.mip_gap)
-    gap = 0.0 if optimal else float(result.mip_gap) if known else None
-    return Solution(picks, value, weight, optimal, gap)
+    gap = 0.0 if optimal else result.mip_gap
+    known = gap is not None and math.isfinite(gap)
+    return Solution(picks, value, weight, optimal, float(gap) if known else None)
 
 
 def _reference(

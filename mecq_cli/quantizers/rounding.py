@@ -113,10 +113,7 @@ def quick_backward(
         )
         return of_x, of_scale.reshape(scale.shape)
     if _loops_can(grad, x, scale, mid_rise):
-        of_x, of_scale = loops.round_backward(
-            loops.dense(grad), x, scale, float(qmin), float(qmax), False
-        )
-        return of_x, of_scale
+        return _by_loops(grad, x, scale, qmin, qmax, soft=False)
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
@@ -125,11 +122,16 @@ def quick_soft_backward(
 ) -> tuple[Tensor, Tensor]:
     """`soft_backward`, likewise."""
     if _loops_can(grad, x, scale, mid_rise):
-        of_x, of_scale = loops.round_backward(
-            loops.dense(grad), x, scale, float(qmin), float(qmax), True
-        )
-        return of_x, of_scale
+        return _by_loops(grad, x, scale, qmin, qmax, soft=True)
     return soft_backward(grad, x, scale, qmin, qmax, mid_rise)
+
+
+def _by_loops(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, *, soft: bool
+) -> tuple[Tensor, Tensor]:
+    ends = float(qmin), float(qmax)
+    of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends, soft)
+    return of_x, of_scale
 
 
 def _loops_can(grad: Tensor, x: Tensor, scale: Tensor, mid_rise: bool) -> bool:

@@ -98,8 +98,8 @@ class Site(nn.Module):
         if self.ceiling is None:
             return -math.inf, math.inf
         q = self.output_quantizer
-        clips = q is not None and q.active and q.grid_is_unsigned
-        return -math.inf if clips else 0.0, self.ceiling
+        by_grid = q is not None and q.active and q.grid_is_unsigned
+        return -math.inf if by_grid else 0.0, self.ceiling
 
     def _finish(self, y: Tensor) -> Tensor:
         q, (low, high) = self.output_quantizer, self._bounds()

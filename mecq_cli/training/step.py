@@ -89,7 +89,6 @@ class TrainingStep:
         self.task = task
         self.model, self.recipe, self.optimizer = model, recipe, optimizer
         self.processes = processes
-        self.two_views = recipe.has_two_views
         self.teacher: Callable[[Tensor], tuple[Tensor, ...]] | None = (
             teacher if recipe.has_teacher else None
         )
@@ -188,7 +187,7 @@ class TrainingStep:
         names = self.model.taps
         sites = dict(zip(names, features, strict=True))
         reference = None
-        if self.two_views and other is not None:
+        if self.recipe.has_two_views and other is not None:
             reference = dict(zip(names, other, strict=True))
         for name, weight, quantizer in self.weights:
             sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(

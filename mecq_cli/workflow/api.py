@@ -252,8 +252,8 @@ def quantize(
                 "preprocessing of its own (img_size and crop_pct change it); leave them out"
             )
         loaded = None
-        find_splits(config.data)  # a folder that is not there is no fault of the module
         if not isinstance(model, str):
+            find_splits(config.data)  # a folder that is not there is no fault of the module
             loaded = _loaded(model, preprocessing or IMAGENET, config)
         task = task_for(config.task, config.model, loaded)
         splits = task.open_training(config.data, config.val_split, config.seed)
@@ -342,10 +342,9 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
     preprocessing = preprocessing.overridden(img_size=config.img_size, crop_pct=config.crop_pct)
     name, size = type(model).__name__, list(preprocessing.input_size)
     found = None
-    if is_detector(own):
-        own = outputs_only(own)
     try:
-        if is_detector(model):
+        if is_detector(own):
+            own = outputs_only(own)
             found = detector_of(own, (size[1], size[2]))
         with torch.no_grad():
             logits = own(torch.zeros(1, *size))

@@ -20,6 +20,10 @@ from mecq_cli.workflow.job import Job
 
 def dry_run(job: Job) -> dict[str, Any]:
     """The site table, with sizes, and what the training takes; nothing is written."""
+    shape = job.loaded.preprocessing.input_size
+    model = insert_quantizers(job.loaded, job.config)
+    require_lowering(model, job.recipe)
+    require_faithful(model, job.loaded.module, shape)
     expected = None
     if job.recipe.total_steps:
         images = sum(d.pixel_bytes for d in (job.train, job.val))
@@ -27,10 +31,7 @@ def dry_run(job: Job) -> dict[str, Any]:
             job.loaded, job.config, job.recipe, job.device, job.processes.count, images,
             job.listener,
         )  # fmt: skip
-    model = insert_quantizers(job.loaded, job.config)
-    require_lowering(model, job.recipe)
-    require_faithful(model, job.loaded.module, job.loaded.preprocessing.input_size)
-    integer = integerize(model, job.loaded.preprocessing.input_size, {})
+    integer = integerize(model, shape, {})
     packed = len(safetensors.to_bytes(integer))
     return {
         "sites": allot.with_sensitivities(site_rows(integer), job.config),

@@ -31,8 +31,6 @@ from mecq_cli.workflow.targets import (
     settings_of,
 )
 
-_ADVICE = "give the --data it was made for"
-
 
 def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     """Top-1 and top-5, or mean IoU, or mean average precision, in percent on the evaluation split.
@@ -51,12 +49,10 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     opened = stored or _with_weights(config, target, split, device)
     task = opened.task
     if opened.kind == "model":  # whose classes are known by their number alone
-        classes = task.match_classes(
-            split.classes, len(opened.classes), imagenet=opened.imagenet, advice=_ADVICE
-        )
+        classes = task.match_classes(split.classes, len(opened.classes), imagenet=opened.imagenet)
     else:
         classes = classes_of_split(
-            split, task, opened.classes, target.name, imagenet=opened.imagenet, advice=_ADVICE
+            split, task, opened.classes, target.name, imagenet=opened.imagenet
         )
     dataset = dataset_of(split, opened.preprocessing, classes.indices)
     measured = evaluate_on(

@@ -15,11 +15,12 @@ from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import compressed_tensors
 from mecq_cli.integer.ir import IntegerModel
+from mecq_cli.runs import PACKED_WEIGHTS
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.verification import verify_artifact
 
 CONFIG = "config.json"
-FOLDER, FILE = "compressed-tensors", "model.safetensors"
+FILE = "model.safetensors"
 """Where the library looks: a folder of its own, and in it these two names."""
 
 Array = NDArray[np.float32]
@@ -48,7 +49,7 @@ def export_weights(
         VerificationError: the written file does not agree; it is not kept.
         UsageError: a file is in the way.
     """
-    output = config.output or source.parent / FOLDER / FILE
+    output = config.output or source.parent / PACKED_WEIGHTS / FILE
     described = output.with_name(CONFIG)
     if output.resolve() == source.resolve() or output.name == CONFIG:
         raise UsageError(f"--output {output}: is taken; give another name")

@@ -28,7 +28,7 @@ from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
 from mecq_cli.settings import absolute_data
 from mecq_cli.tasks import registry
-from mecq_cli.tasks.base import ADVICE, Task
+from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
 from mecq_cli.tasks.registry import CLASSIFICATION, task_named
 from mecq_cli.training import state
@@ -165,6 +165,9 @@ def evaluation_split(
     return task.open_evaluation(root, split)
 
 
+_ADVICE = "give the --data it was made for"
+
+
 def classes_of_split(
     split: Split,
     task: Task,
@@ -172,7 +175,6 @@ def classes_of_split(
     name: str,
     *,
     imagenet: bool,
-    advice: str = ADVICE,
 ) -> ClassMap:
     """Which output of a stored model belongs to which class of a data set.
 
@@ -182,16 +184,15 @@ def classes_of_split(
         known: names of the model's classes.
         name: of the model, for messages.
         imagenet: whether they are ImageNet's, by whose ids folders are matched.
-        advice: what to do about another number of classes.
 
     Raises:
         DataError: the data set has others.
     """
-    classes = task.match_classes(split.classes, len(known), imagenet=imagenet, advice=advice)
+    classes = task.match_classes(split.classes, len(known), imagenet=imagenet, advice=_ADVICE)
     if not imagenet and not task.same_classes(classes, known):
         raise DataError(
             f"the classes of {split.root} ({', '.join(classes.names[:3])}, ...) are not those of "
-            f"{name} ({', '.join(known[:3])}, ...); give the --data it was made for"
+            f"{name} ({', '.join(known[:3])}, ...); {_ADVICE}"
         )
     return classes
 

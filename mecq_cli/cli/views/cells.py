@@ -58,11 +58,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
 
-def counted(number: int, what: str) -> str:
-    """How many there are of something."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def drop(value: float | None, reference: float | None) -> str:
     """The distance to a reference, where both are known."""
     return "" if value is None or reference is None else f"  ({value - reference:+.2f})"

@@ -73,9 +73,12 @@ def add_allotment(table: Table, allotment: Document | None) -> None:
     table.add_row("weights", f"{reached} (target: {plain(asked)})")
     if allotment.get("seconds") is None:
         return
-    gap = allotment["gap"]
-    proven = "not proven to be the optimum" if gap is None else f"within {100 * gap:.2g} %"
-    proven = "the optimum" if allotment["optimal"] else proven
+    if allotment["optimal"]:
+        proven = "the optimum"
+    elif allotment["gap"] is None:
+        proven = "not proven to be the optimum"
+    else:
+        proven = f"within {100 * allotment['gap']:.2g} %"
     table.add_row(
         "allotted by",
         f"{allotment['sensitivity']}, {proven}; {allotment['images']} images, "

@@ -11,7 +11,7 @@ from rich.text import Text
 from mecq_cli.cli.errors import one_line
 from mecq_cli.cli.live import duration
 from mecq_cli.cli.render import Document
-from mecq_cli.cli.views.cells import counted, headed, megabytes, or_dash, pairs, plain, title
+from mecq_cli.cli.views.cells import headed, megabytes, or_dash, pairs, plain, title
 from mecq_cli.cli.views.run import add_allotment, add_sizes
 
 
@@ -103,7 +103,8 @@ def _add_forecast(table: Table, document: Document) -> None:
     """What the training will take, and what that is known from."""
     expected = document["forecast"]
     steps = f"{document['steps']} steps of {document['batch_size']} images"
-    table.add_row("training", f"{counted(document['epochs'], 'epoch')}, {steps}")
+    epochs = document["epochs"]
+    table.add_row("training", f"{epochs} epoch{'s' * (epochs != 1)}, {steps}")
     table.add_row(
         "time",
         f"about {duration(expected['training_seconds'])}, from a measured step of "
