@@ -294,7 +294,7 @@ def _threshold_node(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid |
     code = torch.zeros_like(inputs[0])
     for threshold in node.attributes["thresholds"]:
         code += inputs[0] >= threshold
-    return code
+    return code * _need(node.grid).spacing
 
 
 Operation = Callable[[Node, Sequence[Tensor], Sequence[Grid | None]], Tensor]

@@ -1,4 +1,7 @@
-"""Writes a threshold operation as ONNX nodes: which of the thresholds a byte reaches, counted."""
+"""Writes a threshold operation as ONNX nodes: which of the thresholds a byte reaches, counted.
+
+On a grid without zero each of them counts twice.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,23 @@ def emit_threshold(builder: Builder, node: Node) -> None:
     Tried on onnxruntime 1.24.1 and 1.32: a Gather from a table of 256 codes takes 8 ns a value,
     comparisons that are added up 0.1 ns for each threshold, clips twice that.
     """
-    top = builder.integer_grid(node).qmax
+    assert node.grid is not None
+    top, spacing = builder.integer_grid(node).qmax, node.grid.spacing
     reachable = [t for t in node.attributes["thresholds"] if t <= top]
     if not reachable:
         zero = builder.scalar(np.uint8(0))
         builder.emit("Clip", [node.inputs[0], zero, zero], node.name)
     elif builder.tuned:
-        _compared(builder, node, reachable)
+        _compared(builder, node, reachable, spacing)
     else:
-        _clipped(builder, node, reachable)
+        _clipped(builder, node, reachable, spacing)
 
 
-def _compared(builder: Builder, node: Node, thresholds: Sequence[int]) -> None:
+def _compared(builder: Builder, node: Node, thresholds: Sequence[int], spacing: int) -> None:
     """Comparisons as bytes, added up. Add knows bytes since opset 14."""
     name, code = node.name, ""
     for number, threshold in enumerate(thresholds, 1):
-        final = number == len(thresholds)
+        final = spacing == 1 and number == len(thresholds)
         inputs = [node.inputs[0], builder.scalar(np.uint8(threshold))]
         reached = builder.emit("GreaterOrEqual", inputs, f"{name}::reached_{number}")
         output = name if final and not code else f"{name}::one_{number}"
@@ -40,9 +44,11 @@ def _compared(builder: Builder, node: Node, thresholds: Sequence[int]) -> None:
         if code:
             one = builder.emit("Add", [code, one], name if final else f"{name}::code_{number}")
         code = one
+    if spacing == 2:
+        builder.emit("Add", [code, code], name)
 
 
-def _clipped(builder: Builder, node: Node, thresholds: Sequence[int]) -> None:
+def _clipped(builder: Builder, node: Node, thresholds: Sequence[int], spacing: int) -> None:
     """Clips to [t - 1, t], which are t - 1 and, where the threshold is reached, one more.
 
     For runtimes of any age: nothing but what the other operations need as well. Two are added at a
@@ -50,10 +56,11 @@ def _clipped(builder: Builder, node: Node, thresholds: Sequence[int]) -> None:
     """
     name, value = node.name, ""
     unit, zero = builder.scalar(np.float32(1)), builder.scalar(np.uint8(0))
+    distance = builder.scalar(np.float32(spacing))
     for number, threshold in enumerate(thresholds, 1):
         low, high = (builder.scalar(np.uint8(end)) for end in (threshold - 1, threshold))
         clipped = builder.emit("Clip", [node.inputs[0], low, high], f"{name}::clipped_{number}")
-        one = builder.emit("DequantizeLinear", [clipped, unit, low], f"{name}::one_{number}")
+        one = builder.emit("DequantizeLinear", [clipped, distance, low], f"{name}::one_{number}")
         if not value:
             value = one
             continue

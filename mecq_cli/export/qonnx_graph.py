@@ -102,14 +102,19 @@ def _threshold(builder: QonnxBuilder, node: Node) -> None:
     source, target = builder.integer_grid(node), required(node)
     thresholds = np.array(node.attributes["thresholds"], np.float64) - 0.5 - source.zero_point
     real = (thresholds * source.scale).astype(np.float32)[None]
-    builder.emit(
+    steps = target.spacing == 1
+    # On a grid without zero first as odd integers: scaled at once, a sum would be rounded.
+    counted = builder.emit(
         "MultiThreshold",
         [node.inputs[0], builder.constant(real, f"{node.name}::thresholds")],
-        node.name,
+        node.name if steps else f"{node.name}::steps",
         domain=DOMAIN,
-        out_dtype=f"UINT{target.bits}",
-        out_scale=target.scale,
+        out_dtype=f"UINT{target.bits}" if steps else f"INT{target.bits + 1}",
+        out_scale=target.scale if steps else 2.0,
+        out_bias=0.0 if steps else -float(target.zero_point),
     )
+    if not steps:
+        builder.emit("Mul", [counted, builder.scalar(np.float32(target.scale))], node.name)
 
 
 def _dequantize(builder: QonnxBuilder, node: Node) -> None:

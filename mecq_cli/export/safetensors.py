@@ -108,7 +108,7 @@ def _node_to_json(node: Node, shared: str | None) -> dict[str, Any]:
         "name": node.name,
         "op": node.op,
         "inputs": list(node.inputs),
-        "grid": None if node.grid is None else asdict(node.grid),
+        "grid": None if node.grid is None else _grid_to_json(node.grid),
         "attributes": {
             k: list(v) if isinstance(v, tuple) else v for k, v in node.attributes.items()
         },
@@ -122,6 +122,13 @@ def _node_to_json(node: Node, shared: str | None) -> dict[str, Any]:
             entry["weight"]["mid_rise"] = True
         if shared is not None:
             entry["weight"]["of"] = shared
+    return entry
+
+
+def _grid_to_json(grid: Grid) -> dict[str, Any]:
+    entry = asdict(grid)
+    if grid.spacing == 1:  # as files have it that know no other
+        del entry["spacing"]
     return entry
 
 
@@ -171,7 +178,10 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
     if weighted and others:
         raise ValueError(f"node {name!a:.80}: this operation has no weights")
     if grid is not None:
-        _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"}, "a grid")
+        extra = {"spacing"} & grid.keys() if isinstance(grid, dict) else set()
+        _require_keys(grid, {"scale", "zero_point", "bits", "qmin", "qmax"} | extra, "a grid")
+        if extra and grid["spacing"] == 1:
+            raise ValueError(f"node {name!a:.80}: a spacing of 1 is not said")
     node = Node(
         name,
         op,

@@ -14,7 +14,8 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | quantize        | float  | rne(fl(x / s_y)) + z_y                                                |
 | dequantize      | grid   | fl((q - z_x) * s_x)                                  (float output)   |
 | requantize      | grid   | rne(fl(fl((q - z_x) * s_x) / s_y)) + z_y                              |
-| threshold       | grid   | how many of the ascending ints t of ``thresholds`` have q >= t        |
+| threshold       | grid   | how many of the ascending ints t of ``thresholds`` have q >= t, times |
+|                 |        | the spacing of the grid                                               |
 | lookup          | grid   | table[q], which holds rne(fl(f(x) / s_y)) + z_y for each integer q    |
 | conv2d, linear  | grid   | acc = sum (q - z_x) W + b, exact in int32; W = w * weight_multiplier  |
 |                 |        | with a grid:    rne(fl(fl(acc) * fl(fl(s_x * s_w) / s_y))) + z_y      |
@@ -81,8 +82,9 @@ Weights of b bits lie on one of two grids, in the terms of signal processing:
 A mid-rise grid has no zero. Weights of 1 bit are always on one; those of 2 to 6 bits where their
 node says so (`Node.mid_rise`). With more bits its ends would leave what `saturation` allows.
 
-`threshold` is how activations get steps of unequal width: it turns the integers of one grid into
-codes 0, 1, 2, ..., which lie on a grid as any other. A value that comes from sums of products or
+`threshold` is how activations get steps of unequal width, and grids without zero: it turns the
+integers of one grid into codes 0, 1, 2, ..., or 0, 2, 4, ... where its own grid has that spacing,
+which are integers as any other. A value that comes from sums of products or
 from floats is first rounded to a fine grid of 8 bits, in units of which the thresholds are learned;
 one that is on a grid already is compared as it is. So there is no other arithmetic than that of the
 uniform grids, every runtime has fast kernels for it, and a comparison of bytes is exact in all.
@@ -115,7 +117,8 @@ class Grid:
     """Where the integers of an activation lie: real value = scale * (q - zero_point).
 
     ``qmin`` and ``qmax`` are what the values are clipped to; they may be tighter than
-    [0, 2**bits - 1] where a ReLU or ReLU6 was folded in.
+    [0, 2**bits - 1] where a ReLU or ReLU6 was folded in. On a grid without zero ``spacing`` is 2:
+    its integers are 0, 2, 4, ..., 2 (2**bits - 1) and the zero point is odd.
     """
 
     scale: float
@@ -123,6 +126,7 @@ class Grid:
     bits: int
     qmin: int
     qmax: int
+    spacing: int = 1
 
     def same_values(self, other: Grid) -> bool:
         """Whether an integer means the same number on both grids."""
@@ -153,7 +157,7 @@ class Node:
             roll: axes, shifts (lists of ints of one length); matmul: factor (a float32);
             layer_norm, l2_normalize: eps; group_norm: groups, eps;
             threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;
-            the grid of the node has the zero point 0 and all of its codes).
+            the grid of the node has all of its codes, and the zero point 0 or no zero).
         weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.
         tensors: conv2d, linear: ``weight`` int8 [O, I/groups, kh, kw] or [O, I] (float32 where
             weight_bits is 32), ``weight_scale`` float32 [O] (signed: the batch norm is folded

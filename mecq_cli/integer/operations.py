@@ -136,8 +136,9 @@ def _threshold(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     if grid is None or grid.bits > MOST_THRESHOLD_BITS:
         raise ValueError(f"its output has at most {MOST_THRESHOLD_BITS} bits")
     codes = 2**grid.bits
-    if (grid.zero_point, grid.qmin, grid.qmax) != (0, 0, codes - 1):
-        raise ValueError(f"the zero point of its grid must be 0, the range [0, {codes - 1}]")
+    top = grid.spacing * (codes - 1)
+    if (grid.qmin, grid.qmax) != (0, top) or (grid.spacing == 1 and grid.zero_point != 0):
+        raise ValueError(f"the zero point of its grid must be 0, the range [0, {top}]")
     if len(thresholds) != codes - 1:
         raise ValueError(f"{len(thresholds)} thresholds are given, {codes} codes take {codes - 1}")
     if list(thresholds) != sorted(thresholds):
@@ -402,3 +403,8 @@ RULES = {
     "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""
+
+MOVES = frozenset(
+    ("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad", "roll")
+)
+"""What gives back integers as they came, or the zero point in the place of nothing."""

@@ -160,7 +160,7 @@ def _dequantize_node(node: Node, inputs: Sequence[Array], grids: Sequence[Grid |
 
 def _threshold(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
     reached = np.searchsorted(node.attributes["thresholds"], inputs[0], side="right")
-    codes: Array = reached.astype(np.uint8)
+    codes: Array = (reached * _grid(node.grid, node).spacing).astype(np.uint8)
     return codes
 
 

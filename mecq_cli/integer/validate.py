@@ -7,7 +7,7 @@ bounded size, and numbers from which no runner gets NaN or an overflow of its ac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.integer.ir import INPUT, MID_RISE_BITS, Grid, IntegerModel, Node
-from mecq_cli.integer.operations import RULES, Kind, Rule, Value
+from mecq_cli.integer.operations import MOVES, RULES, Kind, Rule, Value
 
 _MAX_ELEMENTS = 2**26
 """Of one activation of one image."""
@@ -82,6 +82,7 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
         raise ValueError(f"{len(inputs)} inputs are given, it takes {rule.inputs or 'some'}")
     if node.grid is not None:
         _check_grid(node.grid)
+    _check_spacing(node, inputs)
     _check_kinds(rule, [value.grid is None for value in inputs], node.grid is None)
     _check_attributes(node.attributes, rule.attributes)
     if rule.weight_dims is not None:
@@ -104,17 +105,31 @@ def _check_name(name: Any, values: Mapping[str, Value]) -> None:
 
 
 def _check_grid(grid: Grid) -> None:
-    if not _are_ints((grid.bits, grid.zero_point, grid.qmin, grid.qmax), 4, 0, 255):
-        raise ValueError("bits, zero_point, qmin and qmax are integers from 0 to 255")
-    if not 1 <= grid.bits <= 8 or not grid.qmin <= grid.qmax < 2**grid.bits:
+    numbers = (grid.bits, grid.zero_point, grid.qmin, grid.qmax, grid.spacing)
+    if not _are_ints(numbers, 5, 0, 255):
+        raise ValueError("bits, zero_point, qmin, qmax and spacing are integers from 0 to 255")
+    if grid.spacing not in (1, 2):
+        raise ValueError(f"the spacing is {grid.spacing}, not 1 or 2")
+    top = grid.spacing * (2**grid.bits - 1)
+    if not 1 <= grid.bits <= 8 or not grid.qmin <= grid.qmax <= top:
         raise ValueError(
             f"{grid.bits} bits and the range [{grid.qmin}, {grid.qmax}] do not go together"
         )
+    if grid.spacing == 2 and not (grid.zero_point % 2 and 0 < grid.zero_point < top):
+        raise ValueError(f"the grid is one without zero, whose zero point {grid.zero_point} is not")
     scale: Any = grid.scale
     if not isinstance(scale, float) or not 1 / _LARGEST <= scale <= _LARGEST:
         raise ValueError(f"the scale {_short(scale)} is not a positive float of usual size")
     if float(np.float32(scale)) != scale:
         raise ValueError(f"the scale {scale!r} is not a float32 number; round it before")
+
+
+def _check_spacing(node: Node, inputs: Sequence[Value]) -> None:
+    """Only a threshold makes every second integer, and what moves integers keeps them so."""
+    if node.grid is None or node.grid.spacing == 1 or node.op == "threshold":
+        return
+    if node.op not in MOVES or any(value.grid != node.grid for value in inputs):
+        raise ValueError("a grid without zero is made by a threshold")
 
 
 def _check_kinds(rule: Rule, inputs_float: list[bool], output_float: bool) -> None:

@@ -16,9 +16,9 @@ from mecq_cli.quantizers.ewgs import EwgsActivation, EwgsWeight
 from mecq_cli.quantizers.lsq import LsqActivation, LsqWeight
 from mecq_cli.quantizers.lsq_mid_rise import LsqMidRiseWeight
 from mecq_cli.quantizers.lsq_plus import LsqPlusActivation
+from mecq_cli.quantizers.mid_rise import MidRiseActivation
 from mecq_cli.quantizers.n2uq import N2uqActivation
 from mecq_cli.quantizers.pact import PactActivation
-from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 
 class Quantizers(NamedTuple):
@@ -65,7 +65,7 @@ def by_bits(bits: int, channels: int) -> WeightQuantizer:
 
 
 QUANTIZERS = {
-    "auto": Quantizers(by_bits, SoftEndsActivation),
+    "auto": Quantizers(by_bits, MidRiseActivation),
     "lsq": Quantizers(LsqWeight, LsqActivation),
     "lsq+": Quantizers(LsqWeight, LsqPlusActivation),
     "lsq-mid-rise": Quantizers(LsqMidRiseWeight, LsqActivation),

@@ -11,9 +11,11 @@ from torch import Tensor
 from mecq_cli import loops
 
 
-def round_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
-    """``round(clip(x / s, qmin, qmax)) * s``; shape and dtype of x."""
-    v = units(x, scale)
+def round_forward(
+    x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool, shift: float = 0.0
+) -> Tensor:
+    """``round(clip(x / s + shift, qmin, qmax)) * s``; shape and dtype of x."""
+    v = units(x, scale) + shift
     return (to_integers(v, torch.clamp(v, qmin, qmax), mid_rise) * scale).to(x.dtype)
 
 
@@ -28,14 +30,21 @@ def round_backward(
 
 
 def soft_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    qmin: float,
+    qmax: float,
+    mid_rise: bool,
+    shift: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """As `round_backward`, with ends that are soft (soft_ends.py); the grid has a zero."""
+    """As `round_backward`, with ends that are soft (soft_ends.py)."""
+    share = 0.5 if mid_rise else 1.0  # of the distance between two integers
 
     def passing(grad: Tensor, v: Tensor, clipped: Tensor, q: Tensor) -> Tensor:
-        return grad * torch.clamp(torch.minimum(v - qmin, qmax - v) + 0.5, 0.0, 1.0)
+        return grad * torch.clamp(torch.minimum(v - qmin, qmax - v) * share + 0.5, 0.0, 1.0)
 
-    return passing_backward(grad, x, scale, qmin, qmax, mid_rise, passing)
+    return passing_backward(grad, x, scale, qmin, qmax, mid_rise, passing, shift)
 
 
 def passing_backward(
@@ -46,6 +55,7 @@ def passing_backward(
     qmax: float,
     mid_rise: bool,
     passing: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    shift: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """As `round_backward`, with a choice of what of the gradient reaches x.
 
@@ -53,9 +63,10 @@ def passing_backward(
         grad, x, scale, qmin, qmax, mid_rise: as there.
         passing: says it, of the gradient, of x in units of the step, of that clipped to the grid,
             and of the integer; float32 of one shape.
+        shift: as in `round_forward`.
     """
     grad = grad.float()
-    v = units(x, scale)
+    v = units(x, scale) + shift
     clipped = torch.clamp(v, qmin, qmax)
     q = to_integers(v, clipped, mid_rise)
     # What the step gets is made of a gradient that is needed anyway: grad * (round(v) - v) inside.

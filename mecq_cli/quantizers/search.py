@@ -79,8 +79,35 @@ def best_activation_grid(values: Tensor, qmax: int, power_of_two: bool) -> tuple
         if (scale, zero_point) in tried:
             continue
         tried.add((scale, zero_point))
-        q = torch.clamp(torch.round(values / scale) + zero_point, 0, qmax)
-        error = float(((q - zero_point) * scale - values).square().sum())
+        error = squared_error(values, scale, zero_point, qmax)
         if error < best_error:
             best, best_error = (scale, zero_point), error
     return best
+
+
+def best_grid_without_zero(values: Tensor, qmax: int) -> tuple[float, int]:
+    """The same on a grid without zero, of the integers 0, 2, ..., 2 qmax and an odd zero point.
+
+    Args:
+        values: sample of one activation, flat, float32, not all of them zero.
+        qmax: how many levels there are, less one.
+
+    Returns:
+        (half the distance between two levels, zero_point).
+    """
+    span = float(values.max() - values.min())
+    grids = [
+        (span * (i / CANDIDATES) / (2 * qmax), zero_point)
+        for i in range(1, CANDIDATES + 1)
+        for zero_point in range(1, 2 * qmax, 2)
+    ]
+    return min(grids, key=lambda g: squared_error(values, g[0], g[1], 2 * qmax, mid_rise=True))
+
+
+def squared_error(
+    values: Tensor, scale: float, zero_point: int, top: int, *, mid_rise: bool = False
+) -> float:
+    """Of rounding to a grid of the integers 0 to ``top``, or every second one of them."""
+    v = values / scale
+    clipped = torch.clamp(v, -zero_point, top - zero_point)
+    return float((to_integers(v, clipped, mid_rise) * scale - values).square().sum())

@@ -166,7 +166,7 @@ class Watched:
             if node.grid is not None:
                 counted = node.op in _ROUNDING and 2**node.grid.bits - 1 == node.grid.qmax
                 counts = np.zeros(2**node.grid.bits, np.int64)
-                self.codes[node.name] = Codes(0, counts, 1, 0 if counted else None)
+                self.codes[node.name] = Codes(0, counts, node.grid.spacing, 0 if counted else None)
 
     @torch.no_grad()
     def see(self, images: Tensor) -> None:
@@ -174,7 +174,8 @@ class Watched:
         for node, value in _walk(self.model, images, self._run):
             if node.grid is not None:
                 codes = self.codes[node.name]
-                found = torch.bincount(value.reshape(-1).long(), minlength=len(codes.counts))
+                flat = value.reshape(-1).long() // codes.spacing
+                found = torch.bincount(flat, minlength=len(codes.counts))
                 codes.counts += found.cpu().numpy()
 
     def _run(self, node: Node, inputs: list[Tensor], grids: list[Grid | None]) -> Tensor:

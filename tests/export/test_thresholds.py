@@ -23,22 +23,31 @@ from tests.integer.random_models import Maker
 from tests.mutations import mutations, overwrite
 
 FINE = Grid(0.0625, 0, 8, 0, 255)
-PLACES = {
+PLACES: dict[str, tuple[Any, ...]] = {
     "uneven": (2, (3, 4, 200)),
     "equal": (2, (7, 7, 9)),
     "ends": (2, (1, 255, 256)),
     "never": (1, (256,)),
     "always but at zero": (1, (1,)),
     "most": (MOST_THRESHOLD_BITS, tuple(range(17, 257, 16))),
+    "no zero": (2, (3, 4, 200), 3),
+    "no zero, lopsided": (2, (1, 127, 253), 1),
+    "no zero, signs": (1, (128,), 1),
+    "no zero, never": (1, (256,), 1),
+    "no zero, most": (MOST_THRESHOLD_BITS, tuple(range(17, 257, 16)), 15),
 }
+"""Bits, thresholds, and the zero point of a grid without zero."""
 
 
-def all_bytes(bits: int, thresholds: tuple[int, ...]) -> tuple[IntegerModel, Any]:
+def all_bytes(
+    bits: int, thresholds: tuple[int, ...], zero_point: int = 0
+) -> tuple[IntegerModel, Any]:
     """Each integer of the fine grid, its code, and a layer that reads the codes."""
     images = (np.arange(256, dtype=np.float32) * FINE.scale).reshape(1, 1, 16, 16)
     maker = Maker(np.random.default_rng(0), images)
     last = maker.append(Node("q", "quantize", (INPUT,), FINE))
-    codes = Grid(0.5, 0, bits, 0, 2**bits - 1)
+    spacing = 2 if zero_point else 1
+    codes = Grid(0.5, zero_point, bits, 0, spacing * (2**bits - 1), spacing)
     attributes = {"thresholds": thresholds}
     last = maker.append(Node("t", "threshold", (last,), codes, attributes))
     maker.linear(maker.flatten(maker.conv(last, 2, 3, abits=4)), 3)
@@ -49,13 +58,15 @@ def all_bytes(bits: int, thresholds: tuple[int, ...]) -> tuple[IntegerModel, Any
 def test_every_byte_has_its_code_in_every_runtime(name: str, tmp_path: Path) -> None:
     model, images = all_bytes(*PLACES[name])
     codes = run(model, images, keep=True)["t"].ravel()
-    _, thresholds = PLACES[name]
-    assert codes.tolist() == [sum(q >= t for t in thresholds) for q in range(256)]
+    _, thresholds, *zero_point = PLACES[name]
+    weight = 2 if zero_point else 1
+    assert codes.tolist() == [weight * sum(q >= t for t in thresholds) for q in range(256)]
 
     save(model, tmp_path / "m.safetensors")
     stored = load(tmp_path / "m.safetensors")
     assert stored.nodes[1] == model.nodes[1]
     assert site_rows(stored)[1]["thresholds"] == list(thresholds)
+    assert site_rows(stored)[1]["abits"] == PLACES[name][0]
     assert f" {thresholds[0]}" in drawn(sites, {"sites": site_rows(stored)}, width=200)[2]
     for profile in ("ort", "portable"):
         portable(stored, images, tmp_path / f"{profile}.onnx")
@@ -137,6 +148,32 @@ def test_thresholds_are_of_version_2_and_read_integers(
         load_bytes(rewritten(artifact, lambda node: node.update(inputs=["q", "q"])))
     with pytest.raises(ArtifactError, match="its output must be integers"):
         load_bytes(rewritten(artifact, lambda node: node.update(grid=None)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spacing": 1}, "a spacing of 1 is not said"),
+        ({"spacing": 3, "qmax": 9}, "the spacing is 3"),
+        ({"spacing": 2.0, "qmax": 6, "zero_point": 3}, "are integers"),
+        ({"spacing": True, "qmax": 6, "zero_point": 3}, "is not said"),
+        ({"spacing": 2, "qmax": 6}, "without zero, whose zero point 0"),
+        ({"spacing": 2, "qmax": 6, "zero_point": 4}, "without zero, whose zero point 4"),
+        ({"spacing": 2, "qmax": 6, "zero_point": 7}, "without zero, whose zero point 7"),
+        ({"spacing": 2, "qmax": 7, "zero_point": 3}, "do not go together"),
+        ({"spacing": 2, "qmax": 4, "zero_point": 3}, "the range"),
+        ({"spacing": 2, "qmin": 2, "qmax": 6, "zero_point": 3}, "the range"),
+        ({"step": 2}, "a grid"),
+    ],
+)
+def test_hostile_grids_without_zero_are_refused(
+    artifact: bytes,
+    load_bytes: Callable[[bytes], IntegerModel],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        load_bytes(rewritten(artifact, lambda node: node["grid"].update(change)))
 
 
 def test_no_damage_goes_unnoticed(

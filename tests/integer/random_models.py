@@ -95,9 +95,12 @@ class Maker:
         codes = 2**bits
         top = min(grid.qmax + 2, 256)
         thresholds = sorted(int(t) for t in self.rng.integers(1, top + 1, codes - 1))
-        uniform = Grid(float(np.float32(self.rng.uniform(0.5, 2.0) / codes)), 0, bits, 0, codes - 1)
+        spacing = int(self.rng.integers(1, 3))
+        zero_point = 2 * int(self.rng.integers(0, codes - 1)) + 1 if spacing == 2 else 0
+        scale = float(np.float32(self.rng.uniform(0.5, 2.0) / codes))
+        even = Grid(scale, zero_point, bits, 0, spacing * (codes - 1), spacing)
         name = self.name("threshold")
-        return self.append(Node(name, "threshold", (source,), uniform, {"thresholds": thresholds}))
+        return self.append(Node(name, "threshold", (source,), even, {"thresholds": thresholds}))
 
     def weighted(
         self,

@@ -141,6 +141,8 @@ def test_what_the_table_allows_is_valid(nodes: tuple[Node, ...]) -> None:
         (node("threshold", "x", grid=replace(CODES, qmin=1), thresholds=(1, 2, 3)), "the range"),
         (node("threshold", "x", grid=replace(CODES, zero_point=2), thresholds=(1, 2, 3)), "be 0"),
         (node("threshold", "x", grid=Grid(1.0, 0, 5, 0, 31), thresholds=(1, 2, 3)), "most 4 bits"),
+        (node("requantize", "x", grid=Grid(1.0, 3, 2, 0, 6, 2)), "is made by a threshold"),
+        (node("flatten", "x", grid=Grid(1.0, 3, 2, 0, 6, 2)), "is made by a threshold"),
         (conv(tensors=tensors(6, 3, 3, 3)), "does not fit 4 channels"),
         (conv(attributes={**CONV, "groups": 4}, tensors=tensors(6, 1, 3, 3)), "does not fit"),
         (conv(attributes={**CONV, "groups": True}), "groups cannot be True"),

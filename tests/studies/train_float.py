@@ -2,7 +2,7 @@
 
     python -m tests.studies.train_float NAME DATA [--threads N]
 
-vit          `cifar_vit`: 40 epochs of the train set by AdamW.
+vit          `cifar_vit`: 30 epochs of the train set by AdamW.
 without      ResNet-20 without the images that tables hold out of the train set to choose on: 30
              epochs of the others by SGD. For a network that has seen them, what generalises and
              what is known by heart look alike.
@@ -52,7 +52,7 @@ def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 
 PLANS: Mapping[str, Plan] = {
-    "vit": Plan(cifar_vit.NAME, "cifar_vit.float.safetensors", 40, 1e-3, adamw),
+    "vit": Plan(cifar_vit.NAME, "cifar_vit.float.safetensors", 30, 1e-3, adamw),
     "without": Plan(
         "resnet20_cifar", "resnet20_cifar-without-held-out.float.safetensors", 30, 0.1, sgd,
         without_held_out=True,

@@ -1,0 +1,128 @@
+"""Activations of 1 and 2 bits that may be negative, on a grid without zero where that fits better.
+
+A grid of four levels that has a zero is lopsided: -1, 0, 1, 2. What is spread around zero, as the
+input of a linear layer behind a norm or the linear bottleneck of a MobileNetV2, is better served by
+-3, -1, 1, 3 in units of half the distance between two; at 1 bit by -1 and 1 instead of 0 and 1. Of
+a Gaussian the squared error is a third less. Such a grid may lie anywhere: -1, 1, 3, 5 suits what a
+GELU puts out. Which of all, with or without a zero, is found by the squared error of the sample
+that also gives the first step.
+
+Quantizers that round to nearest, as those of ONNX, have integer zero points, and no grid without
+zero. So a value is rounded to integers of 8 bits first, or has been, and these are compared with
+thresholds, as in n2uq.py; in training, too, thresholds are where half-integers of that grid lie: a
+126th of a step lower than the middle between two levels. The integers behind are odd multiples of
+half a step, so that a padded zero is exact though no level.
+
+Gradients are those of soft_ends.py: the distance between two thresholds is 2 here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mecq_cli.integer.ir import Grid
+from mecq_cli.loops import Rounding
+from mecq_cli.quantizers.rounding import Kernels, fake_quantize, round_forward, soft_backward
+from mecq_cli.quantizers.search import best_grid_without_zero, squared_error
+from mecq_cli.quantizers.soft_ends import MOST_BITS, SoftEndsActivation
+
+_FINE = 63
+"""Integers of the grid of thresholds in half a step: of 2 bits the outer ones are 252 apart."""
+
+_SHIFT = 0.5 / _FINE
+"""Between two of those integers, and not on one, a threshold lies."""
+
+
+def _forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
+    return round_forward(x, scale, qmin, qmax, mid_rise, _SHIFT)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    return soft_backward(grad, x, scale, qmin, qmax, mid_rise, _SHIFT)
+
+
+_SHIFTED = Kernels(_forward, _backward, dense=False)
+
+
+class MidRiseActivation(SoftEndsActivation):
+    """The grid of LSQ, or one without zero where values of 1 or 2 bits are negative, too.
+
+    Attributes:
+        without_zero: which it is; found with the first step. Then ``scale`` is half of the distance
+            between two levels, and the zero point odd.
+    """
+
+    without_zero: Tensor
+
+    def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
+        super().__init__(bits, power_of_two=power_of_two)
+        self.register_buffer("without_zero", torch.zeros((), dtype=torch.bool))
+        self._zeroless = False
+
+    def initialize(self, values: Tensor) -> None:
+        """First step and zero point of least squared error on a flat sample of the values."""
+        super().initialize(values)
+        self._use(zeroless=False)
+        sample = values.detach().float()
+        if self.power_of_two or self.qmax >= 2**MOST_BITS or not bool((sample < 0).any()):
+            return
+        scale, zero_point = best_grid_without_zero(sample, self.qmax)
+        error = squared_error(sample, scale, zero_point, 2 * self.qmax, mid_rise=True)
+        if error < squared_error(sample, float(self.scale.detach()), self._offset, self.qmax):
+            self._use(zeroless=True)
+            with torch.no_grad():
+                self.zero_point.fill_(zero_point)
+                self._offset = zero_point
+                self.begin(scale)
+
+    def _use(self, *, zeroless: bool) -> None:
+        self.without_zero.fill_(zeroless)
+        self._zeroless = zeroless
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._zeroless = bool(self.without_zero)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Smallest and largest value in units of ``scale``."""
+        top = 2 * self.qmax if self._zeroless else self.qmax
+        return -self._offset, top - self._offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real values on the grid, same shape and dtype as x."""
+        if not self.active or not self._zeroless:
+            return super().forward(x)
+        scale, (low, high) = self.effective_scale(), self.ends
+        return fake_quantize(x, scale, low, high, self._grad_scale(x), True, _SHIFTED)
+
+    def rounding(self, x: Tensor) -> Rounding | None:
+        """None on a grid without zero."""
+        return None if self._zeroless else super().rounding(x)
+
+    def grid(self) -> Grid:
+        """The integer grid, as it will be exported."""
+        if not self._zeroless:
+            return super().grid()
+        scale = float(self.scale.detach())
+        return Grid(scale, self._offset, self.bits, 0, 2 * self.qmax, spacing=2)
+
+    def threshold_grid(self) -> Grid | None:
+        """8 bits, of which the first threshold is at the first integer."""
+        if not self._zeroless:
+            return None
+        unit = float((self.scale.detach().double() / _FINE).float())
+        return Grid(unit, 1 + (self._offset - 1) * _FINE, 8, 0, 255)
+
+    def thresholds(self, source: Grid | None) -> tuple[int, ...]:
+        """The least integers of each code, on the grid ``source`` or else on `threshold_grid`."""
+        middles = torch.arange(self.qmax, dtype=torch.float64) * 2 + 1 - self._offset
+        if source is None:
+            integers = 1 + (middles + self._offset - 1) * _FINE
+        else:
+            real = (middles - _SHIFT) * self.scale.detach().double().cpu()
+            integers = torch.ceil(real / source.scale) + source.zero_point
+        return tuple(int(m) for m in integers.clamp(1, 256))
