@@ -57,26 +57,47 @@ inline Floats rounded(Floats v) {
     return (v + magic) - magic;
 }
 
-// Of the gradient, what rounding to a grid lets pass: all inside, or less and less across the ends.
-inline Floats through(Floats upstream, Floats v, Floats clipped, Floats low, Floats high,
-                      bool soft) {
-    if (!soft)
-        return kept(clipped == v, upstream);
-    const Floats under = v - low, over = high - v, half = all(0.5f);
-    return upstream * between((under < over ? under : over) + half, all(0.0f), all(1.0f));
+// The odd integer next to v, which clipped is made of, and of its sign.
+inline Floats nearest_odd(Floats v, Floats clipped) {
+    const Floats half = (clipped < 0.0f ? -clipped : clipped) * 0.5f;
+    const Floats floored = __builtin_convertvector(__builtin_convertvector(half, Ints), Floats);
+    const Floats odd = 2.0f * floored + all(1.0f) + (clipped - clipped);
+    return v >= 0.0f ? odd : -odd;
 }
 
+// A grid in units of its step; of odd integers where it has no zero.
+struct Grid {
+    Floats low, high, shift;
+    bool soft, odd;
+
+    Grid() = default;
+    Grid(float low, float high, float shift, int soft, int odd)
+        : low(all(low)), high(all(high)), shift(all(shift)), soft(soft != 0), odd(odd != 0) {}
+
+    // Of the gradient to x, in units too, what the rounding lets pass, and what the step gets.
+    inline Floats pass(Floats upstream, Floats x, Floats &step) const {
+        const Floats v = x + shift, clipped = between(v, low, high);
+        Floats inside;
+        if (soft) { // less and less across the ends, over the distance of two integers
+            const Floats under = v - low, over = high - v;
+            const Floats nearer = (under < over ? under : over) * all(odd ? 0.5f : 1.0f);
+            inside = upstream * between(nearer + all(0.5f), all(0.0f), all(1.0f));
+        } else {
+            inside = kept(clipped == v, upstream);
+        }
+        step = upstream * (odd ? nearest_odd(v, clipped) : rounded(clipped)) - inside * v;
+        return inside;
+    }
+};
+
 struct Channels { // of LANES channels
-    Floats scale, offset, inverse, floor, ceiling, low, high;
-    bool soft;
+    Floats scale, offset, inverse, floor, ceiling;
+    Grid grid;
 
     // What of the gradient passes, and what the step gets of it.
     inline void pass(Floats upstream, Floats value, Floats &passed, Floats &step) const {
         const Floats out = value * scale + offset, bounded = between(out, floor, ceiling);
-        const Floats v = bounded * inverse, clipped = between(v, low, high);
-        const Floats inside = through(upstream, v, clipped, low, high, soft);
-        step = upstream * rounded(clipped) - inside * v;
-        passed = kept(bounded == out, inside);
+        passed = kept(bounded == out, grid.pass(upstream, bounded * inverse, step));
     }
 };
 
@@ -84,13 +105,13 @@ struct Job {
     const uint16_t *grad, *y;
     uint16_t *of_y;
     const float *scale, *offset, *mean;
-    float inverse, floor, ceiling, low, high;
-    bool soft;
+    float inverse, floor, ceiling;
+    Grid grid;
     int64_t channels;
 
     inline Channels at(int64_t c, int64_t n) const {
         return {load<Floats>(scale + c, 4 * n), load<Floats>(offset + c, 4 * n), all(inverse),
-                all(floor), all(ceiling), all(low), all(high), soft};
+                all(floor), all(ceiling), grid};
     }
 };
 
@@ -181,10 +202,10 @@ extern "C" void norm_round_backward(const uint16_t *grad, const uint16_t *y, uin
                                     const float *scale, const float *offset, const float *mean,
                                     const float *factor, float *of_weight, float *of_bias,
                                     float *of_step, float inverse, float floor, float ceiling,
-                                    float low, float high, int soft, int64_t rows,
-                                    int64_t channels, int threads) {
-    const Job job{grad,  y,       of_y, scale, offset, mean, inverse,
-                  floor, ceiling, low,  high,  soft != 0, channels};
+                                    float low, float high, float shift, int soft, int odd,
+                                    int64_t rows, int64_t channels, int threads) {
+    const Grid grid(low, high, shift, soft, odd);
+    const Job job{grad, y, of_y, scale, offset, mean, inverse, floor, ceiling, grid, channels};
     const int64_t tiles = (rows + TILE - 1) / TILE;
     const int64_t width = 2 * channels + 1 + 8; // no two threads write to one cache line
     std::vector<double> sums(threads * width, 0.0);
@@ -242,10 +263,10 @@ extern "C" void norm_round_backward(const uint16_t *grad, const uint16_t *y, uin
 }
 
 extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t *of_x,
-                               float *of_step, float inverse, float low, float high, int soft,
-                               int64_t count, int threads) {
+                               float *of_step, float inverse, float low, float high,
+                               float shift, int soft, int odd, int64_t count, int threads) {
     const int64_t blocks = (count + BLOCK - 1) / BLOCK;
-    const Floats lowest = all(low), highest = all(high);
+    const Grid grid(low, high, shift, soft, odd);
     double total = 0.0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total)
     for (int64_t block = 0; block < blocks; ++block) {
@@ -253,11 +274,10 @@ extern "C" void round_backward(const uint16_t *grad, const uint16_t *x, uint16_t
         Floats sums = {};
         for (int64_t i = block * BLOCK; i < end; i += LANES) {
             const int64_t n = smaller(end - i, LANES);
-            const Floats upstream = floats_at(grad, i, n), v = floats_at(x, i, n) * inverse;
-            const Floats clipped = between(v, lowest, highest);
-            const Floats inside = through(upstream, v, clipped, lowest, highest, soft != 0);
-            sums += upstream * rounded(clipped) - inside * v;
-            const Halves result = narrowed(inside);
+            Floats of_this;
+            const Floats units = floats_at(x, i, n) * inverse;
+            const Halves result = narrowed(grid.pass(floats_at(grad, i, n), units, of_this));
+            sums += of_this;
             if (n == LANES)
                 std::memcpy(of_x + i, &result, sizeof(result));
             else
@@ -275,7 +295,7 @@ template <typename Gradient>
 void weight_rows(const Gradient *grad, const float *weight, const float *steps, float *of_weight,
                  float *of_steps, float low, float high, bool mid_rise, int64_t rows,
                  int64_t length, int threads) {
-    const Floats lowest = all(low), highest = all(high), one = all(1.0f);
+    const Grid grid(low, high, 0.0f, 0, mid_rise);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; ++row) {
         const Floats step = all(steps[row]);
@@ -286,17 +306,9 @@ void weight_rows(const Gradient *grad, const float *weight, const float *steps, 
             for (int64_t i = start; i < smaller(start + BLOCK, end); i += LANES) {
                 const int64_t n = smaller(end - i, LANES);
                 const Floats upstream = floats_at(grad, i, n), w = floats_at(weight, i, n);
-                const Floats v = w / step, clipped = between(v, lowest, highest);
-                Floats integers = rounded(clipped);
-                if (mid_rise) { // the nearest odd one, of the sign of v
-                    const Floats half = (clipped < 0.0f ? -clipped : clipped) * 0.5f;
-                    const Floats floored =
-                        __builtin_convertvector(__builtin_convertvector(half, Ints), Floats);
-                    const Floats odd = 2.0f * floored + one + (clipped - clipped);
-                    integers = v >= 0.0f ? odd : -odd;
-                }
-                const Floats inside = kept(clipped == v, upstream);
-                sums += upstream * integers - inside * v;
+                Floats of_this;
+                const Floats inside = grid.pass(upstream, w / step, of_this);
+                sums += of_this;
                 if (n == LANES)
                     std::memcpy(of_weight + i, &inside, sizeof(inside));
                 else

@@ -28,12 +28,13 @@ def _library() -> ctypes.CDLL | None:
         pointers, floats, sizes = [c_void_p], [c_float], [c_int64]
         library.norm_round_backward.argtypes = [
             *pointers * 10,
-            *floats * 5,
-            c_int,
+            *floats * 6,
+            *[c_int] * 2,
             *sizes * 2,
             c_int,
         ]
-        library.round_backward.argtypes = [*pointers * 4, *floats * 3, c_int, *sizes, c_int]
+        grid = [*floats * 4, *[c_int] * 2]
+        library.round_backward.argtypes = [*pointers * 4, *grid, *sizes, c_int]
         ends = [*floats * 2, c_int, c_int, *sizes * 2, c_int]
         library.weight_backward.argtypes = [*pointers * 5, *ends]
         library.norm_round_backward.restype = library.round_backward.restype = None
@@ -53,6 +54,8 @@ class Rounding(NamedTuple):
         soft: whether gradients end there at once, as LSQ's, or softly
             (`mecq_cli.quantizers.soft_backward`).
         grad_scale: factor of the gradient of the step.
+        mid_rise: the grid has no zero: to odd integers.
+        shift: what is added before, in units of the step.
     """
 
     scale: Tensor
@@ -60,6 +63,8 @@ class Rounding(NamedTuple):
     high: float
     soft: bool
     grad_scale: float
+    mid_rise: bool = False
+    shift: float = 0.0
 
 
 def is_available() -> bool:
@@ -83,8 +88,9 @@ def _order(x: Tensor) -> torch.memory_format:
 def norm_round_backward(
     grad: Tensor, y: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, factor: Tensor,
     step: Tensor, floor: float, ceiling: float, low: float, high: float, soft: bool,
+    mid_rise: bool, shift: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``round(clip(clip(out, floor, ceiling) / step, low, high)) * step``.
+    """Gradients of ``round(clip(clip(out, floor, ceiling) / step + shift, low, high)) * step``.
 
     With ``out = y * scale + offset``, which is a batch norm: ``scale`` is ``weight * factor`` and
     ``offset`` is ``bias - mean * scale``. The gradient of the rounding is that of
@@ -96,7 +102,7 @@ def norm_round_backward(
         scale, offset, mean, factor: float32 [C]; the factor is 1 / sqrt(variance + eps).
         step: float32, of no dimensions.
         floor, ceiling: of an activation before the rounding; infinite without one.
-        low, high, soft: ends of the grid.
+        low, high, soft, mid_rise, shift: as of `Rounding`.
 
     Returns:
         Of y, of the weight and the bias [C], and of the step, not yet scaled.
@@ -109,8 +115,8 @@ def norm_round_backward(
     vectors = [v.contiguous() for v in (scale, offset, mean, factor)]
     tensors = (grad, y, of_y, *vectors, of_weight, of_bias, of_step)
     library.norm_round_backward(
-        *(t.data_ptr() for t in tensors), 1.0 / float(step), floor, ceiling, low, high, soft,
-        y.numel() // y.shape[1], y.shape[1], torch.get_num_threads(),
+        *(t.data_ptr() for t in tensors), 1.0 / float(step), floor, ceiling, low, high, shift,
+        soft, mid_rise, y.numel() // y.shape[1], y.shape[1], torch.get_num_threads(),
     )  # fmt: skip
     return of_y, of_weight, of_bias, of_step
 
@@ -119,6 +125,7 @@ def norm_round_backward(
 def _shapes(
     grad: Tensor, y: Tensor, scale: Tensor, offset: Tensor, mean: Tensor, factor: Tensor,
     step: Tensor, floor: float, ceiling: float, low: float, high: float, soft: bool,
+    mid_rise: bool, shift: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     vector = torch.empty_like(scale)
     of_y = torch.empty_like(y, memory_format=_order(y))
@@ -127,24 +134,26 @@ def _shapes(
 
 @torch.library.custom_op("mecq::round_backward", mutates_args=())
 def round_backward(
-    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float, soft: bool
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float, soft: bool,
+    mid_rise: bool = False, shift: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`mecq_cli.quantizers.round_backward`, or `soft_backward`, of one step, for bfloat16."""
     library = _library()
     assert library is not None
     x, grad = dense(x), dense(grad)
     of_x, of_step = torch.empty_like(x), torch.empty_like(step)
     library.round_backward(
-        *(t.data_ptr() for t in (grad, x, of_x, of_step)), 1.0 / float(step), low, high, soft,
-        x.numel(), torch.get_num_threads(),
+        *(t.data_ptr() for t in (grad, x, of_x, of_step)), 1.0 / float(step), low, high, shift,
+        soft, mid_rise, x.numel(), torch.get_num_threads(),
     )  # fmt: skip
     return of_x, of_step
 
 
 @round_backward.register_fake
 def _shape(
-    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float, soft: bool
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, x: Tensor, step: Tensor, low: float, high: float, soft: bool,
+    mid_rise: bool = False, shift: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(x, memory_format=_order(x)), torch.empty_like(step)
 
 

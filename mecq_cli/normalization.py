@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mecq_cli.loops import Rounding, dense, norm_round_backward
+from mecq_cli.quantizers.rounding import to_integers
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -41,7 +42,7 @@ def rounded_batch_norm(
     rounding: Rounding,
     bounds: tuple[float, float],
 ) -> Tensor:
-    """``round(clip(clip(norm(y), *bounds) / scale, low, high)) * scale``, in bfloat16.
+    """``round(clip(clip(norm(y), *bounds) / scale + shift, low, high)) * scale``, in bfloat16.
 
     For a compiled program on a CPU with `mecq_cli.loops`, of which the backward pass is one.
 
@@ -51,8 +52,9 @@ def rounded_batch_norm(
         rounding: what an activation quantizer does.
         bounds: of an activation between the two; infinite without one.
     """
-    step, low, high, soft, grad_scale = rounding
-    given = (*_parameters(norm, y), norm.eps, step, low, high, soft, *bounds, grad_scale)
+    step, low, high, soft, grad_scale, mid_rise, shift = rounding
+    grid = (low, high, soft, mid_rise, shift)
+    given = (*_parameters(norm, y), norm.eps, step, *grid, *bounds, grad_scale)
     out, mean, variance = _RoundedBatchNorm.apply(y, *given)
     _track_batch(norm, y, mean, variance)
     result: Tensor = out
@@ -64,10 +66,10 @@ def _parameters(norm: Norm, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels = norm.num_features
     weight = norm.weight if norm.affine else torch.ones(channels, device=y.device)
     bias = norm.bias if norm.affine else torch.zeros(channels, device=y.device)
-    shift = norm.running_mean
-    if shift is None:
-        shift = torch.zeros(channels, device=y.device)
-    return weight, bias, shift.clone()
+    near = norm.running_mean
+    if near is None:
+        near = torch.zeros(channels, device=y.device)
+    return weight, bias, near.clone()
 
 
 def _track_batch(norm: Norm, y: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -101,10 +103,10 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, near: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``shift`` [C] as in `_statistics`."""
-        mean, variance = _statistics(y, shift)
+        """``near`` [C] as in `_statistics`."""
+        mean, variance = _statistics(y, near)
         factor = torch.rsqrt(variance + eps)
         ctx.save_for_backward(y, weight, mean, factor)
         ctx.mark_non_differentiable(mean, variance)
@@ -130,20 +132,22 @@ class _RoundedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float, step: Tensor,
-        low: float, high: float, soft: bool, floor: float, ceiling: float, grad_scale: float,
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, near: Tensor, eps: float, step: Tensor,
+        low: float, high: float, soft: bool, mid_rise: bool, shift: float,
+        floor: float, ceiling: float, grad_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        mean, variance = _statistics(y, shift)
+        mean, variance = _statistics(y, near)
         factor = torch.rsqrt(variance + eps)
         scale = weight * factor
         offset = bias - mean * scale
         ctx.save_for_backward(y, scale, offset, mean, factor, step)
-        ctx.settings = (floor, ceiling, low, high, soft, grad_scale)
+        ctx.settings = (floor, ceiling, low, high, soft, mid_rise, shift, grad_scale)
         ctx.mark_non_differentiable(mean, variance)
         out = y.float() * _channels(scale, y) + _channels(offset, y)
         if (floor, ceiling) != (-math.inf, math.inf):
             out = torch.clamp(out, floor, ceiling)
-        integers = torch.round(torch.clamp(out * step.reciprocal(), low, high))
+        units = out * step.reciprocal() + shift
+        integers = to_integers(units, torch.clamp(units, low, high), mid_rise)
         return (integers * step).to(y.dtype), mean, variance
 
     @staticmethod
@@ -152,19 +156,19 @@ class _RoundedBatchNorm(torch.autograd.Function):
         *settings, grad_scale = ctx.settings
         grad = dense(grads[0].to(ctx.saved_tensors[0].dtype))
         of_y, weight, bias, step = norm_round_backward(grad, *ctx.saved_tensors, *settings)
-        return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 6)
+        return (of_y, weight, bias, None, None, step * grad_scale, *[None] * 8)
 
 
-def _statistics(y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (with bias) of channels.
 
-    ``shift`` [C] is near the mean, or the mean square would swallow the variance.
+    ``near`` [C] is near the mean, or the mean square would swallow the variance.
     """
     count = y.numel() // y.shape[1]
-    shifted = y.float() - _channels(shift, y)
+    shifted = y.float() - _channels(near, y)
     offset = _sum(shifted) / count
     variance = (_sum(shifted * shifted) / count - offset * offset).clamp_min(0.0)
-    return offset + shift, variance
+    return offset + near, variance
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from mecq_cli.calibration import calibrate
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.normalization import batch_norm, rounded_batch_norm
 from mecq_cli.quantizers import LsqActivation, round_backward, soft_backward
+from mecq_cli.quantizers.mid_rise import MidRiseActivation
+from mecq_cli.quantizers.rounding import SHIFT, mid_rise_backward
 from mecq_cli.quantizers.soft_ends import SoftEndsActivation
 
 pytestmark = pytest.mark.skipif(not loops.is_available(), reason="no C++ compiler here")
@@ -31,7 +33,14 @@ def made(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, 1.25)])
 @pytest.mark.parametrize(
     ("kind", "bits"),
-    [(LsqActivation, 2), (LsqActivation, 8), (SoftEndsActivation, 1), (SoftEndsActivation, 2)],
+    [
+        (LsqActivation, 2),
+        (LsqActivation, 8),
+        (SoftEndsActivation, 1),
+        (SoftEndsActivation, 2),
+        (MidRiseActivation, 1),
+        (MidRiseActivation, 2),
+    ],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_norm_and_rounding_have_the_gradients_of_the_two(
@@ -48,6 +57,9 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
     quantizer = kind(bits)
     with torch.no_grad():
         quantizer.begin(2.0 / quantizer.qmax)
+    if isinstance(quantizer, MidRiseActivation):
+        quantizer.initialize(torch.linspace(-1, 2**bits - 1, 1000))
+        assert bool(quantizer.without_zero)
     y, upstream = made(shape) * 3 + 1, made(shape, seed=1)
     parameters = [*norm.parameters(), *quantizer.parameters()]
 
@@ -60,7 +72,7 @@ def test_norm_and_rounding_have_the_gradients_of_the_two(
         x = y.clone().requires_grad_()
         rounding = quantizer.rounding(x)
         assert rounding is not None
-        assert rounding.soft is (kind is SoftEndsActivation)
+        assert rounding.soft is (kind is not LsqActivation)
         out = rounded_batch_norm(norm, x, rounding, bounds)
         found = gradients(x, out)
     finally:
@@ -85,6 +97,19 @@ def test_rounding_has_its_gradients(
     eager = soft_backward if soft else round_backward
     expected, of_scale = eager(upstream, x, step, *ends, mid_rise=False)
     assert torch.equal(of_x, expected)
+    torch.testing.assert_close(of_step, of_scale, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("ends", [(-1, 1), (-1, 5), (-3, 3)])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 33)])
+def test_rounding_to_a_grid_without_zero_has_its_gradients(
+    shape: tuple[int, ...], ends: tuple[int, int]
+) -> None:
+    x, upstream, step = made(shape), made(shape, seed=1), torch.tensor(0.4)
+    grid = (*map(float, ends), True, True, SHIFT)
+    of_x, of_step = loops.round_backward(upstream, x, step, *grid)
+    expected, of_scale = mid_rise_backward(upstream, x, step, *ends, mid_rise=True)
+    torch.testing.assert_close(of_x, expected)
     torch.testing.assert_close(of_step, of_scale, rtol=1e-4, atol=1e-3)
 
 
@@ -117,13 +142,14 @@ def test_a_gradient_in_another_order_is_put_into_that_of_the_map() -> None:
     assert torch.equal(found, loops.round_backward(upstream, x, step, 0.0, 3.0, False)[0])
 
 
-def test_what_is_not_finite_is_not_lost() -> None:
+@pytest.mark.parametrize("grid", [(-9.0, 9.0, False, False, 0.0), (-3.0, 3.0, True, True, SHIFT)])
+def test_what_is_not_finite_is_not_lost(grid: tuple[float, float, bool, bool, float]) -> None:
     x, upstream = made((2, 16, 4, 4)), made((2, 16, 4, 4), seed=1)
     upstream[1, 3, 2, 2] = math.nan
-    _, of_step = loops.round_backward(upstream, x, torch.tensor(0.5), 0.0, 3.0, False)
+    _, of_step = loops.round_backward(upstream, x, torch.tensor(0.5), *grid)
     assert of_step.isnan()
     ones, zeros = torch.ones(16), torch.zeros(16)
-    given = (x, ones, zeros, zeros, ones, torch.tensor(0.5), -math.inf, math.inf, -9.0, 9.0, False)
+    given = (x, ones, zeros, zeros, ones, torch.tensor(0.5), -math.inf, math.inf, *grid)
     of_y, of_weight, of_bias, of_step = loops.norm_round_backward(upstream, *given)
     assert of_step.isnan()
     assert of_bias.isnan().nonzero().flatten().tolist() == [3]

@@ -23,28 +23,9 @@ from torch import Tensor
 
 from mecq_cli.integer.ir import Grid
 from mecq_cli.loops import Rounding
-from mecq_cli.quantizers.rounding import Kernels, fake_quantize, round_forward, soft_backward
+from mecq_cli.quantizers.rounding import FINE, MID_RISE, SHIFT, Kernels, fake_quantize
 from mecq_cli.quantizers.search import best_grid_without_zero, squared_error
 from mecq_cli.quantizers.soft_ends import MOST_BITS, SoftEndsActivation
-
-_FINE = 63
-"""Integers of the grid of thresholds in half a step: of 2 bits the outer ones are 252 apart."""
-
-_SHIFT = 0.5 / _FINE
-"""Between two of those integers, and not on one, a threshold lies."""
-
-
-def _forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
-    return round_forward(x, scale, qmin, qmax, mid_rise, _SHIFT)
-
-
-def _backward(
-    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
-) -> tuple[Tensor, Tensor]:
-    return soft_backward(grad, x, scale, qmin, qmax, mid_rise, _SHIFT)
-
-
-_SHIFTED = Kernels(_forward, _backward, dense=False)
 
 
 class MidRiseActivation(SoftEndsActivation):
@@ -56,11 +37,15 @@ class MidRiseActivation(SoftEndsActivation):
     """
 
     without_zero: Tensor
+    _zeroless = False
 
     def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
         super().__init__(bits, power_of_two=power_of_two)
         self.register_buffer("without_zero", torch.zeros((), dtype=torch.bool))
-        self._zeroless = False
+
+    def suited(self) -> Kernels:
+        """To the grid as it is now."""
+        return MID_RISE if self._zeroless else super().suited()
 
     def initialize(self, values: Tensor) -> None:
         """First step and zero point of least squared error on a flat sample of the values."""
@@ -81,10 +66,11 @@ class MidRiseActivation(SoftEndsActivation):
     def _use(self, *, zeroless: bool) -> None:
         self.without_zero.fill_(zeroless)
         self._zeroless = zeroless
+        self.use_kernels(self.suited())
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._zeroless = bool(self.without_zero)
+        self._use(zeroless=bool(self.without_zero))
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -97,11 +83,14 @@ class MidRiseActivation(SoftEndsActivation):
         if not self.active or not self._zeroless:
             return super().forward(x)
         scale, (low, high) = self.effective_scale(), self.ends
-        return fake_quantize(x, scale, low, high, self._grad_scale(x), True, _SHIFTED)
+        return fake_quantize(x, scale, low, high, self._grad_scale(x), True, self.kernels)
 
     def rounding(self, x: Tensor) -> Rounding | None:
-        """None on a grid without zero."""
-        return None if self._zeroless else super().rounding(x)
+        """What `forward` does."""
+        found = super().rounding(x)
+        if found is None or not self._zeroless:
+            return found
+        return found._replace(mid_rise=True, shift=SHIFT)
 
     def grid(self) -> Grid:
         """The integer grid, as it will be exported."""
@@ -114,15 +103,15 @@ class MidRiseActivation(SoftEndsActivation):
         """8 bits, of which the first threshold is at the first integer."""
         if not self._zeroless:
             return None
-        unit = float((self.scale.detach().double() / _FINE).float())
-        return Grid(unit, 1 + (self._offset - 1) * _FINE, 8, 0, 255)
+        unit = float((self.scale.detach().double() / FINE).float())
+        return Grid(unit, 1 + (self._offset - 1) * FINE, 8, 0, 255)
 
     def thresholds(self, source: Grid | None) -> tuple[int, ...]:
         """The least integers of each code, on the grid ``source`` or else on `threshold_grid`."""
         middles = torch.arange(self.qmax, dtype=torch.float64) * 2 + 1 - self._offset
         if source is None:
-            integers = 1 + (middles + self._offset - 1) * _FINE
+            integers = 1 + (middles + self._offset - 1) * FINE
         else:
-            real = (middles - _SHIFT) * self.scale.detach().double().cpu()
+            real = (middles - SHIFT) * self.scale.detach().double().cpu()
             integers = torch.ceil(real / source.scale) + source.zero_point
         return tuple(int(m) for m in integers.clamp(1, 256))

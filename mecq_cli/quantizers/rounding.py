@@ -10,6 +10,13 @@ from torch import Tensor
 
 from mecq_cli import loops
 
+FINE = 63
+"""Integers in half a step of an activation without zero, on the grid of 8 bits of its thresholds:
+of 2 bits the outer ones are 252 apart."""
+
+SHIFT = 0.5 / FINE
+"""So much lower than the middle of two levels a threshold is: between two of those integers."""
+
 
 def round_forward(
     x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool, shift: float = 0.0
@@ -123,31 +130,60 @@ def quick_backward(
             grad, x, scale.flatten(), float(qmin), float(qmax), mid_rise
         )
         return of_x, of_scale.reshape(scale.shape)
-    if _loops_can(grad, x, scale, mid_rise):
+    if not mid_rise and _loops_can(grad, x, scale):
         return _by_loops(grad, x, scale, qmin, qmax, soft=False)
     return round_backward(grad, x, scale, qmin, qmax, mid_rise)
+
+
+def mid_rise_forward(x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool) -> Tensor:
+    """`round_forward` to the thresholds of mid_rise.py, which are between integers of its own."""
+    return round_forward(x, scale, qmin, qmax, mid_rise, SHIFT)
+
+
+def mid_rise_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """`soft_backward` there."""
+    return soft_backward(grad, x, scale, qmin, qmax, mid_rise, SHIFT)
+
+
+def quick_mid_rise_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
+) -> tuple[Tensor, Tensor]:
+    """The same, by `mecq_cli.loops` where that can do it."""
+    if _loops_can(grad, x, scale):
+        return _by_loops(grad, x, scale, qmin, qmax, soft=True, mid_rise=mid_rise, shift=SHIFT)
+    return mid_rise_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
 def quick_soft_backward(
     grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, mid_rise: bool
 ) -> tuple[Tensor, Tensor]:
     """`soft_backward`, likewise."""
-    if _loops_can(grad, x, scale, mid_rise):
+    if not mid_rise and _loops_can(grad, x, scale):
         return _by_loops(grad, x, scale, qmin, qmax, soft=True)
     return soft_backward(grad, x, scale, qmin, qmax, mid_rise)
 
 
 def _by_loops(
-    grad: Tensor, x: Tensor, scale: Tensor, qmin: float, qmax: float, *, soft: bool
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    qmin: float,
+    qmax: float,
+    *,
+    soft: bool,
+    mid_rise: bool = False,
+    shift: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     ends = float(qmin), float(qmax)
-    of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends, soft)
+    of_x, of_scale = loops.round_backward(loops.dense(grad), x, scale, *ends, soft, mid_rise, shift)
     return of_x, of_scale
 
 
-def _loops_can(grad: Tensor, x: Tensor, scale: Tensor, mid_rise: bool) -> bool:
+def _loops_can(grad: Tensor, x: Tensor, scale: Tensor) -> bool:
     """Whether it is for `loops.round_backward`."""
-    of_one_step = x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0 and not mid_rise
+    of_one_step = x.dtype == grad.dtype == torch.bfloat16 and scale.dim() == 0
     return torch.compiler.is_compiling() and of_one_step
 
 
@@ -164,7 +200,11 @@ SOFT = Kernels(round_forward, soft_backward, dense=False)
 QUICK_SOFT = Kernels(quick_forward, quick_soft_backward, dense=False)
 """Of activations."""
 
-_QUICK = {PLAIN: QUICK, SOFT: QUICK_SOFT}
+MID_RISE = Kernels(mid_rise_forward, mid_rise_backward, dense=False)
+QUICK_MID_RISE = Kernels(mid_rise_forward, quick_mid_rise_backward, dense=False)
+"""Of activations on a grid without zero."""
+
+_QUICK = {PLAIN: QUICK, SOFT: QUICK_SOFT, MID_RISE: QUICK_MID_RISE}
 
 
 def quicker(kernels: Kernels) -> Kernels:
@@ -172,7 +212,9 @@ def quicker(kernels: Kernels) -> Kernels:
     return _QUICK.get(kernels, kernels)
 
 
-ENDS_SOFTLY = {PLAIN: False, QUICK: False, SOFT: True, QUICK_SOFT: True}
+ENDS_SOFTLY = {
+    PLAIN: False, QUICK: False, SOFT: True, QUICK_SOFT: True, MID_RISE: True, QUICK_MID_RISE: True
+}  # fmt: skip
 """Of the gradients that `mecq_cli.loops` can compute."""
 
 

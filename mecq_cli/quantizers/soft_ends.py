@@ -18,7 +18,7 @@ below zero, too: a ReLU in front is part of the grid.
 from __future__ import annotations
 
 from mecq_cli.quantizers.lsq import LsqActivation
-from mecq_cli.quantizers.rounding import PLAIN, SOFT
+from mecq_cli.quantizers.rounding import PLAIN, SOFT, Kernels
 
 MOST_BITS = 2
 """With more the ends are far from most values."""
@@ -30,4 +30,8 @@ class SoftEndsActivation(LsqActivation):
     def use_bits(self, bits: int) -> None:
         """With the gradient that suits so many."""
         super().use_bits(bits)
-        self.use_kernels(SOFT if bits <= MOST_BITS else PLAIN)
+        self.use_kernels(self.suited())
+
+    def suited(self) -> Kernels:
+        """To the grid as it is now."""
+        return SOFT if self.qmax < 2**MOST_BITS else PLAIN
