@@ -26,8 +26,13 @@ BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 TOKEN_LR = 2e-4
 """The same for transformers and other networks of layer norms, which AdamW trains."""
 
+DEPTHWISE_LR, FEW_BITS_LR = 0.08, 0.2
+"""For networks of depthwise convolutions, which SGD trains; the second at 1 and 2 bits."""
+
 TOKEN_WEIGHT_DECAY = 1e-2
 """For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
+
+FEW_BITS = 2
 
 FREEZE_OSCILLATIONS = {Family.DEPTHWISE: 0.02}
 """By family, where it is not 0. An output of a depthwise layer depends on few weights."""
@@ -165,8 +170,7 @@ def choose(
     lr = config.lr
     if lr is None:
         ratio = batch_size / 128
-        base = TOKEN_LR if tokens and optimizer == "adamw" else BASE_LR[optimizer]
-        lr = base * (ratio if optimizer == "sgd" else ratio**0.5)
+        lr = _base_lr(config, optimizer, family) * (ratio if optimizer == "sgd" else ratio**0.5)
     decay = config.weight_decay
     if decay is None and tokens and optimizer == "adamw":
         decay = TOKEN_WEIGHT_DECAY
@@ -205,6 +209,15 @@ def choose(
     )
 
 
+def _base_lr(config: QuantizeConfig, optimizer: str, family: Family) -> float:
+    """At a batch of 128."""
+    if family is Family.TOKENS and optimizer == "adamw":
+        return TOKEN_LR
+    if family is Family.DEPTHWISE and optimizer == "sgd":
+        return FEW_BITS_LR if min(config.wbits, config.abits) <= FEW_BITS else DEPTHWISE_LR
+    return BASE_LR[optimizer]
+
+
 def _reasons(
     config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float, family: Family
 ) -> Iterator[str]:
@@ -224,6 +237,9 @@ def _reasons(
         yield f"weight decay {decay:g}{' (less with fewer bits)' if by_bits else ''}"
     if family is Family.TOKENS and config.optimizer is None:
         yield f"adamw, since the network has {family.value}"
+    if config.lr is None and family is Family.DEPTHWISE and config.optimizer in (None, "sgd"):
+        times = _base_lr(config, "sgd", family) / BASE_LR["sgd"]
+        yield f"{times:g} times the learning rate of others, since the network has {family.value}"
     if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
         yield f"oscillating weights are frozen, since the network has {family.value}"
 

@@ -45,6 +45,20 @@ def test_oscillations_are_frozen_in_depthwise_networks_unless_told_otherwise() -
     assert chosen(Family.CONVOLUTIONS, freeze_oscillations=0.1).freeze_oscillations == 0.1
 
 
+@pytest.mark.parametrize(("wbits", "abits", "times"), [(4, 4, 4), (2, 4, 10), (3, 2, 10)])
+def test_depthwise_networks_have_a_learning_rate_of_their_own_and_that_is_told(
+    wbits: int, abits: int, times: float
+) -> None:
+    bits = {"wbits": wbits, "abits": abits}
+    plain, recipe = (chosen(f, **bits) for f in (Family.CONVOLUTIONS, Family.DEPTHWISE))
+    assert recipe.lr == pytest.approx(times * plain.lr)
+    assert any(f"{times} times the learning rate" in reason for reason in recipe.reasons)
+    for settings in ({"lr": 0.01}, {"optimizer": "adamw"}):
+        told = chosen(Family.DEPTHWISE, **bits, **settings)
+        assert told.lr == chosen(Family.CONVOLUTIONS, **bits, **settings).lr
+        assert not any("learning rate" in reason for reason in told.reasons)
+
+
 def test_tokens_are_trained_by_adamw_and_that_is_told() -> None:
     recipe = chosen(Family.TOKENS)
     assert recipe.optimizer == "adamw"
