@@ -3,8 +3,8 @@
 A grid of four levels that has a zero is lopsided: -1, 0, 1, 2. What is spread around zero, as the
 input of a linear layer behind a norm or the linear bottleneck of a MobileNetV2, is better served by
 -3, -1, 1, 3 in units of half the distance between two; at 1 bit by -1 and 1 instead of 0 and 1. Of
-a Gaussian the squared error is a third less. Such a grid may lie anywhere: -1, 1, 3, 5 suits what a
-GELU puts out. Which of all, with or without a zero, is found by the squared error of the sample
+a Gaussian the squared error is a fifth less, at 1 bit two fifths. Such a grid may lie anywhere: -1,
+1, 3, 5 suits what is positive more often. Which of all, with or without a zero, is found by the squared error of the sample
 that also gives the first step.
 
 Quantizers that round to nearest, as those of ONNX, have integer zero points, and no grid without
