@@ -329,7 +329,8 @@ def random_network(
     network = maker.network()
     rng = maker.rng
     products = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    drawn = range(1, 5) if quantizer == "n2uq" else range(1, 9)  # thresholds are for few bits
+    # Thresholds are for few bits, and grids without zero for fewer.
+    drawn = range(1, {"n2uq": 5, "auto": 4}.get(quantizer, 9))
     overrides = [(name, rng.choice(drawn), rng.choice(drawn)) for name in products]
     if rng.random() < 0.2:  # a layer in float, or with float weights
         odd = rng.randrange(len(products))

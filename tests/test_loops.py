@@ -158,7 +158,7 @@ def test_what_is_not_finite_is_not_lost(grid: tuple[float, float, bool, bool, fl
 
 
 class Small(nn.Module):
-    """A residual block between activations that clip at one end and at both."""
+    """A residual block between activations that clip at one end and at both, and a bottleneck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,11 +167,16 @@ class Small(nn.Module):
             nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16),
         )  # fmt: skip
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16),
+            nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        )  # fmt: skip
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        logits: Tensor = self.fc(torch.relu(self.block(x) + x).mean((2, 3)))
+        x = self.bottleneck(torch.relu(self.block(x) + x))
+        logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
 
@@ -185,6 +190,8 @@ def test_a_compiled_network_has_the_same_gradients_with_them(bits: int) -> None:
         torch._dynamo.reset()
         model = insert(Small().eval(), (3, 12, 12), BitPlan(4, bits, quantizer="auto"))
         calibrate(model, [images], 1)
+        kinds = [m for m in model.modules() if isinstance(m, MidRiseActivation)]
+        assert any(bool(m.without_zero) for m in kinds) is (bits == 2)
         model.to(memory_format=torch.channels_last).train()
         if by_hand:
             model.use_loops()

@@ -87,6 +87,8 @@ def check_seeds(seeds: range, folder: Path, *, repeat: int, quantizer: str = "ls
         counts.update(f"{node.op}" for node in integer.nodes)
         counts.update(f"W{node.weight_bits}" for node in integer.nodes if node.weight_bits)
         counts.update(f"A{node.grid.bits}" for node in integer.nodes if node.grid)
+        zeroless = [node for node in integer.nodes if node.grid and node.grid.spacing == 2]
+        counts["without zero"] += len(zeroless)
     return counts
 
 
@@ -121,6 +123,18 @@ def test_random_networks_with_thresholds_are_exact_and_repeatable(tmp_path: Path
     counts = check_seeds(range(12, 24), tmp_path, repeat=4, quantizer="n2uq")
     check_rounding(counts)
     assert counts["threshold"] > 30, counts
+
+
+def test_random_networks_without_zero_are_exact_and_repeatable(tmp_path: Path) -> None:
+    counts = check_seeds(range(24, 34), tmp_path, repeat=5, quantizer="auto")
+    check_rounding(counts)
+    assert counts["without zero"] > 5, counts
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_random_networks_without_zero_are_exact(tmp_path: Path) -> None:
+    check_rounding(check_seeds(range(3_000, 3_300), tmp_path, repeat=3, quantizer="auto"))
 
 
 @pytest.mark.long

@@ -109,12 +109,18 @@ def _threshold(builder: QonnxBuilder, node: Node) -> None:
         [node.inputs[0], builder.constant(real, f"{node.name}::thresholds")],
         node.name if steps else f"{node.name}::steps",
         domain=DOMAIN,
-        out_dtype=f"UINT{target.bits}" if steps else f"INT{target.bits + 1}",
+        out_dtype=f"UINT{target.bits}" if steps else _signed(target),
         out_scale=target.scale if steps else 2.0,
         out_bias=0.0 if steps else -float(target.zero_point),
     )
     if not steps:
         builder.emit("Mul", [counted, builder.scalar(np.float32(target.scale))], node.name)
+
+
+def _signed(grid: Grid) -> str:
+    """The type of integers q - z."""
+    furthest = max(grid.zero_point, grid.qmax - grid.zero_point)
+    return f"INT{furthest.bit_length() + 1}"
 
 
 def _dequantize(builder: QonnxBuilder, node: Node) -> None:

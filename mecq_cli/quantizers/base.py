@@ -141,5 +141,8 @@ class ActivationQuantizer(Quantizer):
         return None
 
     def thresholds(self, source: Grid | None) -> tuple[int, ...]:
-        """The least integers of each code, on the grid ``source`` or else on `threshold_grid`."""
+        """The least integers of each code, on the grid ``source`` or else on `threshold_grid`.
+
+        On ``source`` they may lie below its integers, and are of no use then.
+        """
         raise NotImplementedError

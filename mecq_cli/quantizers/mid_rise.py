@@ -4,13 +4,13 @@ A grid of four levels that has a zero is lopsided: -1, 0, 1, 2. What is spread a
 input of a linear layer behind a norm or the linear bottleneck of a MobileNetV2, is better served by
 -3, -1, 1, 3 in units of half the distance between two; at 1 bit by -1 and 1 instead of 0 and 1. Of
 a Gaussian the squared error is a fifth less, at 1 bit two fifths. Such a grid may lie anywhere: -1,
-1, 3, 5 suits what is positive more often. Which of all, with or without a zero, is found by the squared error of the sample
-that also gives the first step.
+1, 3, 5 suits what is positive more often. Which of all, with or without a zero, is found by the
+squared error of the sample that also gives the first step.
 
 Quantizers that round to nearest, as those of ONNX, have integer zero points, and no grid without
 zero. So a value is rounded to integers of 8 bits first, or has been, and these are compared with
 thresholds, as in n2uq.py; in training, too, thresholds are where half-integers of that grid lie: a
-126th of a step lower than the middle between two levels. The integers behind are odd multiples of
+252nd of a step lower than the middle between two levels. The integers behind are odd multiples of
 half a step, so that a padded zero is exact though no level.
 
 Gradients are those of soft_ends.py: the distance between two thresholds is 2 here.
@@ -114,4 +114,4 @@ class MidRiseActivation(SoftEndsActivation):
         else:
             real = (middles - SHIFT) * self.scale.detach().double().cpu()
             integers = torch.ceil(real / source.scale) + source.zero_point
-        return tuple(int(m) for m in integers.clamp(1, 256))
+        return tuple(int(m) for m in integers.clamp(max=256))

@@ -162,9 +162,16 @@ class Watched:
     def __init__(self, model: IntegerModel) -> None:
         self.model = model
         self.codes: dict[str, Codes] = {}
+        # What only thresholds read is on a grid that reaches just beyond them.
+        compared = {n.inputs[0] for n in model.nodes if n.op == "threshold"}
+        compared -= {name for n in model.nodes if n.op != "threshold" for name in n.inputs}
         for node in model.nodes:
             if node.grid is not None:
-                counted = node.op in _ROUNDING and 2**node.grid.bits - 1 == node.grid.qmax
+                counted = (
+                    node.op in _ROUNDING
+                    and 2**node.grid.bits - 1 == node.grid.qmax
+                    and node.name not in compared
+                )
                 counts = np.zeros(2**node.grid.bits, np.int64)
                 self.codes[node.name] = Codes(0, counts, node.grid.spacing, 0 if counted else None)
 
@@ -174,7 +181,9 @@ class Watched:
         for node, value in _walk(self.model, images, self._run):
             if node.grid is not None:
                 codes = self.codes[node.name]
-                flat = value.reshape(-1).long() // codes.spacing
+                flat = value.reshape(-1).long()
+                if codes.spacing > 1:  # a zero that pads is none of the codes
+                    flat = flat[flat % codes.spacing == 0] // codes.spacing
                 found = torch.bincount(flat, minlength=len(codes.counts))
                 codes.counts += found.cpu().numpy()
 

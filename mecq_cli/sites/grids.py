@@ -21,9 +21,11 @@ class QuantizeSite(Site):
         return Node(self.name, op, inputs, self.output_grid())
 
     def nodes(self, inputs: tuple[str, ...]) -> list[Node]:
-        """Integers are compared as they are."""
+        """Integers are compared as they are, where none has to be clipped or is out of reach."""
         (source,), q = self.source_grids(), self.output_quantizer
-        if source is None or q is None or q.threshold_grid() is None:
+        if source is None or q is None or q.threshold_grid() is None or self.clips:
+            return super().nodes(inputs)
+        if q.thresholds(source)[0] < 1:  # all of the source's integers reach it
             return super().nodes(inputs)
         return [threshold(self.name, inputs, q, source)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from mecq_cli.cli.views.sites import sites
@@ -74,9 +75,15 @@ def test_every_byte_has_its_code_in_every_runtime(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_every_byte_has_its_code_in_qonnx(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("qonnx", reason="needs the extra: pip install 'mecq[qonnx]'")
+    qonnx = pytest.importorskip("qonnx.core.datatype", reason="needs the extra mecq[qonnx]")
     model, images = all_bytes(*PLACES[name])
     assert by_qonnx(model, images, tmp_path / "m.onnx")["off"] == 0
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    (counted,) = (node for node in graph.node if node.op_type == "MultiThreshold")
+    (kind,) = (a.s.decode() for a in counted.attribute if a.name == "out_dtype")
+    bits, _, *zero_point = PLACES[name]
+    levels = [2 * code - zero_point[0] if zero_point else code for code in range(2**bits)]
+    assert all(qonnx.DataType[kind].allowed(level) for level in levels)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from mecq_cli.integer.ir import INPUT, Grid, Node
 from mecq_cli.kernels import run_node
 from mecq_cli.quantizers.mid_rise import MidRiseActivation
 from mecq_cli.quantizers.soft_ends import SoftEndsActivation
+from mecq_cli.sites import QuantizeSite
 
 KINDS = [(1, 1), (2, 1), (2, 3), (2, 5)]
 """Bits, and odd zero points of half a step."""
@@ -29,6 +32,17 @@ def without_zero(bits: int, zero_point: int, scale: float = 0.3) -> MidRiseActiv
     with torch.no_grad():
         quantizer.scale.fill_(scale)
     return quantizer
+
+
+class On(MidRiseActivation):
+    """What made values that lie on a grid."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid.bits)
+        self.given = grid
+
+    def grid(self) -> Grid:
+        return self.given
 
 
 def squared(quantizer: SoftEndsActivation, x: Tensor) -> float:
@@ -86,14 +100,24 @@ def test_from_floats_the_integers_are_those_of_the_training(bits: int, zero_poin
 
 
 @pytest.mark.parametrize(("bits", "zero_point"), KINDS)
-@pytest.mark.parametrize("source", [Grid(0.015625, 128, 8, 0, 255), Grid(0.0625, 60, 8, 0, 255)])
-def test_from_a_grid_too(bits: int, zero_point: int, source: Grid) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        Grid(0.015625, 128, 8, 0, 255),
+        Grid(0.0625, 60, 8, 0, 255),
+        Grid(0.0625, 0, 8, 0, 255),  # its least integer is above thresholds
+        Grid(0.25, 1, 2, 0, 3),
+        Grid(0.17, 3, 2, 0, 6, 2),
+    ],
+)
+@pytest.mark.parametrize("ceiling", [None, math.inf, 0.5])
+def test_from_a_grid_too(bits: int, zero_point: int, source: Grid, ceiling: float | None) -> None:
+    """Each of its integers, behind an activation too."""
     quantizer = without_zero(bits, zero_point)
-    places = torch.arange(1, 256, dtype=torch.float32)
-    trained = quantizer((places - source.zero_point) * source.scale).detach()
-    attributes = {"thresholds": quantizer.thresholds(source)}
-    node = Node("t", "threshold", ("q",), quantizer.grid(), attributes)
-    codes = run_node(node, (places,), [source])
+    site = QuantizeSite("s", [On(source)], quantizer, ceiling)
+    places = torch.arange(0, source.qmax + 1, source.spacing, dtype=torch.float32)
+    trained = site.train()((places - source.zero_point) * source.scale).detach()
+    codes = site.eval()(places)
     torch.testing.assert_close((codes - zero_point) * quantizer.grid().scale, trained)
 
 
