@@ -23,11 +23,8 @@ WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 """At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
 
-TOKEN_LR = 2e-4
-"""The same for transformers and other networks of layer norms, which AdamW trains."""
-
-DEPTHWISE_LR, FEW_BITS_LR = 0.08, 0.2
-"""For networks of depthwise convolutions, which SGD trains; the second at 1 and 2 bits."""
+FAMILY_LR = {(Family.TOKENS, "adamw"): (2e-4, 5e-4), (Family.DEPTHWISE, "sgd"): (0.08, 0.2)}
+"""The same for families that want another one; the second at 1 and 2 bits (docs/method.md)."""
 
 TOKEN_WEIGHT_DECAY = 1e-2
 """For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
@@ -211,11 +208,9 @@ def choose(
 
 def _base_lr(config: QuantizeConfig, optimizer: str, family: Family) -> float:
     """At a batch of 128."""
-    if family is Family.TOKENS and optimizer == "adamw":
-        return TOKEN_LR
-    if family is Family.DEPTHWISE and optimizer == "sgd":
-        return FEW_BITS_LR if min(config.wbits, config.abits) <= FEW_BITS else DEPTHWISE_LR
-    return BASE_LR[optimizer]
+    base = BASE_LR[optimizer]
+    usual, at_few_bits = FAMILY_LR.get((family, optimizer), (base, base))
+    return at_few_bits if min(config.wbits, config.abits) <= FEW_BITS else usual
 
 
 def _reasons(

@@ -63,5 +63,6 @@ def test_tokens_are_trained_by_adamw_and_that_is_told() -> None:
     recipe = chosen(Family.TOKENS)
     assert recipe.optimizer == "adamw"
     assert recipe.lr == pytest.approx(1e-4)
+    assert chosen(Family.TOKENS, abits=2).lr == pytest.approx(2.5e-4)
     assert any("adamw" in reason for reason in recipe.reasons)
     assert not any("adamw" in reason for reason in chosen(Family.TOKENS, optimizer="sgd").reasons)
