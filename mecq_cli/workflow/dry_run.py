@@ -11,6 +11,7 @@ from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.training.lowering import require_lowering
 from mecq_cli.training.recipe import make_optimizer
 from mecq_cli.workflow import allot
+from mecq_cli.workflow.chosen import describe
 from mecq_cli.workflow.common import insert_quantizers
 from mecq_cli.workflow.disk import disk_need
 from mecq_cli.workflow.faithful import require_faithful
@@ -24,6 +25,7 @@ def dry_run(job: Job) -> dict[str, Any]:
     model = insert_quantizers(job.loaded, job.config)
     require_lowering(model, job.recipe)
     require_faithful(model, job.loaded.module, shape)
+    describe(job, model)
     expected = None
     if job.recipe.total_steps:
         images = sum(d.pixel_bytes for d in (job.train, job.val))
@@ -33,13 +35,20 @@ def dry_run(job: Job) -> dict[str, Any]:
         )  # fmt: skip
     integer = integerize(model, shape, {})
     packed = len(safetensors.to_bytes(integer))
+    rows = site_rows(integer)
+    for row in rows:  # of activations they would be those of a network that has seen no image
+        row["activation_scale"] = None
+        row.pop("thresholds", None)
     return {
-        "sites": allot.with_sensitivities(site_rows(integer), job.config),
+        "sites": allot.with_sensitivities(rows, job.config),
         **allot.document_of(job.config, model, job.allotment),
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,
         "batch_size": job.recipe.batch_size,
+        "optimizer": job.recipe.optimizer,
+        "lr": job.recipe.lr,
+        "reasons": list(job.recipe.reasons),
         "compile": job.recipe.compile if job.recipe.total_steps else "off",
         "forecast": expected,
         "disk": disk_need(

@@ -172,6 +172,8 @@ def test_a_dry_run_foretells_the_size(digits: Path) -> None:
     assert foretold["fp32_bytes"] == sizes["fp32_bytes"]
     assert foretold["ideal_bytes"] == sizes["ideal_bytes"]
     assert foretold["packed_bytes"] == pytest.approx(sizes["packed_bytes"], rel=0.02)
+    assert {row["activation_scale"] for row in done.document["sites"]} == {None}
+    assert (done.document["optimizer"], done.document["lr"]) == ("sgd", 0.01)
 
 
 def test_images_held_out_of_training(digits: Path, tmp_path: Path) -> None:
