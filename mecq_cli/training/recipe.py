@@ -23,8 +23,11 @@ WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 BASE_LR = {"sgd": 0.02, "adamw": 1e-3}
 """At a batch of 128; scaled linearly (sgd) or with the square root (adamw) to other batches."""
 
-FAMILY_LR = {(Family.TOKENS, "adamw"): (2e-4, 5e-4), (Family.DEPTHWISE, "sgd"): (0.08, 0.2)}
-"""The same for families that want another one; the second at 1 and 2 bits (docs/method.md)."""
+TOKEN_LR = 2e-4
+"""The same for transformers and other networks of layer norms, which AdamW trains."""
+
+CLASSIFIER_LR = {(Family.TOKENS, "adamw"): (2e-4, 5e-4), (Family.DEPTHWISE, "sgd"): (0.08, 0.2)}
+"""For networks that classify, as docs/method.md found; the second at 1 and 2 bits."""
 
 TOKEN_WEIGHT_DECAY = 1e-2
 """For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
@@ -152,8 +155,17 @@ def choose(
     batch_size: int,
     device: torch.device,
     family: Family = Family.CONVOLUTIONS,
+    *,
+    classifies: bool = True,
 ) -> Recipe:
-    """Fill in what the settings leave open; ``family`` as `family_of` says of the model."""
+    """Fill in what the settings leave open.
+
+    Args:
+        config: the settings.
+        steps_per_epoch, batch_size, device: of the training.
+        family: as `family_of` says of the model.
+        classifies: or what else the network does; some learning rates are for that alone.
+    """
     tokens = family is Family.TOKENS
     epochs = (
         config.epochs
@@ -167,7 +179,8 @@ def choose(
     lr = config.lr
     if lr is None:
         ratio = batch_size / 128
-        lr = _base_lr(config, optimizer, family) * (ratio if optimizer == "sgd" else ratio**0.5)
+        base = _base_lr(config, optimizer, family, classifies=classifies)
+        lr = base * (ratio if optimizer == "sgd" else ratio**0.5)
     decay = config.weight_decay
     if decay is None and tokens and optimizer == "adamw":
         decay = TOKEN_WEIGHT_DECAY
@@ -202,19 +215,25 @@ def choose(
         ema=config.ema,
         freeze_oscillations=freezing,
         lower_from=config.lower_from,
-        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family)),
+        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family, classifies)),
     )
 
 
-def _base_lr(config: QuantizeConfig, optimizer: str, family: Family) -> float:
+def _base_lr(config: QuantizeConfig, optimizer: str, family: Family, *, classifies: bool) -> float:
     """At a batch of 128."""
-    base = BASE_LR[optimizer]
-    usual, at_few_bits = FAMILY_LR.get((family, optimizer), (base, base))
-    return at_few_bits if min(config.wbits, config.abits) <= FEW_BITS else usual
+    kind = family, optimizer
+    if classifies and kind in CLASSIFIER_LR:
+        return CLASSIFIER_LR[kind][min(config.wbits, config.abits) <= FEW_BITS]
+    return TOKEN_LR if kind == (Family.TOKENS, "adamw") else BASE_LR[optimizer]
 
 
 def _reasons(
-    config: QuantizeConfig, epochs: int, steps_per_epoch: int, decay: float, family: Family
+    config: QuantizeConfig,
+    epochs: int,
+    steps_per_epoch: int,
+    decay: float,
+    family: Family,
+    classifies: bool,
 ) -> Iterator[str]:
     length = LENGTHS[config.recipe]
     if config.epochs is None:
@@ -233,8 +252,11 @@ def _reasons(
     if family is Family.TOKENS and config.optimizer is None:
         yield f"adamw, since the network has {family.value}"
     if config.lr is None and family is Family.DEPTHWISE and config.optimizer in (None, "sgd"):
-        times = _base_lr(config, "sgd", family) / BASE_LR["sgd"]
-        yield f"{times:g} times the learning rate of others, since the network has {family.value}"
+        times = _base_lr(config, "sgd", family, classifies=classifies) / BASE_LR["sgd"]
+        if times != 1:
+            yield (
+                f"{times:g} times the learning rate of others, since the network has {family.value}"
+            )
     if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
         yield f"oscillating weights are frozen, since the network has {family.value}"
 

@@ -30,7 +30,7 @@ from mecq_cli.events import Listener
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.tasks.base import Measured, Task
-from mecq_cli.tasks.registry import task_of
+from mecq_cli.tasks.registry import CLASSIFICATION, task_of
 from mecq_cli.training.family import family_of
 from mecq_cli.training.recipe import Recipe, choose, default_batch_size
 from mecq_cli.workflow.common import (
@@ -191,7 +191,10 @@ def open_job(
             f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
         )
     steps = batches_per_epoch(len(train_split), batch_size)
-    recipe = choose(config, steps, batch_size, device, family=family_of(loaded.module))
+    recipe = choose(
+        config, steps, batch_size, device,
+        family=family_of(loaded.module), classifies=task is CLASSIFICATION,
+    )  # fmt: skip
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(
         config, device, loaded, classes, train, val, recipe, listener, processes, task, workers

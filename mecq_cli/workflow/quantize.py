@@ -26,6 +26,7 @@ from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RunFolder, create_run, make_latest
 from mecq_cli.storage import atomic_write
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import tracking
 from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
@@ -151,7 +152,7 @@ def _allot(job: Job) -> None:
     job.config = config
     job.recipe = choose(
         config, job.recipe.steps_per_epoch, job.recipe.batch_size, job.device,
-        family=family_of(job.loaded.module),
+        family=family_of(job.loaded.module), classifies=job.task is CLASSIFICATION,
     )  # fmt: skip
 
 

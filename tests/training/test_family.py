@@ -59,6 +59,20 @@ def test_depthwise_networks_have_a_learning_rate_of_their_own_and_that_is_told(
         assert not any("learning rate" in reason for reason in told.reasons)
 
 
+@pytest.mark.parametrize("family", [Family.DEPTHWISE, Family.TOKENS])
+def test_networks_that_do_something_else_keep_theirs(family: Family) -> None:
+    """Nobody asked whether they want another one."""
+    settings = {"model": "net", "data": "data", "wbits": 2, "abits": 2}
+    config = QuantizeConfig.model_validate(settings)
+    found = [
+        choose(config, 10, 128, torch.device("cpu"), family=family, classifies=classifies)
+        for classifies in (False, True)
+    ]
+    assert found[0].lr == pytest.approx({Family.DEPTHWISE: 0.02, Family.TOKENS: 2e-4}[family])
+    assert found[1].lr > 2 * found[0].lr
+    assert not any("learning rate" in reason for reason in found[0].reasons)
+
+
 def test_tokens_are_trained_by_adamw_and_that_is_told() -> None:
     recipe = chosen(Family.TOKENS)
     assert recipe.optimizer == "adamw"
