@@ -88,19 +88,20 @@ class Maker:
         grid = self.grid(self.floats(source), bits, **kind)
         return self.append(Node(self.name("requantize"), "requantize", (source,), grid))
 
-    def threshold(self, source: str, bits: int) -> str:
-        """Uneven ones, some of them equal or out of reach now and then."""
+    def threshold(self, source: str, bits: int, target: Grid | None = None) -> str:
+        """Uneven ones, some equal or out of reach now and then; to any grid or ``target``."""
         grid = self.grids[source]
         assert grid is not None
         codes = 2**bits
         top = min(grid.qmax + 2, 256)
         thresholds = sorted(int(t) for t in self.rng.integers(1, top + 1, codes - 1))
-        spacing = int(self.rng.integers(1, 3))
-        zero_point = 2 * int(self.rng.integers(0, codes - 1)) + 1 if spacing == 2 else 0
-        scale = float(np.float32(self.rng.uniform(0.5, 2.0) / codes))
-        even = Grid(scale, zero_point, bits, 0, spacing * (codes - 1), spacing)
+        if target is None:
+            spacing = int(self.rng.integers(1, 3))
+            zero_point = 2 * int(self.rng.integers(0, codes - 1)) + 1 if spacing == 2 else 0
+            scale = float(np.float32(self.rng.uniform(0.5, 2.0) / codes))
+            target = Grid(scale, zero_point, bits, 0, spacing * (codes - 1), spacing)
         name = self.name("threshold")
-        return self.append(Node(name, "threshold", (source,), even, {"thresholds": thresholds}))
+        return self.append(Node(name, "threshold", (source,), target, {"thresholds": thresholds}))
 
     def weighted(
         self,
@@ -186,11 +187,17 @@ class Maker:
         """The second is brought to the values of the first."""
         grid = self.grids[first]
         assert grid is not None
-        other = self.append(Node(self.name("requantize"), "requantize", (second,), grid))
+        if grid.spacing == 2:
+            other = self.threshold(second, grid.bits, grid)
+        else:
+            other = self.append(Node(self.name("requantize"), "requantize", (second,), grid))
         return self.append(Node(self.name("concat"), "concat", (first, other), grid))
 
     def pool(self, op: str, source: str, bits: int | None, **attributes: Any) -> str:
-        """``bits`` None keeps the grid of the input, also where the values are averaged."""
+        """``bits`` None keeps the grid of the input, also where averages can be on it."""
+        grid = self.grids[source]
+        if op != "max_pool2d" and grid is not None and grid.spacing == 2 and bits is None:
+            bits = 8
         node = Node(self.name(op), op, (source,), self.grids[source], attributes)
         if bits is not None:
             node = replace(node, grid=self.grid(self.floats(source), bits))
