@@ -190,6 +190,15 @@ class Builder(GraphBuilder):
             self.emit("DequantizeLinear", [source, *self.grid(grid)], name)
         return name
 
+    def spelled_out(self, node: Node, index: int, name: str) -> str:
+        """An input as float, without a DequantizeLinear that might be fused with what follows."""
+        grid = self.integer_grid(node, index)
+        value = self.emit("Cast", [node.inputs[index]], f"{name}::cast", to=TensorProto.FLOAT)
+        if grid.zero_point:
+            zero = self.scalar(np.float32(grid.zero_point))
+            value = self.emit("Sub", [value, zero], f"{name}::steps")
+        return self.emit("Mul", [value, self.scalar(np.float32(grid.scale))], name)
+
     def float_zero(self) -> str:
         """Zero as a number on a grid, which makes an Add with it a QLinearAdd."""
         if ZERO not in self._floats:

@@ -17,8 +17,8 @@ Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations o
 * average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats;
 * products with a float output go through ConvInteger or MatMulInteger, whose sums are exact;
 * a dequantization that float operations follow is spelled out, lest these be fused with a
-  later QuantizeLinear into operators that round otherwise; so is one before an add of grids that
-  lie so far apart that QLinearAdd would not be exact.
+  later QuantizeLinear into operators that round otherwise; so is one before an add or a product on
+  grids that lie so far apart that QLinearAdd or QLinearMul would not be exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
@@ -99,17 +98,7 @@ def _is_decided(source: Grid, target: Grid) -> bool:
 
 
 def _dequantize(builder: Builder, node: Node) -> None:
-    _spelled_out(builder, node, 0, node.name)
-
-
-def _spelled_out(builder: Builder, node: Node, index: int, name: str) -> str:
-    """An input as float, without a DequantizeLinear that might be fused with what follows."""
-    grid = builder.integer_grid(node, index)
-    value = builder.emit("Cast", [node.inputs[index]], f"{name}::cast", to=TensorProto.FLOAT)
-    if grid.zero_point:
-        zero = builder.scalar(np.float32(grid.zero_point))
-        value = builder.emit("Sub", [value, zero], f"{name}::steps")
-    return builder.emit("Mul", [value, builder.scalar(np.float32(grid.scale))], name)
+    builder.spelled_out(node, 0, node.name)
 
 
 def _add(builder: Builder, node: Node) -> None:
@@ -119,7 +108,7 @@ def _add(builder: Builder, node: Node) -> None:
     if _is_fusible(builder, node, node.grid):
         terms = [builder.dequantized(node, index) for index in (0, 1)]
     else:
-        terms = [_spelled_out(builder, node, i, f"{node.name}::float_{i}") for i in (0, 1)]
+        terms = [builder.spelled_out(node, i, f"{node.name}::float_{i}") for i in (0, 1)]
     builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
 
 

@@ -28,9 +28,18 @@ def emit_lookup(builder: Builder, node: Node) -> None:
 
 
 def emit_mul(builder: Builder, node: Node) -> None:
-    """Becomes QLinearMul, exact between powers of two as all other ways."""
+    """Becomes QLinearMul, exact between powers of two as all other ways.
+
+    Where a product may be 2^31 steps and more, that one wraps around, and floats are multiplied.
+    """
     if node.grid is None:
         builder.emit("Mul", node.inputs, node.name)
         return
-    factors = [builder.dequantized(node, index) for index in (0, 1)]
+    steps = 1.0 / node.grid.scale
+    for grid in (builder.integer_grid(node, index) for index in (0, 1)):
+        steps *= grid.scale * max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
+    if steps < 2.0**30:
+        factors = [builder.dequantized(node, index) for index in (0, 1)]
+    else:
+        factors = [builder.spelled_out(node, i, f"{node.name}::float_{i}") for i in (0, 1)]
     builder.quantized(node, builder.emit("Mul", factors, f"{node.name}::product"))

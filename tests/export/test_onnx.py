@@ -284,6 +284,19 @@ def test_large_sums_do_not_saturate(tmp_path: Path) -> None:
         check(model, maker.images, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("exponent", [0, -10, -14, -15, -20, -30])
+def test_products_are_exact_however_many_steps_they_are(exponent: int, tmp_path: Path) -> None:
+    """QLinearMul lets what exceeds 31 bits wrap around."""
+    source, target = Grid(1.0, 120, 8, 0, 255), Grid(2.0**exponent, 86, 8, 0, 255)
+    images = np.random.default_rng(0).integers(-130, 140, (2, 1, 32, 32)).astype(np.float32)
+    nodes = (
+        Node("x", "quantize", (INPUT,), source),
+        Node("y", "mul", ("x", "x"), target),
+        Node("logits", "flatten", ("y",), target),
+    )
+    check(IntegerModel(nodes, (1, 32, 32)), images, tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize("low", [-14, -7, -2, 0, 6])
 @pytest.mark.parametrize("high", [0, 5, 12, 16, 22, 30])
 def test_adds_are_exact_however_far_the_steps_lie_apart(

@@ -66,7 +66,7 @@ class Maker:
             extent = float(np.quantile(np.abs(values), 0.98)) / max(top - zero_point, zero_point)
         scale = np.float32(max(extent, 1e-4) * self.rng.uniform(0.7, 1.3))
         if power_of_two:
-            scale = np.float32(2.0 ** np.round(np.log2(scale)))
+            scale = np.float32(2.0 ** np.clip(np.round(np.log2(scale)), -30, 30))
         qmin, qmax = 0, top
         if self.rng.random() < self.tight:  # such as ReLU6, or a ReLU on a signed grid
             qmin = min(zero_point, top - 1)
