@@ -132,8 +132,7 @@ def _product(node: Node, x: Tensor, grid: Grid | None, tensors: Tensors) -> Tens
         weight = tensors["weight"].float()
         weight = weight * scale.reshape(-1, *([1] * (weight.dim() - 1)))
         return _multiply(node, x, weight, tensors["bias"])
-    largest = max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
-    acc = _accumulate(node, x - grid.zero_point, tensors, largest)
+    acc = _accumulate(node, x - grid.zero_point, tensors, grid.reach)
     multiplier = (_f32(grid.scale, x) * scale).reshape(shape)
     if node.grid is None:
         return acc * multiplier

@@ -257,7 +257,7 @@ def _cancels(node: Node, source: Grid, target: Grid) -> bool:
 
     That takes a layer of which the grid is thousands of times finer than its terms.
     """
-    terms = float(max(source.qmax - source.zero_point, source.zero_point - source.qmin))
+    terms = float(source.reach)
     if node.op in ("conv2d", "linear"):
         weight = np.abs(multiplied_weight(node).astype(np.float64))
         bias = np.abs(node.tensors["bias"].astype(np.float64))

@@ -25,7 +25,7 @@ def matmul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -
     if source is None or other is None:
         scaled: Tensor = torch.matmul(a, b) * factor
         return scaled
-    acc = _exact_sums(a - source.zero_point, b - other.zero_point, _reach(source) * _reach(other))
+    acc = _exact_sums(a - source.zero_point, b - other.zero_point, source.reach * other.reach)
     multiplier = _f32(source.scale, a) * _f32(factor, a) * _f32(other.scale, a)
     if node.grid is None:
         return acc * multiplier
@@ -38,10 +38,6 @@ def _exact_sums(a: Tensor, b: Tensor, largest: int) -> Tensor:
     if not a.is_cuda and a.shape[-1] * largest < EXACT:
         return torch.matmul(a, b)
     return torch.matmul(a.double(), b.double()).float()
-
-
-def _reach(grid: Grid) -> int:
-    return max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
 
 
 def _f32(value: float, like: Tensor) -> Tensor:

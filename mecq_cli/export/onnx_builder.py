@@ -199,6 +199,12 @@ class Builder(GraphBuilder):
             value = self.emit("Sub", [value, zero], f"{name}::steps")
         return self.emit("Mul", [value, self.scalar(np.float32(grid.scale))], name)
 
+    def operands(self, node: Node, *, fused: bool) -> list[str]:
+        """Both inputs of an operation as floats, to be fused with it or not."""
+        if fused:
+            return [self.dequantized(node, index) for index in (0, 1)]
+        return [self.spelled_out(node, i, f"{node.name}::float_{i}") for i in (0, 1)]
+
     def float_zero(self) -> str:
         """Zero as a number on a grid, which makes an Add with it a QLinearAdd."""
         if ZERO not in self._floats:

@@ -105,10 +105,7 @@ def _add(builder: Builder, node: Node) -> None:
     if node.grid is None:
         builder.emit("Add", node.inputs, node.name)
         return
-    if _is_fusible(builder, node, node.grid):
-        terms = [builder.dequantized(node, index) for index in (0, 1)]
-    else:
-        terms = [builder.spelled_out(node, i, f"{node.name}::float_{i}") for i in (0, 1)]
+    terms = builder.operands(node, fused=_is_fusible(builder, node, node.grid))
     builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
 
 

@@ -37,9 +37,6 @@ def emit_mul(builder: Builder, node: Node) -> None:
         return
     steps = 1.0 / node.grid.scale
     for grid in (builder.integer_grid(node, index) for index in (0, 1)):
-        steps *= grid.scale * max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
-    if steps < 2.0**30:
-        factors = [builder.dequantized(node, index) for index in (0, 1)]
-    else:
-        factors = [builder.spelled_out(node, i, f"{node.name}::float_{i}") for i in (0, 1)]
+        steps *= grid.scale * grid.reach
+    factors = builder.operands(node, fused=steps < 2.0**30)
     builder.quantized(node, builder.emit("Mul", factors, f"{node.name}::product"))

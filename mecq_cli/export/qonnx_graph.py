@@ -119,8 +119,7 @@ def _threshold(builder: QonnxBuilder, node: Node) -> None:
 
 def _signed(grid: Grid) -> str:
     """The type of integers q - z."""
-    furthest = max(grid.zero_point, grid.qmax - grid.zero_point)
-    return f"INT{furthest.bit_length() + 1}"
+    return f"INT{grid.reach.bit_length() + 1}"
 
 
 def _dequantize(builder: QonnxBuilder, node: Node) -> None:

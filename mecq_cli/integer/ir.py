@@ -128,6 +128,11 @@ class Grid:
     qmax: int
     spacing: int = 1
 
+    @property
+    def reach(self) -> int:
+        """The largest |q - zero_point|."""
+        return max(abs(self.qmin - self.zero_point), abs(self.qmax - self.zero_point))
+
     def same_values(self, other: Grid) -> bool:
         """Whether an integer means the same number on both grids."""
         return self.scale == other.scale and self.zero_point == other.zero_point
@@ -183,6 +188,11 @@ class Node:
         assert self.weight_bits is not None
         return weight_multiplier(self.weight_bits, mid_rise=self.mid_rise)
 
+
+MOVES = frozenset(
+    ("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad", "roll")
+)
+"""Operations that move integers and compute none."""
 
 MID_RISE_BITS = range(2, 7)
 """Bits of weights that can be on either grid."""

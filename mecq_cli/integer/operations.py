@@ -276,7 +276,7 @@ def _matmul(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     worst = float(a[-1])
     for grid in (value.grid for value in inputs):
         if grid is not None:
-            worst *= max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
+            worst *= grid.reach
     if worst >= 2**31:
         raise ValueError("its int32 sums may overflow")
     return *a[:-1], b[-1]
@@ -403,8 +403,3 @@ RULES = {
     "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""
-
-MOVES = frozenset(
-    ("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad", "roll")
-)
-"""What gives back integers as they came, or the zero point in the place of nothing."""

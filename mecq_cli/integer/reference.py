@@ -18,7 +18,7 @@ from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
 from mecq_cli.integer.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest, shapes, taps, windows
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node, multiplied_weight
+from mecq_cli.integer.ir import INPUT, MOVES, Grid, IntegerModel, Node, multiplied_weight
 
 Array = NDArray[Any]
 Float = NDArray[np.float32]
@@ -88,7 +88,7 @@ def execute(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
         known = ", ".join((*_OPERATIONS, *FLOAT_OPERATIONS))
         raise ArtifactError(f"{node.name}: unknown operation '{node.op}'; known are {known}")
     output = operation(node, inputs, grids)
-    if node.op in _PASSING and node.grid is not None:
+    if node.op in MOVES and node.grid is not None:
         return np.clip(output, np.uint8(node.grid.qmin), np.uint8(node.grid.qmax))
     return output
 
@@ -142,8 +142,7 @@ def _centred(q: Array, grid: Grid, dtype: type[np.floating[Any]]) -> Array:
 def _accumulator(node: Node, grid: Grid) -> type[np.floating[Any]]:
     """float32 where every partial sum of ``|q - z| |w| + |b|`` is below 2**24."""
     weight, bias = multiplied_weight(node), node.tensors["bias"]
-    reach = max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
-    sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1) * reach
+    sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1) * grid.reach
     largest = int((sums + np.abs(bias.astype(np.int64))).max())
     return np.float32 if largest < _FLOAT32_EXACT else np.float64
 
@@ -193,8 +192,7 @@ def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
         scaled: Array = np.matmul(*inputs) * factor
         return scaled
     a, b = (_grid(grid, node) for grid in grids)
-    reach = [max(abs(g.qmin - g.zero_point), abs(g.qmax - g.zero_point)) for g in (a, b)]
-    exact = inputs[0].shape[-1] * reach[0] * reach[1] < _FLOAT32_EXACT
+    exact = inputs[0].shape[-1] * a.reach * b.reach < _FLOAT32_EXACT
     dtype = np.float32 if exact else np.float64
     acc = np.matmul(_centred(inputs[0], a, dtype), _centred(inputs[1], b, dtype))
     multiplier = np.float32(a.scale) * factor * np.float32(b.scale)
@@ -395,8 +393,3 @@ _OPERATIONS: dict[str, _Operation] = {
     "roll": _roll,
     "matmul": _matmul,
 }
-_PASSING = {
-    *("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad"),
-    "roll",
-}
-"""Operations that move integers and compute none."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.integer.ir import INPUT, MID_RISE_BITS, Grid, IntegerModel, Node
-from mecq_cli.integer.operations import MOVES, RULES, Kind, Rule, Value
+from mecq_cli.integer.ir import INPUT, MID_RISE_BITS, MOVES, Grid, IntegerModel, Node
+from mecq_cli.integer.operations import RULES, Kind, Rule, Value
 
 _MAX_ELEMENTS = 2**26
 """Of one activation of one image."""
@@ -240,8 +240,7 @@ def _check_floats(weight: NDArray[np.float64], bias: NDArray[np.float32]) -> Non
 
 def _check_accumulator(rows: NDArray[np.float64], bias: NDArray[np.int32], grid: Grid) -> None:
     """The sum of the worst input must fit int32, or runners would wrap around."""
-    reach = max(abs(grid.qmin - grid.zero_point), abs(grid.qmax - grid.zero_point))
-    worst = rows.sum(1) * reach + np.abs(bias.astype(np.float64))
+    worst = rows.sum(1) * grid.reach + np.abs(bias.astype(np.float64))
     if worst.max() >= 2**31:
         raise ValueError(f"output channel {int(worst.argmax())} may overflow its int32 sum")
 

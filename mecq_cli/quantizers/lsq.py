@@ -66,7 +66,7 @@ class LsqActivation(UniformActivation):
         if not self.active:
             return x
         scale, (low, high) = self.effective_scale(), self.ends
-        return fake_quantize(x, scale, low, high, self._grad_scale(x), kernels=self.kernels)
+        return fake_quantize(x, scale, low, high, self._grad_scale(x), self.mid_rise, self.kernels)
 
     def rounding(self, x: Tensor) -> Rounding | None:
         """What `forward` does."""

@@ -69,9 +69,13 @@ class UniformActivation(ActivationQuantizer):
 
     The zero point is found with the first step and stays. The step itself and ``forward`` are left
     to the algorithm.
+
+    Attributes:
+        mid_rise: the grid has no zero (mid_rise.py).
     """
 
     zero_point: Tensor
+    mid_rise = False
 
     def __init__(self, bits: int, *, power_of_two: bool = False) -> None:
         super().__init__(bits, power_of_two=power_of_two)

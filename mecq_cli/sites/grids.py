@@ -25,9 +25,10 @@ class QuantizeSite(Site):
         (source,), q = self.source_grids(), self.output_quantizer
         if source is None or q is None or q.threshold_grid() is None or self.clips:
             return super().nodes(inputs)
-        if q.thresholds(source)[0] < 1:  # all of the source's integers reach it
+        node = threshold(self.name, inputs, q, source)
+        if node.attributes["thresholds"][0] < 1:  # all of the source's integers reach it
             return super().nodes(inputs)
-        return [threshold(self.name, inputs, q, source)]
+        return [node]
 
 
 class DequantizeSite(Site):

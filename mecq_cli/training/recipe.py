@@ -33,6 +33,7 @@ TOKEN_WEIGHT_DECAY = 1e-2
 """For those: AdamW multiplies it by the learning rate, which is a hundredth of SGD's."""
 
 FEW_BITS = 2
+"""The second learning rate of a family is for so many and fewer, of weights or activations."""
 
 FREEZE_OSCILLATIONS = {Family.DEPTHWISE: 0.02}
 """By family, where it is not 0. An output of a depthwise layer depends on few weights."""
@@ -176,10 +177,9 @@ def choose(
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     optimizer = config.optimizer or ("adamw" if tokens else "sgd")
-    lr = config.lr
+    base, lr = _base_lr(config, optimizer, family, classifies=classifies), config.lr
     if lr is None:
         ratio = batch_size / 128
-        base = _base_lr(config, optimizer, family, classifies=classifies)
         lr = base * (ratio if optimizer == "sgd" else ratio**0.5)
     decay = config.weight_decay
     if decay is None and tokens and optimizer == "adamw":
@@ -215,7 +215,9 @@ def choose(
         ema=config.ema,
         freeze_oscillations=freezing,
         lower_from=config.lower_from,
-        reasons=tuple(_reasons(config, epochs, steps_per_epoch, decay, family, classifies)),
+        reasons=tuple(
+            _reasons(config, epochs, steps_per_epoch, decay, family, base / BASE_LR[optimizer])
+        ),
     )
 
 
@@ -233,7 +235,7 @@ def _reasons(
     steps_per_epoch: int,
     decay: float,
     family: Family,
-    classifies: bool,
+    times: float,
 ) -> Iterator[str]:
     length = LENGTHS[config.recipe]
     if config.epochs is None:
@@ -251,12 +253,8 @@ def _reasons(
         yield f"weight decay {decay:g}{' (less with fewer bits)' if by_bits else ''}"
     if family is Family.TOKENS and config.optimizer is None:
         yield f"adamw, since the network has {family.value}"
-    if config.lr is None and family is Family.DEPTHWISE and config.optimizer in (None, "sgd"):
-        times = _base_lr(config, "sgd", family, classifies=classifies) / BASE_LR["sgd"]
-        if times != 1:
-            yield (
-                f"{times:g} times the learning rate of others, since the network has {family.value}"
-            )
+    if config.lr is None and family is Family.DEPTHWISE and times != 1:
+        yield f"{times:g} times the learning rate of others, since the network has {family.value}"
     if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
         yield f"oscillating weights are frozen, since the network has {family.value}"
 
