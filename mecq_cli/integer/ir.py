@@ -241,6 +241,11 @@ LEAST_SHARED = 1024
 """Bytes of a packed weight from which on it is stored once, where several layers have it."""
 
 
+def is_shared(weights: int, bits: int) -> bool:
+    """Whether so many weights are stored once where several layers have the same."""
+    return weights * bits >= 8 * LEAST_SHARED
+
+
 def shared_weights(model: IntegerModel) -> dict[str, str]:
     """Layers whose weight, to the last bit, an earlier layer has too, and which one that is.
 
@@ -250,7 +255,7 @@ def shared_weights(model: IntegerModel) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in model.nodes:
         bits = node.weight_bits
-        if bits is None or node.tensors["weight"].size * bits < 8 * LEAST_SHARED:
+        if bits is None or not is_shared(node.tensors["weight"].size, bits):
             continue
         weight = node.tensors["weight"]
         digest = hashlib.sha256(weight.tobytes()).digest()

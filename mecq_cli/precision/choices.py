@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integer.ir import is_shared
+from mecq_cli.integer.packing import layer_bytes
 from mecq_cli.sites import ProductSite
 
 CANDIDATES = (1, 2, 3, 4, 6, 8)
@@ -15,20 +17,34 @@ CANDIDATES = (1, 2, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer with weights, and the bits that these may have.
+    """A weight, and the bits that it may have.
 
     Attributes:
-        name: of the layer.
-        weights, channels: how many.
+        places: names of the layers that have it: one, or several that share it.
+        weights, channels: how many values it has, and how many outputs a layer.
         bits: what may be chosen; one number where it is settled already.
         governed: whether ``--wbits`` would say how many: those count for the average.
     """
 
-    name: str
+    places: tuple[str, ...]
     weights: int
     channels: int
     bits: tuple[int, ...]
     governed: bool
+
+    @property
+    def name(self) -> str:
+        """Of the first layer."""
+        return self.places[0]
+
+    def packed_bytes(self, bits: int) -> int:
+        """What it takes at so many bits, with the scales and biases of all its layers.
+
+        Small weights are stored with each of the layers that share them, see `shared_weights`.
+        """
+        stored = 1 if is_shared(self.weights, bits) else len(self.places)
+        scales = layer_bytes(0, self.channels, bits)
+        return stored * (layer_bytes(self.weights, 0, bits)) + len(self.places) * scales
 
     @property
     def open(self) -> bool:
@@ -39,7 +55,7 @@ class Choice:
 def choices_of(
     model: QuantizedModel, rules: Iterable[str] = (), candidates: Sequence[int] = CANDIDATES
 ) -> list[Choice]:
-    """All layers with weights, in the order of execution.
+    """All weights of layers, in the order of execution.
 
     Args:
         model: as inserted; where there is nothing to choose, its bits hold.
@@ -47,7 +63,7 @@ def choices_of(
         candidates: for the others.
     """
     rules = list(rules)
-    found = []
+    found: dict[tuple[int, tuple[int, ...], bool], Choice] = {}
     for site in model.sites():
         if not isinstance(site, ProductSite):
             continue
@@ -56,5 +72,7 @@ def choices_of(
         assert site.wbits is not None
         bits = tuple(candidates) if governed and not told else (site.wbits,)
         weight = site.weight
-        found.append(Choice(site.name, weight.numel(), len(weight), bits, governed))
-    return found
+        known = found.get(key := (id(weight), bits, governed))
+        places = (*known.places, site.name) if known else (site.name,)
+        found[key] = Choice(places, weight.numel(), len(weight), bits, governed)
+    return list(found.values())

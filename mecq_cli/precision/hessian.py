@@ -2,12 +2,21 @@
 
 HAWQ-V2 (Dong et al., arXiv 1911.03852) takes the mean of the Hessian's eigenvalues, tr H / n, times
 the squared rounding error |w_b - w|^2; half of that is the second-order estimate of the loss it
-adds. The trace is Hutchinson's estimate, the mean of v^T H v over random signs v; one product with
-the Hessian serves all layers, since signs of other layers average out.
+adds.
 
-Departure: the loss is the divergence of the outputs from the float network's own, as in loss.py,
-not the cross-entropy with labels. At the float weights its Hessian is the Gauss-Newton matrix of
-both: no curvature is negative, and it does not matter how well the network knows the labels.
+Departures. The loss is the divergence of the outputs from the float network's own, as in loss.py,
+not the cross-entropy with labels: it does not matter how well the network knows them. And the trace
+is not Hutchinson's estimate v^T H v over random signs v: with signs for all layers at once the
+products between layers drown a layer of little curvature, which then got a negative one, with
+signs for one layer at a time each layer costs as much as all. At the float weights the Hessian is
+the Gauss-Newton matrix, the sum over images of J^T (diag p - p p^T) J, J the derivative of the
+logits and p their softmax. With random signs u for the logits and
+
+    s = sqrt(p) u - p sum(sqrt(p) u),    E[s s^T] = diag p - p p^T,
+
+the squared length of the gradient of sum(s logits) with respect to a layer's weights is its trace
+in expectation, never negative, and one pass backwards serves all layers. Signs of other images are
+independent, so a pass may hold several.
 """
 
 from __future__ import annotations
@@ -22,11 +31,13 @@ from mecq_cli.precision.choices import Choice
 from mecq_cli.precision.rounding import MakeQuantizer, rounded
 from mecq_cli.sites import ProductSite
 
-PROBES = 48
-"""Products with the Hessian, over all parts of the images."""
+ROUNDS = 8
+"""Passes backwards for each image."""
 
-PART = 300_000
-"""Input values at a time: the graph of a gradient holds several times what a training step does."""
+PART = 1_000_000
+MOST_TOGETHER = 8
+"""Input values and images at a time. The fewer, the more passes; the memory is that of a training
+step."""
 
 
 def curvature_costs(
@@ -54,7 +65,7 @@ def curvature_costs(
     traces = _traces(model, images, weights, seed, told, classes)
     costs: dict[str, dict[int, float]] = {}
     for choice, weight, trace in zip(choices, weights, traces, strict=True):
-        mean = max(trace, 0.0) / choice.weights  # of an estimate that may fall below zero
+        mean = trace / choice.weights
         costs[choice.name] = {
             bits: 0.5 * mean * float((rounded(weight, bits, make) - weight.detach()).square().sum())
             for bits in choice.bits
@@ -63,8 +74,9 @@ def curvature_costs(
 
 
 def parts_of(images: Tensor) -> list[Tensor]:
-    """The images in parts whose graphs fit into memory."""
-    return list(images.split(max(PART // images[0].numel(), 2)))
+    """The images in parts."""
+    together = min(PART // images[0].numel(), MOST_TOGETHER)
+    return list(images.split(max(together, 1)))
 
 
 def _traces(
@@ -75,29 +87,25 @@ def _traces(
     told: Callable[[], None],
     classes: int | None,
 ) -> list[float]:
-    """Of the diagonal block of each weight."""
-    parts = parts_of(images)
-    probes = -(-PROBES // len(parts))
+    """Of the diagonal block of each weight, for the mean loss of an image."""
     generator = torch.Generator(images.device).manual_seed(seed)
     totals = torch.zeros(len(weights), dtype=torch.float64, device=images.device)
-    for part in parts:
+    for part in parts_of(images):
         with torch.enable_grad():
-            outputs = torch.log_softmax(model(part)[:, :classes], 1)
-            goal = outputs.detach().exp()
-            loss = -(goal * outputs).sum(1).mean()
-            slopes = torch.autograd.grad(loss, weights, create_graph=True)
-        for _ in range(probes):
-            signs = [
-                torch.randint(0, 2, w.shape, generator=generator, device=w.device).to(w) * 2 - 1
-                for w in weights
-            ]
-            products = torch.autograd.grad(slopes, weights, signs, retain_graph=True)
-            found = [
-                (v * hv).sum(dtype=torch.float64) for v, hv in zip(signs, products, strict=True)
-            ]
-            totals += torch.stack(found) * (len(part) / probes)
+            logits = model(part)[:, :classes].float()
+        roots = logits.detach().softmax(1).sqrt()
+        # The loss is a mean over the pixels or anchors, where these are classified.
+        scale = (logits[0, 0].numel()) ** -0.5
+        for turn in range(ROUNDS):
+            signs = torch.randint(0, 2, roots.shape, generator=generator, device=roots.device)
+            signed = roots * (2 * signs - 1)
+            slopes = (signed - roots.square() * signed.sum(1, keepdim=True)) * scale
+            found = torch.autograd.grad(
+                logits, weights, slopes, retain_graph=turn < ROUNDS - 1, materialize_grads=True
+            )
+            totals += torch.stack([g.square().sum(dtype=torch.float64) for g in found])
         told()
-    traces: list[float] = (totals / len(images)).tolist()
+    traces: list[float] = (totals / (ROUNDS * len(images))).tolist()
     return traces
 
 

@@ -46,10 +46,10 @@ def outputs_of(model: QuantizedModel, images: Tensor) -> Outputs:
 def outputs_rounded(
     model: QuantizedModel, images: Tensor, choices: Sequence[Choice], make: MakeQuantizer
 ) -> Iterator[tuple[Choice, int, Outputs]]:
-    """The outputs with one layer at a time rounded to each of its candidates.
+    """The outputs with one weight at a time rounded to each of its candidates.
 
-    What lies before that layer is computed once: the walk goes through the graph, and from each
-    layer on to the end. Of the values before it, only those that are still read are kept.
+    What lies before its first layer is computed once: the walk goes through the graph, and from
+    there on to the end. Of the values before it, only those that are still read are kept.
 
     Args:
         model: in float (`mecq_cli.calibration.float_mode`).
@@ -58,25 +58,30 @@ def outputs_rounded(
         make: the quantizers.
     """
     by_name = {choice.name: choice for choice in choices}
+    sites = {site.name: site for site in model.sites() if isinstance(site, ProductSite)}
     modules = dict(model.graph.named_modules())
     walk = _Walk(model.graph, images)
     for place, node in enumerate(walk.nodes):
         site = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(site, ProductSite) and site.name in by_name:
             choice = by_name[site.name]
+            sharing = [sites[place] for place in choice.places]
             for bits in choice.bits:
-                with _rounding(site, quantizer_for(site.weight, bits, make)):
+                with _rounding(sharing, quantizer_for(site.weight, bits, make)):
                     yield choice, bits, walk.from_here(place)
         walk.step(place)
 
 
 @contextmanager
-def _rounding(site: ProductSite, quantizer: WeightQuantizer) -> Iterator[None]:
-    before, site.weight_quantizer = site.weight_quantizer, quantizer
+def _rounding(sites: Sequence[ProductSite], quantizer: WeightQuantizer) -> Iterator[None]:
+    before = [site.weight_quantizer for site in sites]
     try:
+        for site in sites:
+            site.weight_quantizer = quantizer
         yield
     finally:
-        site.weight_quantizer = before
+        for site, old in zip(sites, before, strict=True):
+            site.weight_quantizer = old
 
 
 class _Walk(fx.Interpreter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +27,9 @@ Sensitivities = dict[str, dict[int, float]]
 """For each layer, the cost of each number of bits."""
 
 _TASK = "sensitivity"
+
+_NOTHING = 1e-12
+"""Nats: noise of float64, as where two rows are compared, whose geometry is always the same."""
 
 
 def measure(
@@ -53,8 +57,12 @@ def measure(
         listener: hears of the progress.
         classes: how many of the outputs are logits, where not all of them are.
 
+    Returns:
+        Costs of 0 and more, none of which rises with the bits: where rounding to fewer bits happens
+        to do less harm than rounding to more, a layer need not have more.
+
     Raises:
-        NumericError: one that is not finite.
+        NumericError: one that is not finite, or rounding to the fewest bits changes nothing.
     """
     listener = listener or Listener()
     wanted = [choice for choice in choices if choice.open]
@@ -73,7 +81,19 @@ def measure(
                 f"--sensitivity {kind}: layer {name} gives a number that is not finite; check "
                 "weights and images, or give --wbits instead of a target"
             )
-    return found
+    if found and max(max(costs.values()) for costs in found.values()) < _NOTHING:
+        seen = f"{len(images)} image{'s' * (len(images) != 1)}"
+        raise NumericError(
+            f"--sensitivity {kind}: on {seen} rounding makes no difference to any layer; give more "
+            "training images, or --wbits instead of a target"
+        )
+    return {name: _falling(costs) for name, costs in found.items()}
+
+
+def _falling(costs: dict[int, float]) -> dict[int, float]:
+    """The least cost of so many bits or fewer."""
+    bits = sorted(costs)
+    return dict(zip(bits, accumulate((max(costs[b], 0.0) for b in bits), min), strict=True))
 
 
 def _by_outputs(

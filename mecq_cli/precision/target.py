@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mecq_cli.errors import UsageError
-from mecq_cli.integer.packing import layer_bytes
 from mecq_cli.precision.choices import Choice
 
 
@@ -29,7 +28,7 @@ class Target:
     def cost(self, choice: Choice, bits: int) -> int:
         """What a layer takes of the budget: bits, or bytes."""
         if self.average is None:
-            return layer_bytes(choice.weights, choice.channels, bits)
+            return choice.packed_bytes(bits)
         return choice.weights * bits if _counts(choice) else 0
 
     def limit(self, choices: Sequence[Choice]) -> int:
@@ -46,6 +45,11 @@ class Target:
         Raises:
             UsageError: it is under the least or over the most, or nothing is left to choose.
         """
+        if not any(choice.governed for choice in choices):
+            raise UsageError(
+                f"{self.label}: no layer is left to allot bits to: this network has only first and "
+                "last layers, which keep --first-last-bits; give --wbits instead"
+            )
         if not any(choice.open for choice in choices):
             raise UsageError(
                 f"{self.label}: no layer is left to allot bits to: [[layers]] patterns say the "

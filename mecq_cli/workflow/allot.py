@@ -30,6 +30,7 @@ from mecq_cli.precision import (
 )
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.settings import bytes_of
+from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.signals import deferring
 from mecq_cli.workflow.common import insert_quantizers
 
@@ -37,6 +38,13 @@ IMAGES = {"coding": 64, "hessian": 256, "loss": 256}
 MOST_VALUES = {"coding": 5_000_000, "hessian": 10_000_000, "loss": 10_000_000}
 """What is measured on, in one batch: 64 or 256 images, of 224 pixels 33 or 66. The geometry of
 features needs fewer than outputs do (docs/method.md)."""
+
+FEWEST, FEWEST_OF_TOKENS = 4, 16
+"""Images, however large. Cells of maps are rows as well as images are; the geometry of tokens needs
+images."""
+
+FEWEST_ROWS = 32
+"""Of features whose geometry is compared. That of two rows is always the same."""
 
 Row = dict[str, Any]
 
@@ -83,8 +91,9 @@ def with_bits(
     started = time.perf_counter()
     size = None if config.target_size is None else bytes_of(config.target_size)
     target = Target(config.target_avg_bits, size, config.target)
+    wanted, grid = _wanted(config, loaded)
     with deferring():
-        model = _measured(config, loaded).to(device)
+        model = _measured(config, loaded, grid).to(device)
     channels_last(model)
     rules = [rule.pattern for rule in config.layers if rule.wbits is not None]
     candidates = [7 if bits == 8 and config.reduce_range else bits for bits in CANDIDATES]
@@ -93,7 +102,6 @@ def with_bits(
     listener.note(f"bits of each layer for {config.target}: {config.sensitivity} is measured")
     if loaded.weights == "random":
         listener.warn("the float weights are random: how sensitive they are says little")
-    wanted = _wanted(config, math.prod(loaded.preprocessing.input_size))
     images = torch.cat(list(some_images(wanted)))[:wanted]
     sensitivities = measure(
         config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
@@ -160,15 +168,20 @@ def with_sensitivities(rows: list[Row], config: QuantizeConfig | None) -> list[R
     ]
 
 
-def _wanted(config: QuantizeConfig, values: int) -> int:
-    """Images of so many values."""
+def _wanted(config: QuantizeConfig, loaded: LoadedModel) -> tuple[int, int]:
+    """How many images, and into how many cells along each side their maps are cut."""
     kind = config.sensitivity
-    return max(min(IMAGES[kind], MOST_VALUES[kind] // values, config.calibration_images), 2)
+    by_size = MOST_VALUES[kind] // math.prod(loaded.preprocessing.input_size)
+    images = min(IMAGES[kind], by_size, config.calibration_images)
+    if kind == "coding" and family_of(loaded.module) is Family.TOKENS:
+        return max(images, FEWEST_OF_TOKENS), 1
+    images = max(images, FEWEST)
+    return images, math.ceil(math.sqrt(FEWEST_ROWS / images))
 
 
-def _measured(config: QuantizeConfig, loaded: LoadedModel) -> QuantizedModel:
+def _measured(config: QuantizeConfig, loaded: LoadedModel, grid: int) -> QuantizedModel:
     """A network of its own that returns all values whose geometry counts."""
-    tapped = {"mec_on": "stages+penultimate", "mec_weight": 1.0, "mec_grid": 1, "allotted": ()}
+    tapped = {"mec_on": "stages+penultimate", "mec_weight": 1.0, "mec_grid": grid, "allotted": ()}
     own = replace(loaded, module=copy.deepcopy(loaded.module))
     return insert_quantizers(own, config.model_copy(update=tapped))
 

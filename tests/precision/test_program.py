@@ -26,7 +26,7 @@ from mecq_cli.precision import (
 def layer(
     name: str, weights: int, bits: tuple[int, ...] = CANDIDATES, governed: bool = True
 ) -> Choice:
-    return Choice(name, weights, weights // 9, bits, governed)
+    return Choice((name,), weights, weights // 9, bits, governed)
 
 
 def best(values: list[list[float]], weights: list[list[int]], limit: int) -> float:
@@ -105,6 +105,20 @@ def test_an_average_is_over_what_wbits_governs_and_rules_are_fixed() -> None:
     bits = [8, found.bits["a"], found.bits["b"], 6, 32]
     assert average_bits(CHOICES, bits) == pytest.approx(total / 10_800)
     assert found.costs == {name: COSTS[name][b] for name, b in found.bits.items()}
+
+
+def test_what_costs_nothing_leaves_no_budget_unused() -> None:
+    """Equal costs at all bits, as of layers whose rounding nobody sees."""
+    costs = {name: dict.fromkeys(CANDIDATES, 1e-9) for name in ("a", "b")}
+    found = allot(CHOICES, costs, Target(4.0, None, ""))
+    taken = 900 * found.bits["a"] + 9000 * found.bits["b"] + 900 * 6
+    assert taken <= 4 * 10_800 < taken + 9000 + 900
+    assert found.costs == dict.fromkeys(("a", "b"), 1e-9)
+
+
+def test_a_network_of_ends_alone_is_told_so() -> None:
+    with pytest.raises(UsageError, match=r"only first and last layers, .* give --wbits instead"):
+        Target(4.0, None, "--target-avg-bits 4").check([CHOICES[0]])
 
 
 def test_a_size_counts_every_layer_with_scales_and_biases() -> None:

@@ -11,14 +11,27 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from mecq_cli.calibration import float_mode
+from mecq_cli.calibration import calibrate, float_mode
 from mecq_cli.data import dataset_of, normalize, open_split, train_batches
+from mecq_cli.errors import NumericError
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
+from mecq_cli.integerize import integerize
 from mecq_cli.models.loading import load_model
-from mecq_cli.precision import CANDIDATES, SENSITIVITIES, Choice, Sensitivity, choices_of, measure
+from mecq_cli.precision import (
+    CANDIDATES,
+    SENSITIVITIES,
+    Choice,
+    Sensitivity,
+    Target,
+    allot,
+    choices_of,
+    measure,
+    reached,
+)
 from mecq_cli.precision.coding import CodingDistance
 from mecq_cli.precision.rounding import outputs_of, outputs_rounded, rounded
 from mecq_cli.quantizers import quantizers_named
+from mecq_cli.sizes import totals
 
 MAKE = quantizers_named("auto").weight
 SHAPE = (1, 8, 8)
@@ -144,32 +157,125 @@ def test_the_loss_is_the_divergence_of_the_outputs(
     assert found["down.0"][2] == pytest.approx(float(wanted), rel=1e-4)
 
 
-def test_the_trace_is_that_of_the_hessian(digits: tuple[QuantizedModel, Tensor]) -> None:
-    """Against the whole matrix of one layer, by automatic differentiation."""
+def test_the_traces_are_those_of_the_hessian(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers at once, against the whole matrix of each by automatic differentiation."""
+    monkeypatch.setattr("mecq_cli.precision.hessian.ROUNDS", 400)
     model, images = digits
-    images = images[:48]
-    choices = [c for c in choices_of(model) if c.name == "one.0"]
+    images = images[:24]
     found = measure("hessian", model, images, choices, MAKE)
-    site = next(site for site in model.sites() if site.name == "one.0")
-    weight = site.get_parameter("weight")
-    with float_mode(model):
-        goal: Tensor = model(images).softmax(1).detach()
+    sites = {site.name: site for site in model.sites()}
+    for name in ("one.0", "two.0"):
+        weight = sites[name].get_parameter("weight")
+        with float_mode(model):
+            goal: Tensor = model(images).softmax(1).detach()
 
-        def loss(values: Tensor) -> Tensor:
-            replaced = {f"graph.{path(model, weight)}": values}
-            logits: Tensor = torch.func.functional_call(model, replaced, (images,))
-            return -(goal * logits.log_softmax(1)).sum(1).mean()
+            def loss(values: Tensor, goal: Tensor = goal, weight: Tensor = weight) -> Tensor:
+                replaced = {f"graph.{path(model, weight)}": values}
+                logits: Tensor = torch.func.functional_call(model, replaced, (images,))
+                return -(goal * logits.log_softmax(1)).sum(1).mean()
 
-        matrix = torch.autograd.functional.hessian(loss, weight.detach())
-    count = weight.numel()
-    trace = float(matrix.reshape(count, count).trace())
-    error = float((rounded(weight, 2, MAKE) - weight.detach()).square().sum())
-    assert trace > 0
-    assert found["one.0"][2] == pytest.approx(0.5 * trace / count * error, rel=0.15)
+            matrix = torch.autograd.functional.hessian(loss, weight.detach())
+        count = weight.numel()
+        trace = float(matrix.reshape(count, count).trace())
+        error = float((rounded(weight, 2, MAKE) - weight.detach()).square().sum())
+        assert trace > 0
+        assert found[name][2] == pytest.approx(0.5 * trace / count * error, rel=0.1)
+
+
+def test_signs_hardly_matter_for_which_layer_is_more_sensitive(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    """What all layers have in common, as one image has that the network is unsure of, may vary."""
+    model, images = digits
+    costs = torch.tensor(
+        [
+            [c[2] for c in measure("hessian", model, images, choices, MAKE, seed=seed).values()]
+            for seed in range(4)
+        ]
+    ).log()
+    assert (costs - costs.mean(1, keepdim=True)).std(0).max() < 0.1
 
 
 def path(model: QuantizedModel, weight: Tensor) -> str:
     return next(name for name, p in model.graph.named_parameters() if p is weight)
+
+
+@pytest.mark.parametrize("kind", SENSITIVITIES)
+def test_hard_gates_have_a_sensitivity(kind: Sensitivity) -> None:
+    """PyTorch has no second derivative of a hard sigmoid."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Hardsigmoid(), nn.Conv2d(8, 8, 3), nn.Hardswish(),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+    model = insert(net.eval(), SHAPE, BitPlan(4, 4, quantizer="auto"), ("stages", "penultimate"))
+    costs = measure(kind, model, torch.randn(32, *SHAPE), choices_of(model), MAKE)["2"]
+    assert costs[1] > costs[4] > costs[8] > 0
+
+
+def test_two_rows_have_no_geometry_and_that_is_said(
+    digits: tuple[QuantizedModel, Tensor], choices: list[Choice]
+) -> None:
+    model, images = digits
+    with pytest.raises(NumericError, match="coding: on 2 images rounding makes no difference"):
+        measure("coding", model, images[:2], choices, MAKE)
+    measure("coding", model, images[:3], choices, MAKE)
+
+
+class Tied(nn.Module):
+    """One convolution at three places, as a head that runs over a pyramid."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.shared = nn.Conv2d(width, width, 3, padding=1)
+        self.other = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.shared, self.shared, self.other, self.shared):
+            x = F.relu(layer(x))
+        found: Tensor = self.last(x.mean((2, 3)))
+        return found
+
+
+def test_a_weight_at_several_places_is_one_choice() -> None:
+    torch.manual_seed(0)
+    width = 24
+    net, images = Tied(width).eval(), torch.randn(32, *SHAPE)
+    plan = BitPlan(4, 4, quantizer="auto")
+    choices = choices_of(insert(net, SHAPE, plan, ("stages", "penultimate")))
+    shape = [(len(c.places), c.open) for c in choices]
+    assert shape == [(1, False), (3, True), (1, True), (1, False)]
+    weights = 9 * width**2
+    kinds: tuple[Sensitivity, ...] = ("coding", "hessian", "loss")
+    for kind in kinds:
+        model = insert(net, SHAPE, plan, ("stages", "penultimate"))
+        costs = measure(kind, model, images, choices, MAKE)
+        assert costs.keys() == {"shared", "other"}
+        found = allot(choices, costs, Target(3.0, None, ""))
+        assert len(found.bits) == 4
+        assert len({found.bits[place] for place in choices[1].places}) == 1
+        assert found.bits["shared"] + found.bits["other"] == 6
+    # All places are rounded together: as a network is whose one weight is rounded.
+    with float_mode(model):
+        reference = outputs_of(model, images)
+        for choice, bits, outputs in outputs_rounded(model, images, choices[1:2], MAKE):
+            own = Tied(width).eval()
+            own.load_state_dict(net.state_dict())
+            with torch.no_grad():
+                own.shared.weight.copy_(rounded(net.shared.weight, bits, MAKE))
+                torch.testing.assert_close(outputs[0], own(images), rtol=1e-4, atol=1e-5)
+            assert choice.name == "shared"
+            assert not torch.equal(outputs[0], reference[0])
+    both = insert(net, SHAPE, BitPlan(4, 4, quantizer="auto"), ())
+    calibrate(both, iter([images]), 1)
+    sizes = totals(integerize(both, SHAPE, {}), 0, 0)
+    assert reached(both).bytes == sizes["ideal_bytes"]
+    assert reached(both).average == 4
+    assert reached(both).bytes < 2 * weights * 4 // 8 + 8 * 5 * width + 2000
 
 
 def test_coding_sees_geometry_and_no_rotation() -> None:
