@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -74,7 +75,8 @@ def bytes_of(size: str) -> int | None:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", size.strip(), re.IGNORECASE)
     if found is None or found[2].lower() not in _SIZE_UNITS:
         return None
-    return int(float(found[1]) * _SIZE_UNITS[found[2].lower()] + 1e-6)
+    count = float(found[1]) * _SIZE_UNITS[found[2].lower()]
+    return int(count + 1e-6) if math.isfinite(count) else None
 
 
 Size = Annotated[str, _within("a size, such as 300kB or 1.2MB", lambda v: bool(bytes_of(v)))]

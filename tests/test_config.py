@@ -11,6 +11,7 @@ import pytest
 from mecq_cli.config import (
     CHANGEABLE_ON_RESUME,
     FLAG_ONLY,
+    Allotment,
     Allotted,
     DemoConfig,
     EvalConfig,
@@ -20,6 +21,7 @@ from mecq_cli.config import (
     explain,
     from_flags,
     from_toml,
+    question,
     resolve,
     to_toml,
 )
@@ -230,7 +232,9 @@ def test_a_run_keeps_its_allotment_until_another_target_is_given(tmp_path: Path)
     resuming = {"resume": True, "output": tmp_path}
     assert resolve(None, resuming)[0].allotted == ()
 
-    met = config.model_copy(update={"allotted": (Allotted.model_validate(ALLOTTED),), "wbits": 3})
+    how = Allotment(asked=question(config.model_dump()), images=64, seconds=1.0, optimal=True)
+    rows = (Allotted.model_validate(ALLOTTED),)
+    met = config.model_copy(update={"allotted": rows, "allotment": how, "wbits": 3})
     file = write(tmp_path / "config.toml", to_toml(met))
     assert from_toml(file) == met
     for flags in (
@@ -239,12 +243,19 @@ def test_a_run_keeps_its_allotment_until_another_target_is_given(tmp_path: Path)
         {**resuming, "model": "resnet18"},
     ):
         again, _ = resolve(None, flags)
-        assert (again.wbits, again.allotted) == (3, met.allotted)
-    assert resolve(file, {"lr": 0.1})[0].allotted == met.allotted
+        assert (again.wbits, again.allotted, again.allotment) == (3, met.allotted, how)
+    for same in ({"lr": 0.1}, {**resuming, "checkpoint": tmp_path / "moved.pth"}):
+        assert resolve(file, same)[0].allotted == met.allotted
+    with pytest.raises(UsageError, match=r"^--wbits: .* was started with --target-avg-bits 2.5, w"):
+        resolve(None, {**resuming, "wbits": 2})
     changes: tuple[dict[str, Any], ...] = (
         {"target_avg_bits": 4.0},
         {"target_size": "9kB"},
         {"sensitivity": "loss"},
+        {"model": "resnet56_cifar"},
+        {"quantizer": "lsq"},
+        {"first_last_bits": 2},
+        {"checkpoint": tmp_path / "other.pth"},
     )
     assert all(resolve(file, change)[0].allotted == () for change in changes)
     plain, _ = resolve(file, {"wbits": 4})
@@ -255,6 +266,45 @@ def test_a_run_keeps_its_allotment_until_another_target_is_given(tmp_path: Path)
     assert (shown["wbits"]["value"], shown["target_avg_bits"]["origin"]) == (3, "flag")
 
 
+def test_an_edited_target_is_allotted_anew(tmp_path: Path) -> None:
+    config, _ = resolve(None, {**TARGET, "data": str(tmp_path), "target_avg_bits": 2.5})
+    how = Allotment(asked=question(config.model_dump()), images=64, seconds=1.0, optimal=True)
+    rows = (Allotted.model_validate(ALLOTTED),)
+    met = config.model_copy(update={"allotted": rows, "allotment": how, "wbits": 3})
+    text = to_toml(met)
+    assert resolve(write(tmp_path / "same.toml", text), {})[0].allotted == rows
+    edited = write(tmp_path / "edited.toml", text.replace("avg_bits = 2.5", "avg_bits = 6.0"))
+    again, _ = resolve(edited, {})
+    assert (again.allotted, again.allotment, again.wbits) == ((), None, 6)
+
+
+def test_a_sensitivity_without_a_target_is_told_apart_from_one_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--sensitivity: it is what a target is met by"):
+        resolve(None, {**FLAGS, "sensitivity": "loss"})
+    plain, _ = resolve(None, {**FLAGS, "data": str(tmp_path)})
+    assert resolve(write(tmp_path / "run.toml", to_toml(plain)), {})[0] == plain
+
+
+def test_what_the_program_chose_is_open_again_in_a_new_run_and_holds_in_the_same(
+    tmp_path: Path,
+) -> None:
+    asked, _ = resolve(None, {**FLAGS, "data": str(tmp_path), "scale_lr": 0.5})
+    chosen = {"lr": 0.05, "weight_decay": 2.5e-5, "mec_on": "stages"}
+    run = asked.model_copy(update={**chosen, "chosen": chosen})
+    text = to_toml(run)
+    file = write(tmp_path / "config.toml", text)
+    assert from_toml(file) == run
+    again, origins = resolve(file, {"wbits": 4})
+    assert (again.lr, again.weight_decay, again.mec_on, again.chosen) == (None, None, None, {})
+    assert (again.scale_lr, origins["scale_lr"], origins["lr"]) == (0.5, "file", "default")
+    edited = write(tmp_path / "edited.toml", text.replace("lr = 0.05", "lr = 0.03", 1))
+    assert resolve(edited, {})[0].lr == 0.03
+    resuming = {"resume": True, "output": tmp_path}
+    for config_file in (None, file):
+        resumed, _ = resolve(config_file, resuming)
+        assert (resumed.lr, resumed.weight_decay, resumed.chosen) == (0.05, 2.5e-5, chosen)
+
+
 def test_resume_without_a_run_and_without_flags_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run to continue"):
         resolve(None, {"resume": True, "output": tmp_path / "none"})
@@ -263,6 +313,15 @@ def test_resume_without_a_run_and_without_flags_says_what_is_missing(tmp_path: P
 def test_resume_of_a_folder_without_a_run_starts_with_the_flags(tmp_path: Path) -> None:
     config, origins = resolve(None, {**FLAGS, "resume": True, "output": tmp_path / "new"})
     assert (config.wbits, origins["wbits"], origins["lr"]) == (2, "flag", "default")
+
+
+def test_a_launcher_that_restarts_may_begin_with_a_target(tmp_path: Path) -> None:
+    flags = {key: value for key, value in FLAGS.items() if key != "wbits"}
+    flags |= {"target_avg_bits": 2.5, "output": tmp_path / "new"}
+    config, _ = resolve(None, flags, restarts=True)
+    assert (config.resume, config.target_avg_bits) == (True, 2.5)
+    with pytest.raises(UsageError, match="--wbits or a target"):
+        resolve(None, {**flags, "target_avg_bits": None}, restarts=True)
 
 
 def test_the_small_commands_check_their_flags_too() -> None:
@@ -285,6 +344,8 @@ OTHER: dict[str, Any] = {
     "fit_classifier": False,
     "target_avg_bits": 2.5, "target_size": "90kB", "sensitivity": "loss",
     "allotted": [{"layer": "conv1", "wbits": 3, "sensitivity": 0.1}],
+    "allotment": {"asked": "other", "images": 7, "seconds": 0.7, "optimal": True},
+    "chosen": {"lr": 0.7},
     "task": "segment",
     "first_last_bits": 4, "residual_bits": 32, "reduce_range": True, "val_split": 0.3,
     "img_size": 96, "crop_pct": 0.5, "epochs": 7, "max_steps": 3, "batch_size": 7, "lr": 0.7,
@@ -309,7 +370,7 @@ def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_pat
     write(tmp_path / "config.toml", to_toml(started))
     assert {*OTHER} == {*QuantizeConfig.model_fields} - FLAG_ONLY
     for key, value in OTHER.items():
-        if key == "output":
+        if key in ("output", "allotted"):  # bits that are not of this target are forgotten
             continue
         changed = {"resume": True, "output": tmp_path, key: value}
         if key in CHANGEABLE_ON_RESUME:
@@ -321,6 +382,6 @@ def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_pat
         assert message.startswith((f"{flag}: got ", f"{key.upper()}: got ")), message
         before = getattr(started, key)
         with_it = "without it" if before is None else f"with {before!r}"
-        assert f"was started {with_it}" in message or key in ("layers", "allotted")
+        assert f"was started {with_it}" in message or key == "layers"
         for name in CHANGEABLE_ON_RESUME - {"output"}:
             assert "--" + name.replace("_", "-") in message

@@ -20,9 +20,11 @@ from mecq_cli.config.run import (
     FLAG_ONLY,
     OF_BOTH_VIEWS,
     TARGETS,
+    Allotment,
     Allotted,
     LayerOverride,
     QuantizeConfig,
+    question,
     whole_bits,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "FLAG_ONLY",
     "OF_BOTH_VIEWS",
     "TARGETS",
+    "Allotment",
     "Allotted",
     "CompareConfig",
     "DemoConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "explain",
     "from_flags",
     "from_toml",
+    "question",
     "read_toml",
     "resolve",
     "to_toml",

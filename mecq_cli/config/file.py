@@ -76,6 +76,8 @@ def to_toml(config: QuantizeConfig) -> str:
     values["data"] = absolute_data(config.data)
     if config.target and not config.allotted:
         del values["wbits"]  # a guess, until the bits are allotted
+    if not config.chosen:
+        del values["chosen"]
     # TOML wants tables after the plain keys, and these are the last fields.
     return tomli_w.dumps(values)
 

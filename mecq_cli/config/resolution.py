@@ -4,20 +4,24 @@ Four places, the later ones winning:
 
     default  ->  checkpoint (the config.toml of the run that --resume continues)
              ->  file (--config FILE)  ->  flag
+
+The config.toml of a run may be such a FILE. What the program chose there is open again, since its
+reasons may be gone: the learning rate that suits 2 bits when the file, or a flag, now says 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from mecq_cli.config.file import from_toml, read_toml
-from mecq_cli.config.run import FLAG_ONLY, TARGETS, QuantizeConfig, settle_wbits
+from mecq_cli.config.run import FLAG_ONLY, TARGETS, QuantizeConfig, question, settle_wbits
 from mecq_cli.errors import UsageError
 from mecq_cli.settings import Origin, Settings, label_of, validated
 
-_SETTLED_BY_TARGET = ("wbits", "allotted", *TARGETS)
+_OF_ALLOTMENT = ("wbits", "allotted", "allotment")
+_SETTLED_BY_TARGET = (*_OF_ALLOTMENT, *TARGETS)
 
 CHANGEABLE_ON_RESUME = frozenset(
     {
@@ -58,7 +62,9 @@ def resolve(
         UsageError: an unknown or missing key, a value out of its range, flags that contradict
             each other, or a resumed run that is asked to become another one.
     """
-    values, origins = _gathered({"file": {} if file is None else read_toml(file), "flag": flags})
+    read = {} if file is None else _reopened(read_toml(file))
+    values, origins = _gathered({"file": read, "flag": flags})
+    _forget_other_allotments(values, origins)
     if restarts and not values.get("dry_run"):
         _check_repeatable(values)
         values["resume"] = True
@@ -83,14 +89,37 @@ def _gathered(
         given = {key: value for key, value in source.items() if value is not None}
         if given.keys() & {"wbits", *TARGETS}:
             # Another answer to the same question, which takes the place of an earlier one.
-            for key in _SETTLED_BY_TARGET:
-                values.pop(key, None)
-                origins[key] = "default"
-        elif "sensitivity" in given and values.pop("allotted", None):
-            values.pop("wbits", None)
+            _drop(_SETTLED_BY_TARGET, values, origins)
         values |= given
         origins |= dict.fromkeys(given, origin)
     return values, origins
+
+
+def _drop(
+    keys: Iterable[str], values: dict[str, Any], origins: MutableMapping[str, Origin]
+) -> None:
+    for key in keys:
+        values.pop(key, None)
+        origins[key] = "default"
+
+
+def _reopened(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a file without what the program chose, unless somebody has changed it since."""
+    chosen = stored.get("chosen")
+    choices = chosen if isinstance(chosen, dict) else {}
+    return {
+        key: value
+        for key, value in stored.items()
+        if key != "chosen" and not (key in choices and choices[key] == value)
+    }
+
+
+def _forget_other_allotments(values: dict[str, Any], origins: dict[str, Origin]) -> None:
+    """Bits of layers that were allotted for another network, target or quantizer."""
+    known = values.get("allotment")
+    asked = known.get("asked") if isinstance(known, dict) else None
+    if values.get("allotted") and asked != question(values):
+        _drop(_OF_ALLOTMENT, values, origins)
 
 
 def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
@@ -108,15 +137,16 @@ def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> di
     stored = {} if run is None else read_toml(run)
     defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
     own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
-    read = {} if file is None else read_toml(file)
+    read = {} if file is None else _reopened(read_toml(file))
     values, origins = _gathered({"run": own, "file": read, "flag": flags})
+    _forget_other_allotments(values, origins)
     settle_wbits(values, origins)
     required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]
     missing = [key for key in required if key not in values]
     # Any value of the type will do for the check.
     filled = {key: {"wbits": 8, "abits": 8}.get(key, key) for key in missing}
     config = validated(QuantizeConfig, values | filled, origins, file or run)
-    shown = config.model_dump(mode="json", exclude=set(FLAG_ONLY))
+    shown = config.model_dump(mode="json", exclude={"allotment", "chosen", *FLAG_ONLY})
     return {
         "settings": {
             key: {"value": None, "origin": "missing"}
@@ -144,13 +174,21 @@ def _check_repeatable(values: Mapping[str, Any]) -> None:
 def _continue_stored(stored_file: Path, values: dict[str, Any], origins: dict[str, Origin]) -> None:
     """Fill ``values`` up with what the run was started with; refuse what would change it."""
     if not stored_file.is_file():
-        if not {"model", "wbits", "abits", "data"} <= values.keys():
+        if not (
+            {"model", "abits", "data"} <= values.keys() and values.keys() & {"wbits", *TARGETS}
+        ):
             raise UsageError(
                 f"--resume: {stored_file.parent} holds no run to continue; name another --output, "
-                "or give MODEL, --wbits, --abits and --data to start one there"
+                "or give MODEL, --wbits or a target, --abits and --data to start one there"
             )
         return
     stored = from_toml(stored_file)
+    if stored.target and "wbits" in values and not values.get("allotted"):
+        raise UsageError(
+            f"{label_of('wbits', origins['wbits'])}: {stored_file.parent} was started with "
+            f"{stored.target}, which allots the bits of the weights; leave it out to continue, or "
+            "give another --output"
+        )
     for key in QuantizeConfig.model_fields.keys() - FLAG_ONLY:
         before = getattr(stored, key)
         if key not in values or (key in _CHOSEN and values[key] == "auto"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +74,23 @@ class Allotted(Settings):
     sensitivity: float
 
 
+class Allotment(Settings):
+    """How `QuantizeConfig.allotted` came about.
+
+    Attributes:
+        asked: what it is the answer to, see `question`.
+        images: that were measured on.
+        seconds: that it took.
+        optimal, gap: as of `mecq_cli.precision.Allotment`.
+    """
+
+    asked: str
+    images: int
+    seconds: float
+    optimal: bool
+    gap: float | None = None
+
+
 OF_BOTH_VIEWS = ("divergence", "target", "alignment")
 """Values of ``mec_term`` that need the features of the float model, too."""
 
@@ -86,7 +106,8 @@ class QuantizeConfig(Settings):
     Attributes:
         model: timm name, "torchvision/NAME" or one of our CIFAR ResNets.
         wbits, abits: bits of weights and activations, 1 to 8, or 32 for float. With a target,
-            ``wbits`` is the whole number next to the average, which the weight decay goes by.
+            ``wbits`` is the whole number next to the average, which the weight decay goes by, and
+            the learning rate of some families.
         target_avg_bits: bits of a weight, on average over the layers that ``wbits`` would govern.
         target_size: bytes of all packed weights, with their scales and biases, such as "300kB".
         sensitivity: what a target is met by: what rounding a layer costs, see mecq_cli.precision.
@@ -121,7 +142,8 @@ class QuantizeConfig(Settings):
             training step is compiled and they say the same; float.
         mec_weight: weight of the entropy regularizer; 0 switches it off. None: that of its term,
             or what suits the network (training/balance.py).
-        mec_on: what is coded: penultimate, stages, layers, weights, joined by "+".
+        mec_on: what is coded: penultimate, stages, layers, weights, joined by "+". None: by the
+            family of the network.
         mec_views: "quantized" features alone, or jointly with those of the float model.
         mec_align: with two views, weight of their agreement beside the joint coding length.
         mec_grid: feature maps are averaged within this many cells along each side.
@@ -147,6 +169,9 @@ class QuantizeConfig(Settings):
         dry_run: show what would be quantized, write nothing.
         force: start over in an output folder that is in use.
         layers: per-layer overrides.
+        allotment: how the allotted bits came about.
+        chosen: which of the values above the program chose, and what it chose; in the file of a
+            run, so that another run from that file chooses anew (see `resolve`).
     """
 
     model: Name
@@ -190,7 +215,7 @@ class QuantizeConfig(Settings):
     mec_weight: PositiveOrZero | None = None
     mec_distortion: Positive = 0.06
     mec_warmup: Fraction = 0.1
-    mec_on: Sites = "stages"
+    mec_on: Sites | None = None
     mec_views: Literal["quantized", "fp+quantized"] = "fp+quantized"
     mec_align: PositiveOrZero | None = None
     mec_grid: Count = 1
@@ -212,6 +237,8 @@ class QuantizeConfig(Settings):
     force: bool = False
     layers: Annotated[tuple[LayerOverride, ...], Field(strict=False)] = ()
     allotted: Annotated[tuple[Allotted, ...], Field(strict=False)] = ()
+    allotment: Allotment | None = None
+    chosen: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
     @property
     def target(self) -> str | None:
@@ -240,6 +267,11 @@ def settle_wbits(values: dict[str, Any], origins: Mapping[str, Origin]) -> None:
     """
     given = [key for key in TARGETS if values.get(key) is not None]
     if not given:
+        if origins.get("sensitivity") == "flag":
+            raise UsageError(
+                "--sensitivity: it is what a target is met by; give --target-avg-bits or "
+                "--target-size too"
+            )
         return
     labels = [label_of(key, origins.get(key, "default")) for key in given]
     if len(given) == 2:
@@ -254,6 +286,34 @@ def settle_wbits(values: dict[str, Any], origins: Mapping[str, Origin]) -> None:
     average = values.get("target_avg_bits")
     known = isinstance(average, (int, float)) and 1 <= average <= 8
     values["wbits"] = whole_bits(float(average)) if known and average is not None else 4
+
+
+def question(values: Mapping[str, Any]) -> str:
+    """What bits are allotted by, in short: the same text says the same of each of it.
+
+    Args:
+        values: settings by name, as they were given or as `QuantizeConfig` has them.
+    """
+    fields = QuantizeConfig.model_fields
+    asked = {key: values.get(key, fields[key].default) for key in _ASKED}
+    average, weights = values.get("target_avg_bits"), values.get("checkpoint")
+    rules = [_plain(rule) for rule in values.get("layers", ())]
+    asked |= {
+        "model": values.get("model"),
+        "target_avg_bits": None if average is None else float(average),
+        "checkpoint": None if weights is None else Path(weights).name,  # it may have been moved
+        "layers": [(r.get("pattern"), r["wbits"]) for r in rules if r.get("wbits") is not None],
+    }
+    told = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+_ASKED = ("target_size", "sensitivity", "quantizer", "first_last_bits", "reduce_range", "img_size")
+
+
+def _plain(rule: Any) -> Mapping[str, Any]:
+    dumped: Mapping[str, Any] = rule.model_dump() if isinstance(rule, LayerOverride) else rule
+    return dumped
 
 
 def whole_bits(average: float) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.quantizers import UniformWeight
+from mecq_cli.errors import UsageError
+from mecq_cli.quantizers import Quantizers, UniformWeight
 from mecq_cli.sites import ProductSite
 
 MOMENTUM = 0.01
@@ -120,6 +121,24 @@ class OscillationFreezing:
                 if state[name][key].shape != value.shape:
                     raise ValueError(f"{name}: {key} is of another shape")
                 setattr(weight, key, state[name][key].to(value.device).clone())
+
+
+def can_freeze(quantizers: Quantizers) -> bool:
+    """Whether weights of these are watched: those on a grid of equal steps."""
+    return isinstance(quantizers.weight(4, 1), UniformWeight)
+
+
+def require_freezing(model: nn.Module) -> None:
+    """Whether there is something to freeze, where somebody asks for it.
+
+    Raises:
+        UsageError: its quantizers have no such weights.
+    """
+    if next(_watched(model), None) is None:
+        raise UsageError(
+            "--freeze-oscillations: weights of this quantizer are not on a grid of equal steps; "
+            "leave it out, or give another --quantizer"
+        )
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, _Weight]]:

@@ -14,8 +14,9 @@ from torch import nn
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.entropy import EntropySettings
 from mecq_cli.insertion import QuantizedModel
-from mecq_cli.quantizers import Quantizer
+from mecq_cli.quantizers import Quantizer, quantizers_named
 from mecq_cli.training.family import Family
+from mecq_cli.training.oscillation import can_freeze
 
 WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 """By weight bits; 1e-4 from 4 bits on. The fewer bits, the less the weights should shrink."""
@@ -190,8 +191,10 @@ def choose(
     warmup = total // 20 if warmup_epochs is None else round(warmup_epochs * steps_per_epoch)
     mec_weight, mec = choose_entropy(config)
     freezing = config.freeze_oscillations
+    freezes = freezing is None and can_freeze(quantizers_named(config.quantizer))
+    freezes = freezes and config.wbits != 32
     if freezing is None:
-        freezing = FREEZE_OSCILLATIONS.get(family, 0.0)
+        freezing = FREEZE_OSCILLATIONS.get(family, 0.0) if freezes else 0.0
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -206,7 +209,7 @@ def choose(
         distill_weight=config.distill_weight if config.distill else 0.0,
         distill_temperature=config.distill_temperature,
         mec_weight=mec_weight,
-        mec_on=tuple(config.mec_on.split("+")),
+        mec_on=tuple((config.mec_on or sites_coded(family, classifies=classifies)).split("+")),
         mec_views=2 if config.mec_views == "fp+quantized" else 1,
         mec=mec,
         bf16=use_bf16(config.amp, device),
@@ -216,7 +219,15 @@ def choose(
         freeze_oscillations=freezing,
         lower_from=config.lower_from,
         reasons=tuple(
-            _reasons(config, epochs, steps_per_epoch, decay, family, base / BASE_LR[optimizer])
+            _reasons(
+                config,
+                epochs,
+                steps_per_epoch,
+                decay,
+                family,
+                base / BASE_LR[optimizer],
+                freezes=freezes,
+            )
         ),
     )
 
@@ -236,6 +247,8 @@ def _reasons(
     decay: float,
     family: Family,
     times: float,
+    *,
+    freezes: bool,
 ) -> Iterator[str]:
     length = LENGTHS[config.recipe]
     if config.epochs is None:
@@ -255,7 +268,7 @@ def _reasons(
         yield f"adamw, since the network has {family.value}"
     if config.lr is None and family is Family.DEPTHWISE and times != 1:
         yield f"{times:g} times the learning rate of others, since the network has {family.value}"
-    if config.freeze_oscillations is None and family in FREEZE_OSCILLATIONS:
+    if freezes and family in FREEZE_OSCILLATIONS:
         yield f"oscillating weights are frozen, since the network has {family.value}"
 
 
@@ -265,6 +278,14 @@ def _choose_compile(config: QuantizeConfig, steps: int, *, tokens: bool) -> str:
     if steps >= (COMPILE_TOKENS_FROM if tokens else COMPILE_MODEL_FROM):
         return "model"
     return "quantizers" if steps >= COMPILE_QUANTIZERS_FROM else "off"
+
+
+def sites_coded(family: Family, *, classifies: bool) -> str:
+    """What the regularizer codes, where nobody says: of tokens what the last layer reads.
+
+    Their mean after a block is not what that makes its logits of (docs/method.md).
+    """
+    return "penultimate" if family is Family.TOKENS and classifies else "stages"
 
 
 def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:

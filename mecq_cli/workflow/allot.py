@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mecq_cli.config import TARGETS, Allotted, QuantizeConfig, from_toml, whole_bits
+from mecq_cli.config import TARGETS, Allotted, QuantizeConfig, from_toml, question, whole_bits
+from mecq_cli.config import Allotment as Known
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.models.loading import LoadedModel
@@ -62,7 +63,8 @@ def as_stored(config: QuantizeConfig, file: Path) -> QuantizeConfig:
     same = all(getattr(stored, key) == getattr(config, key) for key in (*TARGETS, "sensitivity"))
     if not same or not stored.allotted:
         return config
-    return config.model_copy(update={"allotted": stored.allotted, "wbits": stored.wbits})
+    known = {key: getattr(stored, key) for key in ("allotted", "allotment", "wbits")}
+    return config.model_copy(update=known)
 
 
 def with_bits(
@@ -71,8 +73,8 @@ def with_bits(
     device: torch.device,
     some_images: Callable[[int], Iterator[Tensor]],
     listener: Listener,
-) -> tuple[QuantizeConfig, dict[str, Any]]:
-    """Measure sensitivities and allot bits; the settings with them, and what is known of them.
+) -> QuantizeConfig:
+    """Measure sensitivities and allot bits; the settings with them.
 
     Of several processes each does it for itself: what the first one finds has to hold for all.
 
@@ -111,14 +113,16 @@ def with_bits(
     found = allot(choices, sensitivities, target)
     average = average_bits(choices, [found.bits.get(c.name, c.bits[0]) for c in choices])
     assert average is not None
-    config = config.model_copy(update={"allotted": _rows(found), "wbits": whole_bits(average)})
-    facts = {
-        "images": len(images),
-        "seconds": round(time.perf_counter() - started, 1),
-        "optimal": found.optimal,
-        "gap": found.gap,
-    }
-    return config, facts
+    how = Known(
+        asked=question(config.model_dump()),
+        images=len(images),
+        seconds=round(time.perf_counter() - started, 1),
+        optimal=found.optimal,
+        gap=found.gap,
+    )
+    return config.model_copy(
+        update={"allotted": _rows(found), "allotment": how, "wbits": whole_bits(average)}
+    )
 
 
 def shown_wbits(config: QuantizeConfig, model: QuantizedModel) -> int | float:
@@ -130,9 +134,7 @@ def shown_wbits(config: QuantizeConfig, model: QuantizedModel) -> int | float:
     return int(shown) if shown.is_integer() else shown
 
 
-def document_of(
-    config: QuantizeConfig, model: QuantizedModel, facts: dict[str, Any] | None
-) -> dict[str, Any]:
+def document_of(config: QuantizeConfig, model: QuantizedModel) -> dict[str, Any]:
     """What the allotment came to, as a part of a result; empty without one."""
     if not config.allotted:
         return {}
@@ -144,7 +146,7 @@ def document_of(
             "target_size": config.target_size,
             "average_bits": total.average,
             "weight_bytes": total.bytes,
-            **(facts or {}),
+            **(config.allotment.model_dump(exclude={"asked"}) if config.allotment else {}),
         }
     }
 

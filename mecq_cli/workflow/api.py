@@ -89,7 +89,7 @@ class Settings(TypedDict, total=False):
     mec_weight: float
     mec_distortion: float
     mec_warmup: float
-    mec_on: str
+    mec_on: str | None
     mec_views: Literal["quantized", "fp+quantized"]
     mec_align: float
     mec_grid: int

@@ -206,8 +206,10 @@ def qat_step(
     listener: Listener,
 ) -> Step:
     """A step of the quantized network, which is made here, on images [N, C, H, W] and labels."""
+    chosen: dict[str, Any] = {"mec_on": "+".join(recipe.mec_on)}
     if recipe.mec_weight == 0:
-        config = config.model_copy(update={"mec_weight": 0.0})
+        chosen["mec_weight"] = 0.0
+    config = config.model_copy(update=chosen)
     teacher = None
     if recipe.distill_weight or (recipe.mec_weight and recipe.mec_views == 2):
         plain = copy.deepcopy(loaded.module).to(images.device).eval().requires_grad_(False)

@@ -17,7 +17,18 @@ def is_balanced(config: QuantizeConfig, recipe: Recipe, task: Task) -> bool:
     return open_ and recipe.total_steps > 0 and recipe.mec_weight > 0
 
 
-def resolved(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
+def resolved(job: Job) -> QuantizeConfig:
+    """The settings of a run: filled in, and with a list of what was open."""
+    filled = filled_in(job.config, job.recipe, job.task)
+    chosen = dict(job.asked.chosen)
+    for key, field in QuantizeConfig.model_fields.items():
+        asked, value = getattr(job.asked, key), getattr(filled, key)
+        if isinstance(value, (bool, int, float, str)) and asked == field.default != value:
+            chosen[key] = value
+    return filled.model_copy(update={"chosen": chosen})
+
+
+def filled_in(config: QuantizeConfig, recipe: Recipe, task: Task) -> QuantizeConfig:
     """The settings with every "chosen by the program" filled in."""
     return config.model_copy(
         update={

@@ -97,7 +97,10 @@ def evaluation_data(split: Split, preprocessing: Preprocessing, classes: ClassMa
 
 def taps_of(config: QuantizeConfig) -> tuple[Tap, ...]:
     """The values the network returns beside its logits, for the regularizer."""
-    wanted = config.mec_on.split("+") if config.mec_weight != 0 else []
+    if config.mec_weight == 0:
+        return ()
+    assert config.mec_on is not None  # chosen where it was open
+    wanted = config.mec_on.split("+")
     return tuple(kind for kind in get_args(Tap) if kind in wanted)
 
 

@@ -17,7 +17,12 @@ from mecq_cli.workflow.report import may_replace
 from mecq_cli.workflow.report_material import read_summary
 from mecq_cli.workflow.targets import settings_of
 
-_NOT_COMPARED = FLAG_ONLY | {"output", "allotted"}  # what follows from a target
+_NOT_COMPARED = FLAG_ONLY | {
+    "output",
+    "allotted",
+    "allotment",
+    "chosen",
+}  # what follows from a target
 
 
 def compare(config: CompareConfig, listener: Listener) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from mecq_cli.integerize import integerize
 from mecq_cli.runs import RUNS
 from mecq_cli.sizes import fp32_bytes, site_rows, totals
 from mecq_cli.training.lowering import require_lowering
+from mecq_cli.training.oscillation import require_freezing
 from mecq_cli.training.recipe import make_optimizer
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.chosen import describe
@@ -24,6 +25,8 @@ def dry_run(job: Job) -> dict[str, Any]:
     shape = job.loaded.preprocessing.input_size
     model = insert_quantizers(job.loaded, job.config)
     require_lowering(model, job.recipe)
+    if job.asks_to_freeze:
+        require_freezing(model)
     require_faithful(model, job.loaded.module, shape)
     describe(job, model)
     expected = None
@@ -41,7 +44,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         row.pop("thresholds", None)
     return {
         "sites": allot.with_sensitivities(rows, job.config),
-        **allot.document_of(job.config, model, job.allotment),
+        **allot.document_of(job.config, model),
         "sizes": totals(integer, fp32_bytes(job.loaded.module), packed),
         "steps": job.recipe.total_steps,
         "epochs": job.recipe.epochs,

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from mecq_cli.models.loading import LoadedModel
 from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.tasks.registry import CLASSIFICATION, task_of
 from mecq_cli.training.family import family_of
-from mecq_cli.training.recipe import Recipe, choose, default_batch_size
+from mecq_cli.training.recipe import Recipe, choose, default_batch_size, sites_coded
 from mecq_cli.workflow.common import (
     eval_batch_size,
     evaluation_data,
@@ -50,8 +49,14 @@ BN_EPOCH = 2**20 + 1
 
 @dataclass
 class Job:
-    """Everything that is open while a run works."""
+    """Everything that is open while a run works.
 
+    Attributes:
+        asked: the settings as they were given.
+        config: the same, with what was chosen since.
+    """
+
+    asked: QuantizeConfig
     config: QuantizeConfig
     device: torch.device
     loaded: LoadedModel
@@ -64,7 +69,12 @@ class Job:
     task: Task
     workers: int = 0
     phases: Phases = field(default_factory=Phases)
-    allotment: dict[str, Any] | None = None
+
+    @property
+    def asks_to_freeze(self) -> bool:
+        """Whether oscillations are frozen because somebody says so."""
+        key = "freeze_oscillations"
+        return key not in self.asked.chosen and bool(self.asked.freeze_oscillations)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches on the device; of several processes, the part of this one."""
@@ -145,6 +155,7 @@ def open_job(
     Raises:
         MecqError: one of them cannot be read, or they do not fit together.
     """
+    asked = config
     device = processes.device or pick_device(config.device)
     task = task_for(config.task, config.model, model)
     train_split, val_split = splits or task.open_training(
@@ -170,8 +181,11 @@ def open_job(
                 f"--mec-term {config.mec_term} compares with the float model, whose weights are "
                 "random; leave it out, or give --mec-views fp+quantized too"
             )
-        sites = config.mec_on if origins.get("mec_on", "default") != "default" else "penultimate"
+        sites = config.mec_on or "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
+    if config.mec_on is None:
+        sites = sites_coded(family_of(loaded.module), classifies=task is CLASSIFICATION)
+        config = config.model_copy(update={"mec_on": sites})
     config = _regularized(config, origins, task, listener)
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
@@ -191,14 +205,37 @@ def open_job(
             f"{len(train_split)} training images; use more, or --epochs 0 to calibrate only"
         )
     steps = batches_per_epoch(len(train_split), batch_size)
-    recipe = choose(
-        config, steps, batch_size, device,
-        family=family_of(loaded.module), classifies=task is CLASSIFICATION,
-    )  # fmt: skip
+    recipe = recipe_for(config, loaded, task, steps, batch_size, device)
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(
-        config, device, loaded, classes, train, val, recipe, listener, processes, task, workers
+        asked,
+        config,
+        device,
+        loaded,
+        classes,
+        train,
+        val,
+        recipe,
+        listener,
+        processes,
+        task,
+        workers,
     )
+
+
+def recipe_for(
+    config: QuantizeConfig,
+    loaded: LoadedModel,
+    task: Task,
+    steps_per_epoch: int,
+    batch_size: int,
+    device: torch.device,
+) -> Recipe:
+    """How this network is trained for this task."""
+    return choose(
+        config, steps_per_epoch, batch_size, device,
+        family=family_of(loaded.module), classifies=task is CLASSIFICATION,
+    )  # fmt: skip
 
 
 def _regularized(

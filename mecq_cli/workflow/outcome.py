@@ -54,7 +54,7 @@ def finish(
         "model": job.config.model,
         "wbits": allot.shown_wbits(job.config, model),
         "abits": job.config.abits,
-        **allot.document_of(job.config, model, trainer.progress.facts.get("allotment")),
+        **allot.document_of(job.config, model),
         "task": job.task.name,
         f"fp_{key}": trainer.progress.facts[f"fp_{key}"],
         "fp_trained": knows_classes(job.loaded, job.config),

@@ -26,13 +26,11 @@ from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RunFolder, create_run, make_latest
 from mecq_cli.storage import atomic_write
-from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import tracking
-from mecq_cli.training.family import family_of
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.lowering import require_lowering
-from mecq_cli.training.recipe import choose
+from mecq_cli.training.oscillation import require_freezing
 from mecq_cli.training.signals import deferring, stopping
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.chosen import describe, is_balanced, resolved
@@ -42,7 +40,7 @@ from mecq_cli.workflow.dry_run import dry_run
 from mecq_cli.workflow.faithful import require_exportable, require_faithful
 from mecq_cli.workflow.float_model import fits_classifier
 from mecq_cli.workflow.identity import digest_of_images, digest_of_weights, require_same
-from mecq_cli.workflow.job import CALIBRATION_EPOCH, Job, open_job
+from mecq_cli.workflow.job import CALIBRATION_EPOCH, Job, open_job, recipe_for
 from mecq_cli.workflow.new_classifier import prepare_classifier
 from mecq_cli.workflow.outcome import finish
 from mecq_cli.workflow.statistics import renew_statistics
@@ -121,7 +119,7 @@ def _quantize(
             prepare_classifier(job, run)
             if pending:
                 _allot(job)
-            job.config = resolved(job.config, job.recipe, job.task)
+            job.config = resolved(job)
             if not begun:
                 _store_settings(job, run)
             return _work(job, run, command, started)
@@ -148,11 +146,10 @@ def _allot(job: Job) -> None:
                 config, job.loaded, job.device,
                 lambda images: job.some_images(CALIBRATION_EPOCH, images)[0], job.listener,
             )  # fmt: skip
-            config, job.allotment = job.processes.broadcast(found)
-    job.config = config
-    job.recipe = choose(
-        config, job.recipe.steps_per_epoch, job.recipe.batch_size, job.device,
-        family=family_of(job.loaded.module), classifies=job.task is CLASSIFICATION,
+            job.config = job.processes.broadcast(found)
+    job.recipe = recipe_for(
+        job.config, job.loaded, job.task, job.recipe.steps_per_epoch, job.recipe.batch_size,
+        job.device,
     )  # fmt: skip
 
 
@@ -183,7 +180,9 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
             if isinstance(teacher, IntegerTeacher):
                 listener.note("the float model teaches by its integers of 8 bits")
     require_lowering(model, recipe)
-    if job.allotment is not None:
+    if job.asks_to_freeze:
+        require_freezing(model)
+    if config.allotted and not run.has_begun:
         allot.tell(config, model, listener)
     describe(job, model)
     trainer = Trainer(
@@ -234,8 +233,6 @@ def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int 
     of, value = job.task.figures, measured.figures[job.task.figures.key]
     listener.note(f"float {of.label} {value:.2f} % on {measured.images} images")
     trainer.progress.facts = {f"fp_{of.key}": value, **same}
-    if job.allotment is not None:
-        trainer.progress.facts["allotment"] = job.allotment
     listener.note("calibration: first activation scales")
     batches, count = job.some_images(CALIBRATION_EPOCH, job.config.calibration_images)
     trains = bool(job.recipe.total_steps)

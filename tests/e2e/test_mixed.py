@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mecq_cli.calibration import calibrate
 from mecq_cli.config import from_toml, resolve
 from mecq_cli.errors import NumericError
 from mecq_cli.events import Listener
@@ -91,13 +92,22 @@ def test_a_stopped_run_keeps_its_allotment(
     def fail(*_: object, **__: object) -> None:
         raise NumericError("stopped by the test")
 
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(allotting, "measure", fail)
     assert quantize(place, *AVERAGE, "--output", "again", "-q").code == 4
     assert not (place / "again").exists()  # there is nothing to continue
 
     monkeypatch.setattr(allotting, "measure", measure)
+    monkeypatch.setattr(workflow, "calibrate", interrupt)
+    assert quantize(place, *AVERAGE, "--output", "again", "-q").code == 130
+    monkeypatch.setattr(workflow, "calibrate", calibrate)
+    monkeypatch.setattr(allotting, "measure", fail)
     monkeypatch.setattr(workflow, "finish", fail)
-    assert quantize(place, *AVERAGE, "--output", "again", "-q").code == 4
+    resumed = quantize(place, *AVERAGE, "--output", "again", "--resume")
+    assert resumed.code == 4
+    assert "layer1.0.conv1 " in resumed.err  # nothing is trained yet, so the bits are told again
     settings = (place / "again" / "config.toml").read_text()
     assert len(tomllib.loads(settings)["allotted"]) == 18
 
@@ -107,7 +117,7 @@ def test_a_stopped_run_keeps_its_allotment(
     assert (place / "again" / "config.toml").read_text() == settings
     for key in ("wbits", "top1", "sizes"):
         assert done[key] == mixed[key]
-    for key in ("average_bits", "weight_bytes", "optimal", "images"):
+    for key in ("average_bits", "weight_bytes", "optimal", "images"):  # "seconds" is another one
         assert done["allotment"][key] == mixed["allotment"][key]
     artifacts = [(place / run / "model.safetensors").read_bytes() for run in ("again", "mixed")]
     assert artifacts[0] == artifacts[1]

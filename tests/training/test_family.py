@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 
 from mecq_cli.config import QuantizeConfig
+from mecq_cli.errors import UsageError
+from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.training.family import Family, family_of
+from mecq_cli.training.oscillation import require_freezing
 from mecq_cli.training.recipe import Recipe, choose
 
 KNOWN = {
@@ -43,6 +47,23 @@ def test_oscillations_are_frozen_in_depthwise_networks_unless_told_otherwise() -
     assert told.freeze_oscillations == 0
     assert not any("frozen" in reason for reason in told.reasons)
     assert chosen(Family.CONVOLUTIONS, freeze_oscillations=0.1).freeze_oscillations == 0.1
+
+
+def test_nothing_is_said_to_be_frozen_that_cannot_be() -> None:
+    for settings in ({"quantizer": "pact"}, {"quantizer": "n2uq"}, {"wbits": 32}):
+        recipe = chosen(Family.DEPTHWISE, **settings)
+        assert recipe.freeze_oscillations == 0
+        assert not any("frozen" in reason for reason in recipe.reasons)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    require_freezing(insert(net, (1, 8, 8), BitPlan(4, 4, quantizer="auto"), ()))
+    with pytest.raises(UsageError, match="--freeze-oscillations: weights of this quantizer"):
+        require_freezing(insert(net, (1, 8, 8), BitPlan(4, 4, quantizer="pact"), ()))
+
+
+def test_what_is_coded_of_tokens_is_what_the_last_layer_reads() -> None:
+    assert chosen(Family.TOKENS).mec_on == ("penultimate",)
+    assert chosen(Family.CONVOLUTIONS).mec_on == ("stages",)
+    assert chosen(Family.TOKENS, mec_on="stages+layers").mec_on == ("stages", "layers")
 
 
 @pytest.mark.parametrize(("wbits", "abits", "times"), [(4, 4, 4), (2, 4, 10), (3, 2, 10)])

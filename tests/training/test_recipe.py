@@ -13,7 +13,7 @@ from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.quantizers import Quantizer
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training.recipe import choose, default_batch_size, default_epochs, make_optimizer
-from mecq_cli.workflow.chosen import resolved
+from mecq_cli.workflow.chosen import filled_in
 from tests.exactness import float_network
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_given_values_are_taken() -> None:
 def test_what_a_run_stores_of_the_warmup_gives_the_same_steps() -> None:
     for per_epoch in range(1, 500):
         chosen = choose(config(recipe="standard"), per_epoch, 32, CPU)
-        stored = resolved(config(), chosen, CLASSIFICATION)
+        stored = filled_in(config(), chosen, CLASSIFICATION)
         again = choose(stored, per_epoch, 32, CPU)
         assert again.warmup_steps == chosen.warmup_steps
 
