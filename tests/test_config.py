@@ -297,6 +297,8 @@ def test_what_the_program_chose_is_open_again_in_a_new_run_and_holds_in_the_same
     again, origins = resolve(file, {"wbits": 4})
     assert (again.lr, again.weight_decay, again.mec_on, again.chosen) == (None, None, None, {})
     assert (again.scale_lr, origins["scale_lr"], origins["lr"]) == (0.5, "file", "default")
+    for flags, lr in (({}, 0.05), ({"scale_lr": 1.0}, None), ({"weight_decay": 0.0}, 0.05)):
+        assert explain(None, flags, file)["settings"]["lr"]["value"] == lr
     edited = write(tmp_path / "edited.toml", text.replace("lr = 0.05", "lr = 0.03", 1))
     assert resolve(edited, {})[0].lr == 0.03
     resuming = {"resume": True, "output": tmp_path}

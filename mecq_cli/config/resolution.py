@@ -134,10 +134,13 @@ def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> di
     Raises:
         UsageError: as `resolve`.
     """
+    read = {} if file is None else _reopened(read_toml(file))
     stored = {} if run is None else read_toml(run)
+    given = read.keys() | {key for key, value in flags.items() if value is not None}
+    if given - CHANGEABLE_ON_RESUME - stored.get("chosen", {}).keys():
+        stored = _reopened(stored)
     defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
     own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
-    read = {} if file is None else _reopened(read_toml(file))
     values, origins = _gathered({"run": own, "file": read, "flag": flags})
     _forget_other_allotments(values, origins)
     settle_wbits(values, origins)

@@ -93,7 +93,7 @@ def with_bits(
     started = time.perf_counter()
     size = None if config.target_size is None else bytes_of(config.target_size)
     target = Target(config.target_avg_bits, size, config.target)
-    wanted, grid = _wanted(config, loaded)
+    count, grid = wanted(config, loaded)
     with deferring():
         model = _measured(config, loaded, grid).to(device)
     channels_last(model)
@@ -104,7 +104,7 @@ def with_bits(
     listener.note(f"bits of each layer for {config.target}: {config.sensitivity} is measured")
     if loaded.weights == "random":
         listener.warn("the float weights are random: how sensitive they are says little")
-    images = torch.cat(list(some_images(wanted)))[:wanted]
+    images = torch.cat(list(some_images(count)))[:count]
     sensitivities = measure(
         config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
         distortion=config.mec_distortion, seed=config.seed, listener=listener,
@@ -170,7 +170,7 @@ def with_sensitivities(rows: list[Row], config: QuantizeConfig | None) -> list[R
     ]
 
 
-def _wanted(config: QuantizeConfig, loaded: LoadedModel) -> tuple[int, int]:
+def wanted(config: QuantizeConfig, loaded: LoadedModel) -> tuple[int, int]:
     """How many images, and into how many cells along each side their maps are cut."""
     kind = config.sensitivity
     by_size = MOST_VALUES[kind] // math.prod(loaded.preprocessing.input_size)
