@@ -40,12 +40,14 @@ class Layout:
         part, ending: what a split is, and how its name ends.
         holding: what makes it one, beside its name.
         expected: what should be there.
+        may_be_flat: whether the folder itself can be one split.
     """
 
     part: str
     ending: str
     holding: str
     expected: str
+    may_be_flat: bool = False
 
     def names(self) -> str:
         """Of the splits to evaluate on."""
@@ -54,7 +56,11 @@ class Layout:
 
 
 CLASS_FOLDERS = Layout(
-    "folder", "/", "", f"{LAYOUT}, or class folders directly in it with --val-split 0.1"
+    "folder",
+    "/",
+    "",
+    f"{LAYOUT}, or class folders directly in it with --val-split 0.1",
+    may_be_flat=True,
 )
 PAIRS = Layout(
     "folder",
@@ -62,6 +68,7 @@ PAIRS = Layout(
     f" with {IMAGES}/ and {MASKS}/",
     f"expected train/ and val/ in it, each with {IMAGES}/ and {MASKS}/, or these directly in it "
     "with --val-split 0.1",
+    may_be_flat=True,
 )
 VOC = Layout(
     "list", ".txt", f" in {VOC_LISTS}/", f"expected {VOC_LISTS}/train.txt and val.txt in it"
@@ -208,10 +215,10 @@ def check_splits(
 
 def nothing_to_evaluate_on(data: str, layout: Layout = CLASS_FOLDERS) -> DataError:
     """There is no split for it."""
+    flat = " (. is the folder itself)" if layout.may_be_flat else ""
     return DataError(
         f"{data!r} has no {layout.names()} to evaluate on; add one, name another {layout.part} "
-        "with --split (. is the folder itself), or, to quantize, hold images out with "
-        "--val-split 0.1"
+        f"with --split{flat}, or, to quantize, hold images out with --val-split 0.1"
     )
 
 

@@ -257,6 +257,16 @@ def test_anchors_that_differ_from_place_to_place_are_refused() -> None:
         detector_of(net, (SIZE, SIZE))
 
 
+def test_anchors_beside_the_image_are_refused() -> None:
+    """As those of SSD300, whose steps are fixed, of images of 512 pixels."""
+    net = small_ssd(SIZE, widths=WIDTHS)
+    net.anchor_generator.steps = [8, 16, 32]
+    detector_of(outputs_only(net.eval()), (SIZE, SIZE))
+    net.anchor_generator.steps = [8, 16, 48]
+    with pytest.raises(UsageError, match=r"outside of the image to \d+ %.* another --img-size"):
+        detector_of(net, (SIZE, SIZE))
+
+
 def test_heads_for_other_anchors_are_refused() -> None:
     net = tiny_retinanet()
     net.anchor_generator = AnchorGenerator(((12,), (24,)), ((1.0,),) * 2)

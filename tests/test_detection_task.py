@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,6 +128,43 @@ def test_crowds_neither_count_nor_harm() -> None:
     there: list[list[float]] = [[1, *BOX, 0], [1, 32, 0, 64, 64, 1]]
     metric = precision([([[*BOX, 0.9, 1], [34, 8, 44, 18, 0.95, 1]], there)])
     assert metric.measured(1, metric.sums()).figures["map"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_is_that_of_pycocotools(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten true boxes of a class make recalls of exactly k/10, where the thresholds lie."""
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    rng = np.random.default_rng(seed)
+    metric = Detection().metric(4)
+    known, found = list[dict[str, Any]](), list[dict[str, Any]]()
+    for image in range(10):
+        there, said = [], []
+        for label in (1, 2, 3):
+            left, top, width, height = rng.uniform((0, 0, 15, 15), (30, 30, 30, 30))
+            there.append([label, left, top, left + width, top + height, 0])
+            box = {"image_id": image, "category_id": label, "bbox": [left, top, width, height]}
+            known.append({**box, "id": len(known) + 1, "iscrowd": 0, "area": width * height})
+            move, score = rng.uniform(-6, 6), float(np.float32(rng.uniform()))
+            said.append([left + move, top, left + move + width, top + height, score, label])
+            found.append({**box, "bbox": [left + move, top, width, height], "score": score})
+        rows = torch.tensor(said)[None]
+        metric.update(rows, torch.tensor(there)[None])
+    truth_of = coco.COCO()
+    truth_of.dataset = {
+        "images": [{"id": image} for image in range(10)],
+        "categories": [{"id": label} for label in (1, 2, 3)],
+        "annotations": known,
+    }
+    truth_of.createIndex()
+    judge = cocoeval.COCOeval(truth_of, truth_of.loadRes(found), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    capsys.readouterr()
+    figures = metric.measured(10, metric.sums()).figures
+    wanted = {"map": judge.stats[0], "map_50": judge.stats[1], "map_75": judge.stats[2]}
+    assert figures == pytest.approx({key: 100 * value for key, value in wanted.items()}, abs=1e-3)
 
 
 class Several:

@@ -25,6 +25,7 @@ from mecq_cli.data.images import open_rgb
 from mecq_cli.data.loader import Batch, ImageDataset
 from mecq_cli.data.split import Indices
 from mecq_cli.errors import DataError, UsageError
+from mecq_cli.models.preprocessing import IMAGE_MODES
 
 LABEL, BOX, CROWD = 0, slice(1, 5), 5
 """Columns of a row of labels."""
@@ -130,4 +131,6 @@ class BoxDataset(ImageDataset):
             sample = self._both(sample)
         rest = sample["labels"]
         rows = torch.cat([rest[:, :1], sample["boxes"].as_subclass(Tensor), rest[:, 1:]], 1)
-        return np.asarray(sample["image"]).transpose(2, 0, 1), rows
+        mode = IMAGE_MODES[self.preprocessing.input_size[0]]
+        pixels = np.asarray(sample["image"].convert(mode))
+        return np.atleast_3d(pixels).transpose(2, 0, 1), rows

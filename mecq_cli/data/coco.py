@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from mecq_cli.layout import COCO, EVALUATION, TRAIN, BoxSource, readable
 from mecq_cli.storage import read_bytes_limited
 
 _MOST_BYTES = 2**31
+_LARGEST = 2**31
+"""Pixels."""
 _ROUNDED = 1.0
 """Pixels that a box may reach over the edge: those of COCO do, where they were rounded."""
 
@@ -58,6 +60,12 @@ def open_training(data: str, val_split: float | None, seed: int) -> tuple[Split,
     root, sources = _found(data)
     layout.check_splits(str(root), sources, val_split, COCO)
     train = _open(root, TRAIN, sources[TRAIN])
+    assert isinstance(train.files, BoxFiles)
+    if train.files.crowds.all():
+        raise DataError(
+            f"{str(sources[TRAIN].file)!r}: all boxes are of crowds (iscrowd), which are not "
+            "learned; nothing is left to train on"
+        )
     if val_split is not None:
         return hold_out_any(train, val_split, seed)
     second = next(name for name in sources if name in EVALUATION)
@@ -101,7 +109,7 @@ def _open(root: Path, name: str, source: BoxSource) -> Split:
         )
     rows = _rows(document["annotations"], images, classes, file)
     paths = [f"{source.folder}/{image['file_name']}" for image in images.values()]
-    missing = [path for path in paths if not (root / path).is_file()]
+    missing = [path for path in paths if not _is_file(root / path)]
     if missing:
         raise DataError(
             f"{file!r} lists {len(missing)} images that are not there, the first {missing[0]!r} in "
@@ -111,13 +119,18 @@ def _open(root: Path, name: str, source: BoxSource) -> Split:
     names.extend(paths)
     count = len(paths)
     own = [row for image in images for row in rows.get(image, ())]
+    if not own:
+        raise DataError(
+            f"{file!r}: none of its {len(document['annotations'])} boxes has an area; a bbox is "
+            "left, top, width, height in pixels: correct them"
+        )
     counts = [len(rows.get(image, ())) for image in images]
     files = BoxFiles(
         str(root),
         names.packed(),
         np.array([[image["width"], image["height"]] for image in images.values()], np.int64),
         np.cumsum([0, *counts], dtype=np.int64),
-        np.array([row[1:5] for row in own], np.float32),
+        np.array([row[1:5] for row in own], np.float32).reshape(-1, 4),
         np.array([row[0] for row in own], np.int64),
         np.array([row[5] for row in own], np.bool_),
     )
@@ -125,11 +138,18 @@ def _open(root: Path, name: str, source: BoxSource) -> Split:
     return Split(str(root), name, tuple(classes.values()), files, index, np.zeros(count, np.int64))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file may have
+        return False
+
+
 def _read(path: Path) -> dict[str, Any]:
     data = read_bytes_limited(path, _MOST_BYTES, error=DataError)
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is no JSON ({error}); export the annotations again") from (
             error
         )
@@ -154,7 +174,7 @@ def _classes(entries: Sequence[Mapping[str, Any]], file: str) -> dict[Any, str]:
     found: dict[Any, str] = {}
     for entry in entries:
         number, name = entry.get("id"), entry.get("name")
-        if not isinstance(number, int) or not isinstance(name, str) or not name.strip():
+        if not _is_whole(number) or not isinstance(name, str) or not name.strip():
             raise DataError(f"{file!r}: a category has no id or no name ({str(entry)[:60]})")
         if number in found or name in found.values():
             raise DataError(f"{file!r}: the category {name!r} ({number}) is there twice")
@@ -167,12 +187,13 @@ def _classes(entries: Sequence[Mapping[str, Any]], file: str) -> dict[Any, str]:
 def _images(entries: Sequence[Mapping[str, Any]], file: str) -> dict[Any, Mapping[str, Any]]:
     """Images by id, in their order."""
     found: dict[Any, Mapping[str, Any]] = {}
+    places = dict[PurePosixPath, Any]()
     for entry in entries:
         number, name = entry.get("id"), entry.get("file_name")
         sizes = (entry.get("width"), entry.get("height"))
         if not isinstance(number, (int, str)) or not isinstance(name, str):
             raise DataError(f"{file!r}: an image has no id or no file_name ({str(entry)[:60]})")
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        if not all(_is_whole(size) and 0 < size <= _LARGEST for size in sizes):
             raise DataError(
                 f"{file!r}: image {name!r} has no width and height in whole pixels; add them"
             )
@@ -181,7 +202,12 @@ def _images(entries: Sequence[Mapping[str, Any]], file: str) -> dict[Any, Mappin
             raise DataError(f"{file!r}: image {name!r} lies outside of the folder of its split")
         if number in found:
             raise DataError(f"{file!r}: two images have the id {number!r}; give each its own")
-        found[number] = entry
+        if place in places:
+            raise DataError(
+                f"{file!r}: images {places[place]!r} and {number!r} are both {name!r}; put their "
+                "annotations together"
+            )
+        found[number], places[place] = entry, number
     if not found:
         raise DataError(f"{file!r} lists no images; {COCO.expected}")
     return found
@@ -201,7 +227,7 @@ def _rows(
         image, label = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image, (int, str)) or image not in images:
             raise DataError(f"{what} is of image {image!r}, which is not listed; correct it")
-        if not isinstance(label, int) or label not in places:
+        if not _is_whole(label) or label not in places:
             raise DataError(
                 f"{what} has the label {label!r}, but the categories are "
                 f"{', '.join(map(str, [*classes][:5]))}{', ...' if len(classes) > 5 else ''}; "
@@ -209,9 +235,22 @@ def _rows(
             )
         size = (images[image]["width"], images[image]["height"])
         box = _box(entry.get("bbox"), size, f"{what} of {images[image]['file_name']!r}")
+        crowd = entry.get("iscrowd", 0)
+        if not isinstance(crowd, int) or crowd not in (0, 1):
+            raise DataError(f"{what} has iscrowd {crowd!r}; it is 0 or 1")
         if box is not None:
-            rows.setdefault(image, []).append((places[label], *box, entry.get("iscrowd") == 1))
+            rows.setdefault(image, []).append((places[label], *box, crowd == 1))
     return rows
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, float) and math.isfinite(value)) or (
+        _is_whole(value) and abs(value) <= _LARGEST
+    )
 
 
 def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, float, float] | None:
@@ -219,11 +258,7 @@ def _box(given: Any, size: tuple[int, int], what: str) -> tuple[float, float, fl
 
     None where it has no area: COCO's own train set has two such, with nothing to be found in them.
     """
-    if (
-        not isinstance(given, list)
-        or len(given) != 4
-        or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in given)
-    ):
+    if not isinstance(given, list) or len(given) != 4 or not all(_is_number(n) for n in given):
         raise DataError(f"{what} has no bbox of four numbers; it is left, top, width, height")
     left, top, width, height = (float(n) for n in given)
     right, bottom = left + width, top + height

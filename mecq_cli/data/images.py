@@ -110,6 +110,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """The picture (RGB) that uint8 [channels, H, W] are."""
+    grey = len(pixels) == 1
+    return Image.fromarray(pixels[0] if grey else pixels.transpose(1, 2, 0)).convert("RGB")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"

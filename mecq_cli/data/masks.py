@@ -32,7 +32,7 @@ from mecq_cli.data.images import open_rgb, opened
 from mecq_cli.data.loader import Batch, ImageDataset
 from mecq_cli.data.split import Indices, Names
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.preprocessing import IMAGE_MODES, Preprocessing
 
 IGNORED = 255
 """The index of a pixel that does not count."""
@@ -76,9 +76,14 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
         DataError: it cannot be read, or holds no class indices.
     """
     with opened(path) as image:
-        if image.format == "PNG" and image.mode in ("P", "L"):
-            return np.array(image, dtype=np.uint8)
         kind = f"a {image.format} of mode {image.mode}"
+        if image.format == "PNG" and image.mode in ("P", "L"):
+            tiles = getattr(image, "tile", ())
+            raw = str(tiles[0].args) if tiles else ""
+            if image.mode == "P" or ";" not in raw:
+                return np.array(image, dtype=np.uint8)
+            # Pillow stretches such values over 0 to 255.
+            kind = f"a grey PNG of {raw.partition(';')[2]} bits"
     raise DataError(
         f"mask {os.fspath(path)!r} is {kind}; a mask is a PNG of 8 bits, with a palette or grey, "
         "that holds the index of a class in each pixel (255: ignored)"
@@ -187,6 +192,7 @@ def _random_crop_of_both(
     Pillow resizes both: of a tensor torch takes the nearest value from another place.
     """
     check_preprocessing(preprocessing)
+    mode = IMAGE_MODES[preprocessing.input_size[0]]
     crop = v2.RandomResizedCrop(preprocessing.input_size[1:], scale=SCALE, ratio=RATIO)
     kinds = (InterpolationMode(preprocessing.interpolation), InterpolationMode.NEAREST)
 
@@ -198,10 +204,10 @@ def _random_crop_of_both(
             flip = bool(torch.rand(()) < 0.5)
         pixels, labels = (
             np.asarray(v2.functional.resized_crop(one, **place, size=crop.size, interpolation=how))
-            for one, how in zip((image, Image.fromarray(mask)), kinds, strict=True)
+            for one, how in zip((image.convert(mode), Image.fromarray(mask)), kinds, strict=True)
         )
         if flip:
             pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-        return pixels.transpose(2, 0, 1), labels
+        return np.atleast_3d(pixels).transpose(2, 0, 1), labels
 
     return apply

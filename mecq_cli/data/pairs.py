@@ -138,6 +138,14 @@ def _folder_pairs(root: Path, split: str) -> list[Pair]:
         stem = image.rpartition(".")[0].removeprefix(f"{prefix}{IMAGES}/")
         pairs.append((image, f"{prefix}{MASKS}/{stem}.png"))
     _require_masks(root, pairs, there)
+    by_mask = dict[str, str]()
+    for image, mask in pairs:
+        if mask in by_mask:
+            raise DataError(
+                f"{by_mask[mask]!r} and {image!r} in {str(root)!r} have one mask, {mask!r}; give "
+                "one of them another name, and a mask of its own"
+            )
+        by_mask[mask] = image
     lonely = sorted(there - {mask for _, mask in pairs})
     if lonely:
         raise DataError(
@@ -202,7 +210,7 @@ def _class_names(root: Path) -> tuple[str, ...] | None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r} as text: {error}") from error
 

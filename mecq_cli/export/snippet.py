@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.preprocessing import IMAGE_MODES, Preprocessing
 from mecq_cli.tasks.drawing import SHOWN, palette
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 
@@ -63,8 +63,9 @@ Needs onnxruntime ({version} or newer), numpy and pillow.
 _SEGMENT = (
     '''"""Segment images with {file}: python {script} IMAGE...
 
-Writes NAME.mask.png here, with the index of a class in each pixel, in colours, and says how much of
-the image each class covers. Needs onnxruntime ({version} or newer), numpy and pillow.
+Writes NAME.mask.png here, {extent}, with the index of a class in each pixel, in
+colours, and says how much of it each class covers. Needs onnxruntime ({version} or newer), numpy
+and pillow.
 """
 '''
     + _IMPORTS
@@ -73,7 +74,7 @@ the image each class covers. Needs onnxruntime ({version} or newer), numpy and p
     + _LOGITS
     + """    mask = logits.argmax(0).astype(np.uint8)
     image = Image.frombytes("P", mask.shape[::-1], mask.tobytes())
-    image.putpalette(COLOURS)
+{back}    image.putpalette(COLOURS)
     image.save(f"{{Path(name).stem}}.mask.png")
     shares = [100 * np.mean(mask == index) for index in range(len(CLASSES))]
     found = [f"{{c}} {{s:.1f}} %" for c, s in zip(CLASSES, shares) if s]
@@ -99,12 +100,13 @@ each. Needs onnxruntime ({version} or newer), numpy and pillow.
         if score >= LEAST:
             place = ", ".join(f"{{corner:.0f}}" for corner in box * scale)
             print(f"{{name}}: {{CLASSES[label]}} ({{100 * score:.1f}} %) at {{place}}")
+    if not (found[1] >= LEAST).any():
+        print(f"{{name}}: nothing with a probability of {{100 * LEAST:.0f}} % or more")
 """
 )
 
 _TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
-MODES = {1: "L", 3: "RGB"}
-"""Which image files there are for a number of input channels."""
+_BACK = "    image = image.resize(Image.open(name).size, Image.Resampling.NEAREST)\n"
 
 
 def snippet(
@@ -112,6 +114,7 @@ def snippet(
 ) -> str:
     """The content of a script beside ``file``, which needs that version of onnxruntime."""
     channels, height, width = preprocessing.input_size
+    whole = preprocessing.crop_mode == "squash" and preprocessing.crop_pct == 1
     return _TEMPLATES[task].format(
         file=file,
         version=version,
@@ -121,11 +124,13 @@ def snippet(
         least=SHOWN,
         height=height,
         width=width,
-        mode=MODES[channels],
+        mode=IMAGE_MODES[channels],
         axis="[..., None]" if channels == 1 else "",
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         resize=_resize(preprocessing),
+        back=_BACK if whole else "",
+        extent="as large as the image" if whole else f"of the {width} x {height} pixels it sees",
     )
 
 

@@ -117,6 +117,10 @@ def _classifiers(module: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
+_MOST_OUTSIDE = 0.25
+"""Of the centres of a level's anchors. SSD300 has 19 % at its own size."""
+
+
 def is_detector(module: nn.Module) -> bool:
     """Whether it is of a class that can be quantized here."""
     return isinstance(module, (SSD, RetinaNet))
@@ -178,7 +182,8 @@ def detector_of(module: Any, size: tuple[int, int]) -> Detector:
     Raises:
         UsageError: its anchors are not the same boxes at each place, or do not fit its heads.
     """
-    images = torch.zeros(1, 3, *size)
+    first = next(m for m in module.backbone.modules() if isinstance(m, nn.Conv2d))
+    images = torch.zeros(1, first.in_channels, *size)
     maps = feature_maps(module, images)
     (anchors,) = module.anchor_generator(ImageList(images, [size]), maps)
     grids = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
@@ -188,6 +193,7 @@ def detector_of(module: Any, size: tuple[int, int]) -> Detector:
         count = rows * columns * boxes
         part = anchors[start : start + count].double().numpy()
         levels.append(_level(type(module).__name__, part.reshape(rows, columns, boxes, 4)))
+        _check_places(module, part, size)
         start += count
     given = module.head(maps)["bbox_regression"]
     if start != len(anchors) or tuple(given.shape[1:]) != (start, COORDINATES):
@@ -206,6 +212,18 @@ def detector_of(module: Any, size: tuple[int, int]) -> Detector:
         candidates=int(module.topk_candidates),
         detections=int(module.detections_per_img),
     )
+
+
+def _check_places(module: nn.Module, anchors: Any, size: tuple[int, int]) -> None:
+    """Whether the boxes of a level are where the image is."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    outside = float((centres > (size[1], size[0])).any(1).mean())
+    if outside > _MOST_OUTSIDE:
+        raise UsageError(
+            f"model: {type(module).__name__} at {size[1]} x {size[0]} pixels has a map whose "
+            f"anchors lie outside of the image to {100 * outside:.0f} %, so that large objects are "
+            "not found; its anchor generator is made for another --img-size"
+        )
 
 
 def _level(name: str, anchors: Any) -> Level:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -248,13 +249,22 @@ class _Precision:
         return Measured(images, figures, {"ap": by_class})
 
 
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
+RECALL_THRESHOLDS = np.linspace(0, 1, 101).tolist()
+"""Those of COCO, in float64. torchmetrics makes them in float32, where a third of them lie a hair
+above k/100: a class of which just so much is found loses a point of its curve."""
+
+
 def _mean_average_precision() -> MeanAveragePrecision:
     try:
-        metric = MeanAveragePrecision(class_metrics=True)
+        metric = MeanAveragePrecision(
+            iou_thresholds=IOU_THRESHOLDS, rec_thresholds=RECALL_THRESHOLDS, class_metrics=True
+        )
     except ModuleNotFoundError as error:
         raise EnvironmentFailure(
             "the mean average precision takes pycocotools; install it with: "
             "pip install 'mecq[detection]'"
         ) from error
-    metric.warn_on_many_detections = False  # COCO's precision is of the 100 best of an image
+    # COCO's precision is of the 100 best of each class in an image.
+    metric.warn_on_many_detections = False
     return metric

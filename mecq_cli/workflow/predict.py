@@ -14,6 +14,7 @@ from PIL import Image
 from mecq_cli.config import PredictConfig
 from mecq_cli.data import normalize, read_image
 from mecq_cli.data.augmentation import eval_transform
+from mecq_cli.data.images import picture_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.runs import resolve_target
@@ -133,7 +134,7 @@ def _mask(opened: Opened, path: Path, files: dict[str, Path], *, force: bool) ->
         resized = Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)
         mask = np.asarray(resized)
     else:  # a part of the picture, as the network saw it
-        picture = Image.fromarray(eval_transform(preprocessing)(picture).transpose(1, 2, 0))
+        picture = picture_of(eval_transform(preprocessing)(picture))
     drawn = {"mask": as_image(mask, count), "overlay": over(picture, mask, count)}
     for key, image in drawn.items():
         _write(image, files[key], force=force)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mecq_cli.data import Batch, ImageDataset, eval_batches, normalize
-from mecq_cli.data.images import open_rgb
+from mecq_cli.data.images import open_rgb, picture_of
 from mecq_cli.errors import DataError
 from mecq_cli.events import Listener
 from mecq_cli.integer.ir import IntegerModel
@@ -142,7 +141,7 @@ def _drawn(
     shown = dict[int, tuple[str, ...]]()
     for example in found["examples"]:
         batch = dataset.batch(np.array([example["index"]]))
-        picture = Image.fromarray(batch.images[0].permute(1, 2, 0).contiguous().numpy())
+        picture = picture_of(batch.images[0].numpy())
         images = normalize(batch.images, dataset.preprocessing)
         drawn = [picture, drawing.labels(picture, batch.labels[0], len(names))]
         for network in networks.values():

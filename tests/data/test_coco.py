@@ -194,6 +194,22 @@ def image(**changes: object) -> Callable[[Document], object]:
         (image(width=None), "no width and height"),
         (image(id=1), "two images have the id 1"),
         (lambda d: d["images"].append(None), "has no list of images"),
+        (
+            lambda d: d["images"].append({**d["images"][0], "id": 99}),
+            "0 and 99 are both '0000.png'",
+        ),
+        (image(width=10**30), "no width and height in whole pixels"),
+        (image(width=True), "no width and height in whole pixels"),
+        (image(file_name="a" * 300), "lists 1 images that are not there"),
+        (annotation(bbox=[3, 4, 10**400, 8]), "has no bbox of four numbers"),
+        (annotation(bbox=[True, 4, 5, 8]), "has no bbox of four numbers"),
+        (annotation(iscrowd=2), "has iscrowd 2; it is 0 or 1"),
+        (annotation(iscrowd="1"), "has iscrowd '1'; it is 0 or 1"),
+        (annotation(category_id=True), "has the label True, but the categories are"),
+        (
+            lambda d: [a.update(bbox=[3, 4, 0, 0]) for a in d["annotations"]],
+            "none of its [0-9]+ boxes has an area",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(
@@ -203,6 +219,27 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(DataError, match=message) as raised:
         open_evaluation(str(scenes))
     assert "\n" not in str(raised.value)
+
+
+def test_json_too_deep_is_refused(scenes: Path) -> None:
+    (scenes / "annotations" / "instances_val.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is no JSON"):
+        open_evaluation(str(scenes))
+
+
+def test_crowds_alone_are_nothing_to_learn(scenes: Path) -> None:
+    edit(scenes, lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "train")
+    with pytest.raises(DataError, match="all boxes are of crowds"):
+        open_training(str(scenes), None, 0)
+
+
+def test_networks_of_one_channel_get_grey_images(scenes: Path) -> None:
+    train, val = open_training(str(scenes), None, 0)
+    grey = Preprocessing((1, 16, 24), (0.5,), (0.5,), "bilinear", 1.0, "squash")
+    (batch,) = train_batches(dataset_of(train, grey, train=True), batch_size=6, epoch=0)
+    (other,) = eval_batches(dataset_of(val, grey), batch_size=3)
+    assert batch.images.shape == (6, 1, 16, 24)
+    assert other.images.shape == (3, 1, 16, 24)
 
 
 def test_rounded_boxes_are_cut_at_the_edge(scenes: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mecq_cli.data import dataset_of, eval_batches, train_batches
-from mecq_cli.data.masks import IGNORED, MaskDataset
+from mecq_cli.data.images import picture_of
+from mecq_cli.data.masks import IGNORED, MaskDataset, read_mask
 from mecq_cli.data.pairs import open_evaluation, open_training, require_no_masks
 from mecq_cli.errors import DataError, MecqError, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
@@ -88,6 +91,33 @@ def test_classes_without_names_are_numbers_up_to_the_largest(scenes: Path) -> No
     write_mask(scenes / "train/masks/0000.png", mask)
     train, val = open_training(str(scenes), None, 0)
     assert train.classes == val.classes == tuple("0123456")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_of_any_depth_hold_indices(bits: int, tmp_path: Path) -> None:
+    mask = (np.arange(64, dtype=np.uint8) % 2 ** min(bits, 3)).reshape(8, 8)
+    image = Image.fromarray(mask).convert("P")
+    image.putdata(mask.ravel().tolist())
+    image.putpalette([value for index in range(2**bits) for value in (index, 9, 255 - index)])
+    image.save(tmp_path / "mask.png", bits=bits)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+
+def test_networks_of_one_channel_get_grey_images(scenes: Path) -> None:
+    train, val = open_training(str(scenes), None, 0)
+    grey = Preprocessing((1, 16, 24), (0.5,), (0.5,), "bilinear", 1.0, "squash")
+    (batch,) = train_batches(dataset_of(train, grey, train=True), batch_size=6, epoch=0)
+    (other,) = eval_batches(dataset_of(val, grey), batch_size=3)
+    assert (batch.images.shape, batch.labels.shape) == ((6, 1, 16, 24), (6, 16, 24))
+    assert other.images.shape == (3, 1, 16, 24)
+    assert picture_of(other.images[0].numpy()).mode == "RGB"
+
+
+def test_classes_of_an_editor_that_marks_its_files(scenes: Path) -> None:
+    names = (scenes / "classes.txt").read_text().splitlines()
+    names[0] = "ground\x0cfloor"
+    (scenes / "classes.txt").write_text("\ufeff" + "\r\n".join(names), encoding="utf-8")
+    assert open_evaluation(str(scenes)).classes == tuple(names)
 
 
 def test_some_are_held_out(scenes: Path) -> None:
@@ -167,6 +197,32 @@ def _ignored(scenes: Path) -> None:
     write_mask(scenes / "train/masks/0002.png", np.full((32, 32), 255, np.uint8))
 
 
+def _grey_of_few_bits(bits: int) -> Callable[[Path], None]:
+    """Such as some writers make of masks with few classes."""
+    return lambda scenes: write_grey(scenes / "train/masks/0002.png", 32, bits)
+
+
+def write_grey(path: Path, side: int, bits: int) -> None:
+    """All pixels 1, ``bits`` each: Pillow writes none of 2 or 4."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        sum_ = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", sum_)
+
+    ones = int("1".rjust(bits, "0") * (8 // bits), 2)
+    rows = (b"\0" + bytes([ones] * (side * bits // 8))) * side
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _one_mask_for_two(scenes: Path) -> None:
+    Image.open(scenes / "train/images/0002.png").save(scenes / "train/images/0002.jpg")
+
+
 def _missing(scenes: Path) -> None:
     (scenes / "train/masks/0002.png").unlink()
 
@@ -201,6 +257,10 @@ def _no_val(scenes: Path) -> None:
         (_colours, ("0002.png", "mode RGB", "PNG of 8 bits")),
         (_jpeg, ("0002.png", "JPEG", "PNG of 8 bits")),
         (_ignored, ("0002.png", "every pixel", "255")),
+        (_grey_of_few_bits(1), ("0002.png", "PNG of mode 1", "PNG of 8 bits")),
+        (_grey_of_few_bits(2), ("0002.png", "a grey PNG of 2 bits", "PNG of 8 bits")),
+        (_grey_of_few_bits(4), ("0002.png", "a grey PNG of 4 bits", "PNG of 8 bits")),
+        (_one_mask_for_two, ("0002.jpg", "0002.png", "have one mask")),
         (_missing, ("1 images", "no 'train/masks/0002.png'", "train/images/0002.png")),
         (_lonely, ("1 masks", "train/masks/0002.png", "no image")),
         (_none, ("no images in 'train'",)),

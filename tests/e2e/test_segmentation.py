@@ -175,6 +175,11 @@ def test_the_script_beside_the_file_needs_no_mecq(place: Path) -> None:
     module = mecq_cli.load(place / "run")
     logits = module(module.read(place / "scenes/val/images/0000.png")[None])[0]
     assert np.mean(said == logits.argmax(0).numpy()) > 0.99
+    with Image.open(place / "scenes/val/images/0000.png") as image:
+        image.resize((70, 41)).save(place / "wide.png")
+    subprocess.run([*command[:-1], "wide.png"], cwd=place, capture_output=True, check=True)
+    with Image.open(place / "wide.mask.png") as mask:
+        assert mask.size == (70, 41)
 
 
 def test_what_does_not_fit_is_said_in_a_line(place: Path, tmp_path: Path) -> None:
