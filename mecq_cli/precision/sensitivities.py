@@ -62,7 +62,7 @@ def measure(
         to do less harm than rounding to more, a layer need not have more.
 
     Raises:
-        NumericError: one that is not finite, or rounding to the fewest bits changes nothing.
+        NumericError: one that is not finite, or a geometry that rounding does not change at all.
     """
     listener = listener or Listener()
     wanted = [choice for choice in choices if choice.open]
@@ -81,11 +81,12 @@ def measure(
                 f"--sensitivity {kind}: layer {name} gives a number that is not finite; check "
                 "weights and images, or give --wbits instead of a target"
             )
-    if found and max(max(costs.values()) for costs in found.values()) < _NOTHING:
+    largest = max((max(costs.values()) for costs in found.values()), default=math.inf)
+    if kind == "coding" and largest < _NOTHING:
         seen = f"{len(images)} image{'s' * (len(images) != 1)}"
         raise NumericError(
-            f"--sensitivity {kind}: on {seen} rounding makes no difference to any layer; give more "
-            "training images, or --wbits instead of a target"
+            f"--sensitivity {kind}: on {seen} rounding makes no difference in any layer; give more "
+            "training images, another sensitivity, or --wbits instead of a target"
         )
     return {name: _falling(costs) for name, costs in found.items()}
 

@@ -235,3 +235,13 @@ def test_deployment_is_timed_without_the_making_of_boxes(place: Path) -> None:
     for kernels in document["kernels"].values():
         assert "NonMaxSuppression" not in kernels
     assert document["kernels"]["mecq"]["QLinearConv"] > 50
+
+
+def test_bits_are_allotted_for_a_target(place: Path) -> None:
+    document = mecq(
+        "quantize", MODEL, "--target-avg-bits", 3, "--abits", 4, "--no-pretrained", "--data",
+        "scenes", "--img-size", 64, "--max-steps", 2, "--batch-size", 4, "--device", "cpu",
+        "--compile", "off", "--dry-run", "--json", "--sensitivity", "hessian", cwd=place,
+    ).document  # fmt: skip
+    assert document["allotment"]["average_bits"] == pytest.approx(3, abs=0.05)
+    assert document["allotment"]["weight_bytes"] == document["sizes"]["ideal_bytes"]

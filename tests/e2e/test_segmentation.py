@@ -313,3 +313,13 @@ def test_pairs_that_cannot_be_are_said(
         mecq_cli.quantize(Pyramid(classes=4), data, 4, 4, preprocessing=PLAIN, **QUICK)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bits_are_allotted_for_a_target(place: Path) -> None:
+    document = mecq(
+        "quantize", MODEL, "--target-avg-bits", 3, "--abits", 4, "--no-pretrained", "--data",
+        "scenes", "--img-size", 32, "--max-steps", 2, "--batch-size", 4, "--device", "cpu",
+        "--compile", "off", "--dry-run", "--json", cwd=place,
+    ).document  # fmt: skip
+    assert document["allotment"]["average_bits"] == pytest.approx(3, abs=0.05)
+    assert len({row["wbits"] for row in document["sites"] if row["wbits"]}) > 2
