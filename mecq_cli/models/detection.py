@@ -74,16 +74,7 @@ class TorchvisionDetection:
         self.classifiers: tuple[str, ...] = _classifiers(plain)
         first = plain.get_submodule(self.classifiers[0]).weight
         self.rows_of_a_class = len(first) // self.num_classes
-        transform = plain.transform
-        size = transform.fixed_size[0] if transform.fixed_size else _SQUARE
-        self.preprocessing = Preprocessing(
-            (3, size, size),
-            tuple(transform.image_mean),
-            tuple(transform.image_std),
-            "bilinear",
-            crop_pct=1.0,
-            crop_mode="squash",
-        )
+        self.preprocessing = preprocessing_of(plain)
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         module = self._made(num_classes)
@@ -102,6 +93,16 @@ class TorchvisionDetection:
             return torchvision.models.get_model(
                 self._arch, weights=None, weights_backbone=None, num_classes=num_classes
             )
+
+
+def preprocessing_of(module: Any) -> Preprocessing:
+    """What an SSD or RetinaNet does to images by itself, but squashed to one size."""
+    transform = module.transform
+    width, height = transform.fixed_size or (_SQUARE, _SQUARE)
+    mean, std = tuple(transform.image_mean), tuple(transform.image_std)
+    return Preprocessing(
+        (len(mean), height, width), mean, std, "bilinear", crop_pct=1.0, crop_mode="squash"
+    )
 
 
 def _classifiers(module: nn.Module) -> tuple[str, ...]:

@@ -26,9 +26,14 @@ from mecq_cli.config import (
 from mecq_cli.data import Split, masked_split_of, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.data.sources import find_splits
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import MecqError, UsageError
 from mecq_cli.events import Listener
-from mecq_cli.models.detection import detector_of, is_detector, outputs_only
+from mecq_cli.models.detection import (
+    detector_of,
+    is_detector,
+    outputs_only,
+    preprocessing_of,
+)
 from mecq_cli.models.detector import COORDINATES
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.preprocessing import Preprocessing
@@ -232,8 +237,9 @@ def quantize(
         wbits, abits: bits of weights and activations, 1 to 8, or 32 for float. Of the weights 4,
             if no ``target_avg_bits`` or ``target_size`` gives each layer its own.
         preprocessing: of a module's images. By default 224 pixels, cropped from 256, with mean and
-            standard deviation of ImageNet; for float tensors their own size, mean 0 and standard
-            deviation 1. With float tensors it only tells the files how to read images.
+            standard deviation of ImageNet; of an SSD or RetinaNet what its transform says; for
+            float tensors their own size, mean 0 and standard deviation 1. With float tensors it
+            only tells the files how to read images.
         classes: names of the classes; by default those of the data, or numbers.
         listener: hears of the progress; `mecq_cli.progress` makes one that shows it.
         settings: of ``mecq quantize``, as ``epochs=10``.
@@ -254,7 +260,7 @@ def quantize(
         loaded = None
         if not isinstance(model, str):
             find_splits(config.data)  # a folder that is not there is no fault of the module
-            loaded = _loaded(model, preprocessing or IMAGENET, config)
+            loaded = _loaded(model, preprocessing or _default_preprocessing(model), config)
         task = task_for(config.task, config.model, loaded)
         splits = task.open_training(config.data, config.val_split, config.seed)
     elif isinstance(model, str):
@@ -336,6 +342,11 @@ def _names(data: Source) -> Sequence[str] | None:
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
+def _default_preprocessing(model: nn.Module) -> Preprocessing:
+    """A module that detects says what it takes."""
+    return preprocessing_of(model) if is_detector(model) else IMAGENET
+
+
 def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConfig) -> LoadedModel:
     """A copy of the module, and how many classes it has."""
     own = copy.deepcopy(model).float().cpu().eval()
@@ -348,6 +359,8 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
             found = detector_of(own, (size[1], size[2]))
         with torch.no_grad():
             logits = own(torch.zeros(1, *size))
+    except MecqError:
+        raise
     except Exception as error:  # whatever a program's module may raise
         raise UsageError(
             f"model: {name} fails at images of {size} ({type(error).__name__}: {error}); say what "

@@ -189,7 +189,22 @@ def test_a_module_of_a_program(
     items = TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(UsageError, match="detects, and data sets of a program"):
         mecq_cli.quantize(net, (items, items), 4, 4)
+    cropped = mecq_cli.Preprocessing((3, 64, 64), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(UsageError, match="cuts parts of the image off"):
+        mecq_cli.quantize(net, place / "scenes", 4, 4, preprocessing=cropped)
+
+
+def test_a_module_says_how_its_images_are_prepared(place: Path) -> None:
+    net = small_ssd(64, widths=(8, 8, 8, 8, 8))
+    net.transform.image_mean = [0.25] * 3
+    result = mecq_cli.quantize(
+        net, place / "scenes", 4, 4, epochs=0, device="cpu", calibration_images=4, bn_images=0,
+        output=place / "own",
+    )  # fmt: skip
+    found = result.module.preprocessing
+    assert (found.input_size, found.mean, found.crop_mode) == ((3, 64, 64), (0.25,) * 3, "squash")
+    net.anchor_generator.steps = [8, 16, 48]
+    with pytest.raises(UsageError, match=r"^model: SSD at 64 x 64 pixels has a map whose anchors"):
         mecq_cli.quantize(net, place / "scenes", 4, 4)
 
 
