@@ -15,7 +15,7 @@ from mecq_cli.config.commands import (
     from_flags,
 )
 from mecq_cli.config.file import from_toml, read_toml, to_toml
-from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME, explain, resolve
+from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME, explain, question, resolve
 from mecq_cli.config.run import (
     FLAG_ONLY,
     OF_BOTH_VIEWS,
@@ -24,7 +24,6 @@ from mecq_cli.config.run import (
     Allotted,
     LayerOverride,
     QuantizeConfig,
-    question,
     whole_bits,
 )
 

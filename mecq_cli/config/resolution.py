@@ -11,12 +11,14 @@ reasons may be gone: the learning rate that suits 2 bits when the file, or a fla
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from mecq_cli.config.file import from_toml, read_toml
-from mecq_cli.config.run import FLAG_ONLY, TARGETS, QuantizeConfig, question, settle_wbits
+from mecq_cli.config.run import FLAG_ONLY, TARGETS, QuantizeConfig, settle_wbits
 from mecq_cli.errors import UsageError
 from mecq_cli.settings import Origin, Settings, label_of, validated
 
@@ -64,7 +66,6 @@ def resolve(
     """
     read = {} if file is None else _reopened(read_toml(file))
     values, origins = _gathered({"file": read, "flag": flags})
-    _forget_other_allotments(values, origins)
     if restarts and not values.get("dry_run"):
         _check_repeatable(values)
         values["resume"] = True
@@ -92,6 +93,7 @@ def _gathered(
             _drop(_SETTLED_BY_TARGET, values, origins)
         values |= given
         origins |= dict.fromkeys(given, origin)
+    _forget_other_allotments(values, origins)
     return values, origins
 
 
@@ -112,6 +114,29 @@ def _reopened(stored: dict[str, Any]) -> dict[str, Any]:
         for key, value in stored.items()
         if key != "chosen" and not (key in choices and choices[key] == value)
     }
+
+
+_ASKED = ("target_size", "sensitivity", "quantizer", "first_last_bits", "reduce_range", "img_size")
+
+
+def question(values: Mapping[str, Any]) -> str:
+    """What bits are allotted by, in short: the same text says the same of each of it.
+
+    Args:
+        values: settings by name, as they were given or as `QuantizeConfig` has them.
+    """
+    fields = QuantizeConfig.model_fields
+    asked = {key: values.get(key, fields[key].default) for key in _ASKED}
+    average, weights = values.get("target_avg_bits"), values.get("checkpoint")
+    rules = _comparable(values.get("layers", ()))
+    asked |= {
+        "model": values.get("model"),
+        "target_avg_bits": None if average is None else float(average),
+        "checkpoint": None if weights is None else Path(weights).name,  # it may have been moved
+        "layers": [(r.get("pattern"), r["wbits"]) for r in rules if r.get("wbits") is not None],
+    }
+    told = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _forget_other_allotments(values: dict[str, Any], origins: dict[str, Origin]) -> None:
@@ -142,7 +167,6 @@ def explain(file: Path | None, flags: Mapping[str, Any], run: Path | None) -> di
     defaults = {key: field.default for key, field in QuantizeConfig.model_fields.items()}
     own = {key: value for key, value in stored.items() if value not in (defaults[key], [])}
     values, origins = _gathered({"run": own, "file": read, "flag": flags})
-    _forget_other_allotments(values, origins)
     settle_wbits(values, origins)
     required = [key for key, field in QuantizeConfig.model_fields.items() if field.is_required()]
     missing = [key for key in required if key not in values]

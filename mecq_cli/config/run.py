@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -78,7 +75,7 @@ class Allotment(Settings):
     """How `QuantizeConfig.allotted` came about.
 
     Attributes:
-        asked: what it is the answer to, see `question`.
+        asked: what it is the answer to, see `mecq_cli.config.question`.
         images: that were measured on.
         seconds: that it took.
         optimal, gap: as of `mecq_cli.precision.Allotment`.
@@ -286,34 +283,6 @@ def settle_wbits(values: dict[str, Any], origins: Mapping[str, Origin]) -> None:
     average = values.get("target_avg_bits")
     known = isinstance(average, (int, float)) and 1 <= average <= 8
     values["wbits"] = whole_bits(float(average)) if known and average is not None else 4
-
-
-def question(values: Mapping[str, Any]) -> str:
-    """What bits are allotted by, in short: the same text says the same of each of it.
-
-    Args:
-        values: settings by name, as they were given or as `QuantizeConfig` has them.
-    """
-    fields = QuantizeConfig.model_fields
-    asked = {key: values.get(key, fields[key].default) for key in _ASKED}
-    average, weights = values.get("target_avg_bits"), values.get("checkpoint")
-    rules = [_plain(rule) for rule in values.get("layers", ())]
-    asked |= {
-        "model": values.get("model"),
-        "target_avg_bits": None if average is None else float(average),
-        "checkpoint": None if weights is None else Path(weights).name,  # it may have been moved
-        "layers": [(r.get("pattern"), r["wbits"]) for r in rules if r.get("wbits") is not None],
-    }
-    told = json.dumps(asked, sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-_ASKED = ("target_size", "sensitivity", "quantizer", "first_last_bits", "reduce_range", "img_size")
-
-
-def _plain(rule: Any) -> Mapping[str, Any]:
-    dumped: Mapping[str, Any] = rule.model_dump() if isinstance(rule, LayerOverride) else rule
-    return dumped
 
 
 def whole_bits(average: float) -> int:

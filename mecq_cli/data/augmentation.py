@@ -16,6 +16,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import InterpolationMode, v2
 
+from mecq_cli.data.images import in_channels, pixels_of
 from mecq_cli.errors import UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 
@@ -68,14 +69,11 @@ def eval_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Pixe
     )
     height, width = preprocessing.input_size[1:]
     ready = (width, height) if preprocessing.crop_pct == 1 else None
-    grey = preprocessing.input_size[0] == 1
 
     def apply(image: Image.Image) -> Pixels:
-        if grey:
-            image = image.convert("L")
+        image = in_channels(image, preprocessing.input_size[0])
         if image.size == ready:  # timm would do nothing, in twice the time
-            pixels = np.asarray(image)
-            return pixels[None] if grey else pixels.transpose(2, 0, 1)
+            return pixels_of(image)
         return np.asarray(transform(image))
 
     return apply

@@ -21,11 +21,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from mecq_cli.data.augmentation import Pixels, check_preprocessing, eval_transform
 from mecq_cli.data.folder import FolderFiles
-from mecq_cli.data.images import open_rgb
+from mecq_cli.data.images import in_channels, open_rgb, pixels_of
 from mecq_cli.data.loader import Batch, ImageDataset
 from mecq_cli.data.split import Indices
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.models.preprocessing import IMAGE_MODES
 
 LABEL, BOX, CROWD = 0, slice(1, 5), 5
 """Columns of a row of labels."""
@@ -131,6 +130,5 @@ class BoxDataset(ImageDataset):
             sample = self._both(sample)
         rest = sample["labels"]
         rows = torch.cat([rest[:, :1], sample["boxes"].as_subclass(Tensor), rest[:, 1:]], 1)
-        mode = IMAGE_MODES[self.preprocessing.input_size[0]]
-        pixels = np.asarray(sample["image"].convert(mode))
-        return np.atleast_3d(pixels).transpose(2, 0, 1), rows
+        cut = in_channels(sample["image"], self.preprocessing.input_size[0])
+        return pixels_of(cut), rows

@@ -110,6 +110,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An RGB image as a network of 3 channels, or of 1, takes it."""
+    return image.convert("L") if channels == 1 else image
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [channels, H, W] of an image; the inverse of `picture_of`, where that is in colour."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+
+
 def picture_of(pixels: NDArray[np.uint8]) -> Image.Image:
     """The picture (RGB) that uint8 [channels, H, W] are."""
     grey = len(pixels) == 1

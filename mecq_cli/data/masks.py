@@ -28,11 +28,11 @@ from mecq_cli.data.augmentation import (
     eval_transform,
 )
 from mecq_cli.data.folder import FolderFiles
-from mecq_cli.data.images import open_rgb, opened
+from mecq_cli.data.images import in_channels, open_rgb, opened, pixels_of
 from mecq_cli.data.loader import Batch, ImageDataset
 from mecq_cli.data.split import Indices, Names
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.models.preprocessing import IMAGE_MODES, Preprocessing
+from mecq_cli.models.preprocessing import Preprocessing
 
 IGNORED = 255
 """The index of a pixel that does not count."""
@@ -192,7 +192,7 @@ def _random_crop_of_both(
     Pillow resizes both: of a tensor torch takes the nearest value from another place.
     """
     check_preprocessing(preprocessing)
-    mode = IMAGE_MODES[preprocessing.input_size[0]]
+    channels = preprocessing.input_size[0]
     crop = v2.RandomResizedCrop(preprocessing.input_size[1:], scale=SCALE, ratio=RATIO)
     kinds = (InterpolationMode(preprocessing.interpolation), InterpolationMode.NEAREST)
 
@@ -202,12 +202,11 @@ def _random_crop_of_both(
             torch.default_generator.manual_seed(word)
             place = crop.make_params([image])
             flip = bool(torch.rand(()) < 0.5)
-        pixels, labels = (
-            np.asarray(v2.functional.resized_crop(one, **place, size=crop.size, interpolation=how))
-            for one, how in zip((image.convert(mode), Image.fromarray(mask)), kinds, strict=True)
+        both = (in_channels(image, channels), Image.fromarray(mask))
+        pixels, (labels,) = (
+            pixels_of(v2.functional.resized_crop(one, **place, size=crop.size, interpolation=how))
+            for one, how in zip(both, kinds, strict=True)
         )
-        if flip:
-            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-        return np.atleast_3d(pixels).transpose(2, 0, 1), labels
+        return (pixels[..., ::-1], labels[:, ::-1]) if flip else (pixels, labels)
 
     return apply

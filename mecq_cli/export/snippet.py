@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mecq_cli.models.preprocessing import IMAGE_MODES, Preprocessing
+from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.tasks.drawing import SHOWN, palette
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
 
@@ -106,6 +106,8 @@ each. Needs onnxruntime ({version} or newer), numpy and pillow.
 )
 
 _TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
+MODES = {1: "L", 3: "RGB"}
+"""Which image files there are for a number of input channels."""
 _BACK = "    image = image.resize(Image.open(name).size, Image.Resampling.NEAREST)\n"
 
 
@@ -124,7 +126,7 @@ def snippet(
         least=SHOWN,
         height=height,
         width=width,
-        mode=IMAGE_MODES[channels],
+        mode=MODES[channels],
         axis="[..., None]" if channels == 1 else "",
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),

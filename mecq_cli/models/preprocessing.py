@@ -7,9 +7,6 @@ from typing import Any
 
 from mecq_cli.errors import UsageError
 
-IMAGE_MODES = {1: "L", 3: "RGB"}
-"""Pillow's modes of images, by the number of input channels."""
-
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -42,9 +42,9 @@ class Choice:
 
         Small weights are stored with each of the layers that share them, see `shared_weights`.
         """
-        stored = 1 if is_shared(self.weights, bits) else len(self.places)
-        scales = layer_bytes(0, self.channels, bits)
-        return stored * (layer_bytes(self.weights, 0, bits)) + len(self.places) * scales
+        again = 0 if is_shared(self.weights, bits) else self.weights
+        others = (len(self.places) - 1) * layer_bytes(again, self.channels, bits)
+        return layer_bytes(self.weights, self.channels, bits) + others
 
     @property
     def open(self) -> bool:

@@ -95,7 +95,7 @@ def _traces(
             logits = model(part)[:, :classes].float()
         roots = logits.detach().softmax(1).sqrt()
         # The loss is a mean over the pixels or anchors, where these are classified.
-        scale = (logits[0, 0].numel()) ** -0.5
+        scale = logits[0, 0].numel() ** -0.5
         for turn in range(ROUNDS):
             signs = torch.randint(0, 2, roots.shape, generator=generator, device=roots.device)
             signed = roots * (2 * signs - 1)

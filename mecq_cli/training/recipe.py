@@ -190,11 +190,13 @@ def choose(
     warmup_epochs = config.warmup_epochs
     warmup = total // 20 if warmup_epochs is None else round(warmup_epochs * steps_per_epoch)
     mec_weight, mec = choose_entropy(config)
-    freezing = config.freeze_oscillations
-    freezes = freezing is None and can_freeze(quantizers_named(config.quantizer))
-    freezes = freezes and config.wbits != 32
-    if freezing is None:
-        freezing = FREEZE_OSCILLATIONS.get(family, 0.0) if freezes else 0.0
+    freezes = (
+        config.freeze_oscillations is None
+        and config.wbits != 32
+        and family in FREEZE_OSCILLATIONS
+        and can_freeze(quantizers_named(config.quantizer))
+    )
+    freezing = FREEZE_OSCILLATIONS[family] if freezes else config.freeze_oscillations or 0.0
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -209,7 +211,7 @@ def choose(
         distill_weight=config.distill_weight if config.distill else 0.0,
         distill_temperature=config.distill_temperature,
         mec_weight=mec_weight,
-        mec_on=tuple((config.mec_on or sites_coded(family, classifies=classifies)).split("+")),
+        mec_on=tuple((config.mec_on or _sites_coded(family, classifies=classifies)).split("+")),
         mec_views=2 if config.mec_views == "fp+quantized" else 1,
         mec=mec,
         bf16=use_bf16(config.amp, device),
@@ -268,7 +270,7 @@ def _reasons(
         yield f"adamw, since the network has {family.value}"
     if config.lr is None and family is Family.DEPTHWISE and times != 1:
         yield f"{times:g} times the learning rate of others, since the network has {family.value}"
-    if freezes and family in FREEZE_OSCILLATIONS:
+    if freezes:
         yield f"oscillating weights are frozen, since the network has {family.value}"
 
 
@@ -280,7 +282,7 @@ def _choose_compile(config: QuantizeConfig, steps: int, *, tokens: bool) -> str:
     return "quantizers" if steps >= COMPILE_QUANTIZERS_FROM else "off"
 
 
-def sites_coded(family: Family, *, classifies: bool) -> str:
+def _sites_coded(family: Family, *, classifies: bool) -> str:
     """What the regularizer codes, where nobody says: of tokens what the last layer reads.
 
     Their mean after a block is not what that makes its logits of (docs/method.md).

@@ -17,12 +17,8 @@ from mecq_cli.workflow.report import may_replace
 from mecq_cli.workflow.report_material import read_summary
 from mecq_cli.workflow.targets import settings_of
 
-_NOT_COMPARED = FLAG_ONLY | {
-    "output",
-    "allotted",
-    "allotment",
-    "chosen",
-}  # what follows from a target
+# Nor what follows from the others.
+_NOT_COMPARED = FLAG_ONLY | {"output", "allotted", "allotment", "chosen"}
 
 
 def compare(config: CompareConfig, listener: Listener) -> dict[str, Any]:

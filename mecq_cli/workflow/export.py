@@ -19,10 +19,9 @@ from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
 from mecq_cli.export.formats import FORMATS, require_format
 from mecq_cli.export.qonnx import require_qonnx
-from mecq_cli.export.snippet import snippet
+from mecq_cli.export.snippet import MODES, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
-from mecq_cli.models.preprocessing import IMAGE_MODES
 from mecq_cli.runs import RunFolder, Target, resolve_target
 from mecq_cli.storage import atomic_write
 from mecq_cli.workflow.common import eval_batch_size
@@ -89,7 +88,7 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
             else:
                 document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
     atomic_write(output, data, force=config.force)
-    if profile in ORT_PROFILES and model.input_shape[0] in IMAGE_MODES:
+    if profile in ORT_PROFILES and model.input_shape[0] in MODES:
         code = output.with_suffix(".py")
         preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
         task = task_of(model.metadata, source).name

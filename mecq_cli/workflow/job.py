@@ -31,7 +31,7 @@ from mecq_cli.models.loading import LoadedModel
 from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.tasks.registry import CLASSIFICATION, task_of
 from mecq_cli.training.family import family_of
-from mecq_cli.training.recipe import Recipe, choose, default_batch_size, sites_coded
+from mecq_cli.training.recipe import Recipe, choose, default_batch_size
 from mecq_cli.workflow.common import (
     eval_batch_size,
     evaluation_data,
@@ -183,9 +183,6 @@ def open_job(
             )
         sites = config.mec_on or "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
-    if config.mec_on is None:
-        sites = sites_coded(family_of(loaded.module), classifies=task is CLASSIFICATION)
-        config = config.model_copy(update={"mec_on": sites})
     config = _regularized(config, origins, task, listener)
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
@@ -206,6 +203,7 @@ def open_job(
         )
     steps = batches_per_epoch(len(train_split), batch_size)
     recipe = recipe_for(config, loaded, task, steps, batch_size, device)
+    config = config.model_copy(update={"mec_on": "+".join(recipe.mec_on)})
     workers = loader_workers(config.workers, device, launch.local_processes())
     return Job(
         asked,

@@ -83,11 +83,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_settings_are_those_of_the_command_with_their_types() -> None:
-    known = set(QuantizeConfig.model_fields) - {
-        "allotted",
-        "allotment",
-        "chosen",
-    }  # which a run finds
+    found_by_a_run = {"allotted", "allotment", "chosen"}
+    known = set(QuantizeConfig.model_fields) - found_by_a_run
     assert set(Settings.__annotations__) == known - {"model", "data", "wbits", "abits", "dry_run"}
     ours, theirs = get_type_hints(Settings), get_type_hints(QuantizeConfig)
     for key, kind in ours.items():
