@@ -180,7 +180,8 @@ def quantize(
         bool | None,
         typer.Option(
             "--reset-classifier",
-            help="Replace a classifier of another size by one fitted to the features.",
+            help="Replace a classifier of another size by one fitted to the features; "
+            "layers that segment or detect by random ones.",
             rich_help_panel=_START,
         ),
     ] = None,
@@ -268,7 +269,7 @@ def quantize(
             autocompletion=one_of("entropy", "divergence"),
             metavar="NAME",
             help="With both: spread them together (entropy), or pull one's geometry to the "
-            "other's (divergence).",
+            "other's (divergence). Controls: alignment, target, centring.",
             rich_help_panel=_ENTROPY,
         ),
     ] = None,

@@ -52,8 +52,8 @@ PROFILES = {
     "qonnx": Profile(13, 7, qonnx_graph.build, {DOMAIN: 1}),
 }
 
-INPUT_LAYOUT = {"name": INPUT, "layout": "NCHW", "colors": "RGB", "pixels_divided_by": 255}
-"""What ``preprocessing`` leaves open; it is the same for all models."""
+COLORS = {1: "grey", 3: "RGB"}
+"""What the channels of an image are, by their number."""
 
 
 def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
@@ -75,12 +75,19 @@ def to_model(model: IntegerModel, profile: str = "ort") -> onnx.ModelProto:
         ir_version=form.ir_version,
         producer_name=PRODUCER,
     )
-    document: dict[str, Any] = {**model.metadata, "profile": profile, "input": INPUT_LAYOUT}
+    document = {**model.metadata, "profile": profile, "input": _input_layout(model)}
     # ASCII: a folder may be called what is no Unicode, and such names cannot be UTF-8.
     metadata = json.dumps(document, sort_keys=True)
     helper.set_model_props(proto, {METADATA_KEY: metadata})
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _input_layout(model: IntegerModel) -> dict[str, Any]:
+    """What ``preprocessing`` leaves open."""
+    layout: dict[str, Any] = {"name": INPUT, "layout": "NCHW", "pixels_divided_by": 255}
+    colors = COLORS.get(model.input_shape[0])
+    return layout if colors is None else {**layout, "colors": colors}
 
 
 def _share(graph: onnx.GraphProto) -> None:

@@ -440,3 +440,12 @@ def test_metadata_is_json_in_the_file(small: IntegerModel, profile: str) -> None
     layout = {"name": "input", "layout": "NCHW", "colors": "RGB", "pixels_divided_by": 255}
     assert metadata == {**small.metadata, "profile": profile, "input": layout}
     assert len(properties["mecq.sha256"]) == 64
+
+
+@pytest.mark.parametrize(("channels", "colors"), [(1, "grey"), (3, "RGB"), (4, None)])
+def test_metadata_says_what_the_channels_are(channels: int, colors: str | None) -> None:
+    maker = Maker(np.random.default_rng(0), np.ones((1, channels, 4, 4), np.float32))
+    maker.linear(maker.flatten(maker.quantize(INPUT, 8)), 2)
+    proto = to_model(maker.model())
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    assert json.loads(properties["mecq.metadata"])["input"].get("colors") == colors

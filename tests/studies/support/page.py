@@ -15,14 +15,13 @@ STEPS = ("quantize", "evaluate", "onnx", "safetensors")
 HEAD = """\
 # Supported models
 
-Each row is a network with random weights that was sent all the way on a CPU: two training steps of
-8 images, evaluation as integers, export as ONNX (profile ort) and as safetensors, each compared
-with the simulator and, without optimizations, layer by layer, as `mecq export` always does. So a
-row says that every operation of the network has an exact integer form, and nothing of its accuracy
-after training.
+Each row is a network with random weights that was taken through all steps on a CPU: two training
+steps of 8 images, evaluation as integers, export as ONNX (profile ort) and as safetensors. Each
+file was compared with the simulator, the ONNX file without optimizations too, layer by layer. So a
+row says that every operation of the network has an exact integer form; it says nothing about its
+accuracy after training.
 
-`mecq models [PATTERN]` lists these, and the names that were only captured: those get their
-quantizers, and the rest was not tried.
+`mecq models [PATTERN]` lists these networks, refused ones included.
 
 Made by `python -m tests.studies.support`; the results are in `support.json` beside this page.
 """
