@@ -41,6 +41,8 @@ def _fold(users: Users, layer: Layer, value: str, factor: Layer) -> bool:
             return True
     if len(axes) > 1:
         return False
+    if value not in users.by_name:
+        return False  # the image
     if axes and users.shape(value)[axes[0] - 1] != factor.shape[axes[0] - 1]:
         return False  # it makes several channels of one
     found = _product_above(users, value, axes[0] if axes else None)
@@ -80,7 +82,7 @@ def _product_above(users: Users, name: str, axis: int | None) -> Layer | None:
         if layer.kind in ("conv2d", "linear"):
             channels = 1 if layer.kind == "conv2d" else len(layer.shape)
             return layer if axis in (None, channels) else None
-        if layer.kind not in _MOVING:
+        if layer.kind not in _MOVING or layer.inputs[0] not in users.by_name:
             return None
         if axis is not None and layer.kind == "roll" and axis in layer.attributes["axes"]:
             return None

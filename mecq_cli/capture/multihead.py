@@ -8,11 +8,13 @@ first axis all along.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +53,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """What the module computes of tokens [N, T, C] that attend to each other."""
     masked = attn_mask is not None or key_padding_mask is not None or rest.get("is_causal")
-    if query is not key or key is not value or query.dim() != 3 or need_weights or masked:
+    if query is not key or key is not value or query.dim() != 3 or masked:
         return nn.MultiheadAttention.forward(
             module, query, key, value, key_padding_mask, need_weights, attn_mask, **rest
         )
@@ -60,4 +62,9 @@ def _forward(
     q, k, v = rows.reshape(n, t, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     dropout = module.dropout if module.training else 0.0
     found = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    return module.out_proj(found.transpose(1, 2).reshape(n, t, c)), None
+    out = module.out_proj(found.transpose(1, 2).reshape(n, t, c))
+    if not need_weights:
+        return out, None
+    # Who asks for them, which is the default, seldom reads them: then they are left out.
+    weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), -1)
+    return out, weights.mean(1) if rest.get("average_attn_weights", True) else weights

@@ -22,13 +22,13 @@ def _four_sides(padding: Any, kernel: tuple[int, int], dilation: list[int]) -> l
 
 
 def set_parameter(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-    """Make a tensor a parameter of a module, the very one where it is a parameter."""
-    if tensor is None:
-        module.register_parameter(name, None)
-    else:
-        module.register_parameter(
-            name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
-        )
+    """Make a tensor a parameter of a module, the very one where it is a parameter.
+
+    A buffer, such as a fixed filter, is not trained here either.
+    """
+    if tensor is not None and not isinstance(tensor, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    module.register_parameter(name, tensor)
 
 
 def conv2d(reader: Reader, node: FxNode) -> None:
@@ -70,7 +70,8 @@ def conv1d(reader: Reader, node: FxNode) -> None:
     outputs, inputs, kernel = weight[1].shape
     with torch.device("meta"):
         module = nn.Conv2d(inputs * groups, outputs, (1, kernel), groups=groups, bias=False)
-    set_parameter(module, "weight", nn.Parameter(weight[1].detach().unsqueeze(2)))
+    rows = weight[1].detach().unsqueeze(2)
+    module.weight = nn.Parameter(rows, requires_grad=weight[1].requires_grad)
     set_parameter(module, "bias", bias[1] if bias else None)
     channels, length = (int(n) for n in source.meta["val"].shape[1:])
     row = {"shape": [channels, 1, length]}

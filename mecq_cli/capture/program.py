@@ -21,7 +21,9 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
     was_training = model.training
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     example = torch.zeros(2, *input_shape, device=device)
-    batch = ({0: torch.export.Dim.DYNAMIC},)
+    # By the tensor and not by a signature, which may be `*args`.
+    batch = torch.export.ShapesCollection()
+    batch[example] = {0: torch.export.Dim.DYNAMIC}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
         with warnings.catch_warnings(), images_first(model):

@@ -42,6 +42,7 @@ class Reader:
 
     Attributes:
         layers: found so far.
+        input_shape: of an image.
         alias: the layer whose value a node is.
         names: of all layers.
         constants: nodes whose value depends on no image.
@@ -53,8 +54,9 @@ class Reader:
     def __init__(self, graph: GraphModule, handlers: Mapping[Any, Handler]) -> None:
         self.graph, self.handlers = graph, handlers
         self.layers: list[Layer] = []
+        self.input_shape: tuple[int, ...] = ()
         self.alias: dict[FxNode, str] = {}
-        self.names: set[str] = set()
+        self.names = {INPUT}
         self.constants: set[FxNode] = set()
         self.parts: set[FxNode] = set()
         self.notes: dict[FxNode, Any] = {}
@@ -66,6 +68,7 @@ class Reader:
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.alias[node] = INPUT
+                self.input_shape = tuple(int(n) for n in node.meta["val"].shape[1:])
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -180,7 +183,8 @@ class Reader:
         self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any
     ) -> str:
         """Append a layer that reads others by name; returns its name, which is made unique."""
-        name = name.lstrip(".")  # of the root, which has no name
+        # The root has no name; two colons are for names that the program makes.
+        name = name.lstrip(".").replace("::", ":")
         unique, count = name, 1
         while unique in self.names:
             count += 1

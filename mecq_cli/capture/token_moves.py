@@ -11,6 +11,7 @@ from torch.fx import Node as FxNode
 from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.capture.reader import Reader, module_path
 from mecq_cli.errors import UsageError
+from mecq_cli.integer.ir import INPUT
 
 aten = torch.ops.aten
 BROADCASTING = (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor)
@@ -226,7 +227,7 @@ def joined(reader: Reader, base: str, names: list[str], shape: tuple[int, ...], 
     if axis == 1:
         return reader.append(path, "concat", names, shape)
     order = [axis, *(i + 1 for i in range(len(shape)) if i + 1 != axis)]
-    shapes = {layer.name: layer.shape for layer in reader.layers}
+    shapes = {INPUT: reader.input_shape} | {layer.name: layer.shape for layer in reader.layers}
     turned = [transposed(reader, base, name, shapes[name], order) for name in names]
     after = tuple(shape[i - 1] for i in order)
     name = reader.append(path, "concat", turned, after)

@@ -118,7 +118,9 @@ class EntropyRegularizer(nn.Module):
             of_pairs, found = self._two_views(pairs, distortion)
             losses += of_pairs.unbind()
             lengths |= found
-        return EntropyTerm(torch.stack(losses).mean(), lengths)
+        # A single layer reads images and puts out logits: nothing is in between.
+        loss = torch.stack(losses).mean() if losses else torch.zeros(())
+        return EntropyTerm(loss, lengths)
 
     def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:
         if self.settings.term == "centring":

@@ -27,9 +27,9 @@ from mecq_cli.integer.ir import (
 
 LOGITS = "logits"
 """Name of the output of the graph."""
-FLOAT_LOGITS = "logits::float"
+FLOAT_LOGITS = "::logits::float"
 """Name of the node that dequantizes them, where the last operation has a grid."""
-ZERO = "zero::float"
+ZERO = "::zero::float"
 """Name of the number zero, dequantized."""
 
 
@@ -86,7 +86,7 @@ class GraphBuilder:
 
     def scalar(self, value: np.generic) -> str:
         """Store a number; equal ones share a tensor."""
-        name = f"{value.dtype}::{value!s}"
+        name = f"::{value.dtype}::{value!s}"
         return name if name in self.initializers else self.constant(value, name)
 
     def input_grid(self, node: Node, index: int = 0) -> Grid | None:

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from mecq_cli.export.onnx_builder import Builder
 from mecq_cli.integer.ir import INPUT, Node
 
-_BATCH = "batch::size"
+_BATCH = "::batch::size"
 
 
 def _matmul(builder: Builder, node: Node) -> None:
@@ -46,7 +46,7 @@ def _matmul(builder: Builder, node: Node) -> None:
 def _constant(builder: Builder, node: Node) -> None:
     value = node.tensors["value"]
     stored = builder.constant(value[None], f"{node.name}::stored")
-    rest = builder.constant(np.ones(value.ndim, np.int64), f"ones::{value.ndim}")
+    rest = builder.constant(np.ones(value.ndim, np.int64), f"::ones::{value.ndim}")
     shape = builder.emit("Concat", [batch_size(builder), rest], f"{node.name}::shape", axis=0)
     builder.emit("Expand", [stored, shape], node.name)
 
@@ -54,8 +54,8 @@ def _constant(builder: Builder, node: Node) -> None:
 def batch_size(builder: Builder) -> str:
     """The number of images, as a vector of one."""
     if not builder.has(_BATCH):
-        shape = builder.emit("Shape", [INPUT], "batch::shape")
-        first = builder.constant(np.zeros(1, np.int64), "batch::first")
+        shape = builder.emit("Shape", [INPUT], "::batch::shape")
+        first = builder.constant(np.zeros(1, np.int64), "::batch::first")
         builder.emit("Gather", [shape, first], _BATCH, axis=0)
     return _BATCH
 

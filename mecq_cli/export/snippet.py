@@ -105,6 +105,15 @@ each. Needs onnxruntime ({version} or newer), numpy and pillow.
 """
 )
 
+_NEEDS = "Needs onnxruntime ("
+"""What each script says of itself at its beginning."""
+
+
+def is_snippet(text: str) -> bool:
+    """Whether a script is one of these, and not somebody's own."""
+    return text.startswith('"""') and _NEEDS in text[:1024]
+
+
 _TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
 MODES = {1: "L", 3: "RGB"}
 """Which image files there are for a number of input channels."""

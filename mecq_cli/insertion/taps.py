@@ -21,7 +21,8 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     last of its stages). ``stages``: the last
     residual add (or concatenation, or convolution) of each spatial resolution; of a network of
     tokens the last residual add for each number of tokens or, where that is one number, those at
-    a third, two thirds and the end of the depth. ``layers``: what every convolution or linear
+    a third, two thirds and the end of the depth; of one without stages what the last layer reads.
+    ``layers``: what every convolution or linear
     layer but the first reads.
     """
     products = [layer for layer in layers if layer.kind in PRODUCTS]
@@ -31,7 +32,8 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     if "layers" in taps:
         wanted |= {p.inputs[0] for p in products if p.inputs[0] != INPUT}
     if "stages" in taps:
-        wanted |= set(_token_stages(layers) or _map_stages(layers, products))
+        stages = _token_stages(layers) or _map_stages(layers, products)
+        wanted |= set(stages or [_penultimate(layers, products)])
     return [layer.name for layer in layers if layer.name in wanted]
 
 
@@ -52,16 +54,17 @@ def _map_stages(layers: list[Layer], products: list[Layer]) -> list[str]:
     # Behind the last residual add of a resolution only the next stage's narrow beginning
     # may follow, so an add is the end of a stage where there is one.
     last: dict[tuple[int, ...], str] = {}
+    # The logits of a convolutional classifier are no stage.
+    logits = first_above(layers[-1].name, by_name)
     for kinds in (PRODUCTS, ("concat",), ("add",)):
         last |= {
             layer.shape[1:]: layer.name
             for layer in inner
             if len(layer.shape) == 3 and layer.shape[1:] in convolved and layer.kind in kinds
             if layer.name not in dense and not (dense and layer.shape[1:] == (1, 1))
+            if layer.name != logits
         }
-    # The logits of a convolutional classifier are no stage.
-    logits = first_above(layers[-1].name, by_name)
-    return [name for name in last.values() if name != logits]
+    return list(last.values())
 
 
 def _of_backbone(layers: list[Layer]) -> list[Layer]:
@@ -121,6 +124,6 @@ def channel_axes(layers: list[Layer]) -> dict[str, int]:
             axis = axis_before(layer.shape, shapes[layer.inputs[0]], known[0])
             if axis is not None:
                 axes[layer.name] = axis
-        elif len(layer.shape) == len(shapes[layer.inputs[0]]):
+        elif len(layer.shape) == len(shapes.get(layer.inputs[0], layer.shape)):
             axes[layer.name] = known[0]
     return axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,8 +51,36 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in document.items()
         }
-        return cls(**fields)
+        found = cls(**fields)
+        found.require_sound()
+        return found
+
+    def require_sound(self) -> None:
+        """Raise TypeError or ValueError unless these are numbers for an image of some channels.
+
+        What is read from a file may be anything.
+        """
+        size: tuple[Any, ...] = self.input_size
+        if len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
+            raise ValueError(f"input_size is {size}; three whole numbers are needed")
+        if not len(self.mean) == len(self.std) == size[0]:
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}, for {size[0]} channels"
+            )
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean is {self.mean}; finite numbers are needed")
+        if not all(math.isfinite(n) and n > 0 for n in self.std):
+            raise ValueError(f"std is {self.std}; numbers above 0 are needed")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must lie in (0, 1]")
+        names: tuple[Any, ...] = (self.interpolation, self.crop_mode)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"interpolation and crop_mode are {names}; names are needed")

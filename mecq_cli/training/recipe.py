@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -338,7 +339,7 @@ def make_optimizer(
     known = {id(p) for p in learned[False] + learned[True]}
     weights = [p for p in _unique(model) if id(p) not in known and p.dim() > 1]
     others = [p for p in _unique(model) if id(p) not in known and p.dim() <= 1]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
         *(
@@ -350,13 +351,14 @@ def make_optimizer(
             for decays, parameters in learned.items()
         ),
     ]
+    groups = [group for group in groups if group["params"]]
     optimizer = create_optimizer_v2(
-        [g for g in groups if g["params"]],
+        groups,
         opt=recipe.optimizer,
         lr=recipe.lr,
         weight_decay=0.0,
         momentum=0.9,
-        fused=can_fuse(weights[0].device) or None,
+        fused=can_fuse(groups[0]["params"][0].device) or None,
     )
     schedule = CosineLRScheduler(
         optimizer,

@@ -36,6 +36,7 @@ from mecq_cli.models.detection import (
 )
 from mecq_cli.models.detector import COORDINATES
 from mecq_cli.models.loading import LoadedModel
+from mecq_cli.models.order import keep_order
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import OUT, logits_only
 from mecq_cli.settings import OWN
@@ -347,11 +348,26 @@ def _default_preprocessing(model: nn.Module) -> Preprocessing:
     return preprocessing_of(model) if is_detector(model) else IMAGENET
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """In float32, on the CPU."""
+    try:
+        return copy.deepcopy(model).float().cpu().eval()
+    except Exception as error:  # whatever a program's module may hold
+        raise UsageError(
+            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); a "
+            "module that keeps what it computed can be once it has run under torch.no_grad()"
+        ) from error
+
+
 def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConfig) -> LoadedModel:
     """A copy of the module, and how many classes it has."""
-    own = copy.deepcopy(model).float().cpu().eval()
+    own = _copied(model)
     preprocessing = preprocessing.overridden(img_size=config.img_size, crop_pct=config.crop_pct)
     name, size = type(model).__name__, list(preprocessing.input_size)
+    try:
+        preprocessing.require_sound()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"preprocessing: {error}") from error
     found = None
     try:
         if is_detector(own):
@@ -359,6 +375,7 @@ def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConf
             found = detector_of(own, (size[1], size[2]))
         with torch.no_grad():
             logits = own(torch.zeros(1, *size))
+            keep_order(own, torch.zeros(2, *size))
     except MecqError:
         raise
     except Exception as error:  # whatever a program's module may raise

@@ -19,7 +19,7 @@ from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
 from mecq_cli.export.formats import FORMATS, require_format
 from mecq_cli.export.qonnx import require_qonnx
-from mecq_cli.export.snippet import MODES, snippet
+from mecq_cli.export.snippet import MODES, is_snippet, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
 from mecq_cli.runs import RunFolder, Target, resolve_target
@@ -87,15 +87,21 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
                 )
             else:
                 document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
-    atomic_write(output, data, force=config.force)
+    code = None
     if profile in ORT_PROFILES and model.input_shape[0] in MODES:
-        code = output.with_suffix(".py")
-        preprocessing, classes = preprocessing_of(model.metadata, source), _classes(model)
-        task = task_of(model.metadata, source).name
-        text = snippet(output.name, preprocessing, classes, ORT_PROFILES[profile], task)
-        atomic_write(code, text.encode(), force=True)
-        document["snippet"] = str(code)
+        code = _script(model, source, output.name, ORT_PROFILES[profile])
+    atomic_write(output, data, force=config.force)
+    if code is not None:
+        script = output.with_suffix(".py")
+        atomic_write(script, code.encode(), force=True)
+        document["snippet"] = str(script)
     return document
+
+
+def _script(model: IntegerModel, source: Path, file: str, version: str) -> str:
+    """What goes beside the file, to run it."""
+    preprocessing, task = preprocessing_of(model.metadata, source), task_of(model.metadata, source)
+    return snippet(file, preprocessing, _classes(model), version, task.name)
 
 
 def _classes(model: IntegerModel) -> list[str]:
@@ -164,7 +170,19 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
     for path in (output, script) if profile in ORT_PROFILES else (output,):
         if path.exists() and not config.force:
             raise UsageError(f"{path} exists; --force overwrites it, --output gives another name")
+    if profile in ORT_PROFILES and script.exists() and not _is_ours(script):
+        raise UsageError(
+            f"{script} was not written by mecq export, whose script goes there; --output gives "
+            "another name"
+        )
     return output
+
+
+def _is_ours(script: Path) -> bool:
+    try:
+        return is_snippet(script.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return False
 
 
 def _images(

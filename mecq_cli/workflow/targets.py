@@ -135,7 +135,7 @@ def preprocessing_of(metadata: Any, path: Path) -> Preprocessing:
         return Preprocessing.from_json(dict(metadata["preprocessing"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{path}: says nothing of its preprocessing; export it again"
+            f"{path}: does not say how images are prepared for it ({error}); export it again"
         ) from error
 
 

@@ -234,6 +234,7 @@ def test_nothing_is_overwritten_unasked(run_folder: Path, pictures: Path, tmp_pa
     (tmp_path / "net.py").write_text("mine")  # where the script beside the file would be
     script = ["export", run_folder, "--output", tmp_path / "net.onnx", "--images", "2"]
     refused(mecq(*script, cwd=tmp_path), 2, "net.py exists", "--force")
+    refused(mecq(*script, "--force", cwd=tmp_path), 2, "net.py", "not written by mecq export")
     assert (tmp_path / "net.py").read_text() == "mine"
     script = ["export", run_folder, "--output", tmp_path / "new.py", "--images", "2"]
     refused(mecq(*script, cwd=tmp_path), 2, "new.py", "ends in .onnx")

@@ -49,9 +49,27 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
     assert data_of(None, "photos") == "photos"
 
 
-@pytest.mark.parametrize("metadata", [{}, {"preprocessing": 3}, {"preprocessing": {"size": 3}}])
+SOUND = {"input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"preprocessing": 3},
+        {"preprocessing": {"size": 3}},
+        *(
+            {"preprocessing": SOUND | wrong}
+            for wrong in (
+                {"input_size": "abc"}, {"input_size": None}, {"input_size": [4, 4]},
+                {"mean": None}, {"mean": [0.5] * 2}, {"mean": ["a"] * 3}, {"std": [0.0] * 3},
+                {"crop_pct": "a"}, {"crop_pct": 0}, {"crop_mode": 1},
+            )
+        ),
+    ],
+)  # fmt: skip
 def test_an_artifact_without_preprocessing(metadata: dict[str, object]) -> None:
-    with pytest.raises(ArtifactError, match=r"a\.onnx: says nothing of its preprocessing"):
+    with pytest.raises(ArtifactError, match=r"a\.onnx: does not say how images are prepared"):
         preprocessing_of(metadata, Path("a.onnx"))
 
 
