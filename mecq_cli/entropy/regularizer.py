@@ -191,6 +191,10 @@ class EntropyRegularizer(nn.Module):
 
     def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
         settings, options = self.settings, dict[str, Any]()
+        if settings.term == "divergence" and settings.estimator == "moe" and not settings.experts:
+            # A small difference of three lengths: bounds of each say nothing of it.
+            self.states.setdefault(name, MoeState()).record("exact")
+            return coding_length(z, distortion=distortion, estimator="exact")
         if settings.estimator == "moe":
             options["state"] = self.states.setdefault(name, MoeState())
             options["experts"] = settings.experts or None

@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 EPS = 1e-5
 """Added to the variance of a column."""
 
+CONSTANT = 1e-3 * EPS
+"""Variance of a column up to which it is taken for constant."""
+
 SHORTEST = 1e-6
 """Rows below this length are divided by it."""
 
@@ -62,8 +65,14 @@ def standardise(z: Tensor) -> Tensor:
 
 
 def inverse_deviations(centred: Tensor) -> Tensor:
-    """1 / the deviation of columns [..., m, d] of mean 0: [..., 1, d]."""
-    return torch.rsqrt(centred.square().mean(-2, keepdim=True) + EPS)
+    """1 / the deviation of columns [..., m, d] of mean 0: [..., 1, d]; of constant ones 0.
+
+    In a batch of few images many features are constant, or differ by rounding alone. They say
+    nothing, and their gradients would be hundreds of times those of the others.
+    """
+    variance = centred.square().mean(-2, keepdim=True)
+    rates: Tensor = torch.rsqrt(variance + EPS) * (variance > CONSTANT)
+    return rates
 
 
 def _position_mean(features: Tensor, positions: tuple[int, ...]) -> Tensor:

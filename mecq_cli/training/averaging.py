@@ -41,7 +41,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """After an update of the parameters; ``progress`` plays no part."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        # The first average is the first weights, and not those of before they were calibrated.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
         average = get_ema_multi_avg_fn(decay)
         average(self._average, [p.detach() for p in self._live], self.updates)
         self.updates += 1

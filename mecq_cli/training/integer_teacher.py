@@ -56,6 +56,9 @@ class IntegerTeacher(nn.Module):
             inputs = tuple(fx_node.all_input_nodes)
             if fx_node.op == "placeholder":
                 grids[fx_node], self._images = None, fx_node.name
+            elif fx_node.target is torch.flatten:  # tokens, of which rows are made next
+                self._add(fx_node, _names(inputs), _tokens)
+                grids[fx_node] = grids[inputs[0]]
             elif fx_node.op == "call_function":
                 self._add(fx_node, _names(inputs), _Rows(grids[inputs[0]], int(fx_node.args[1])))
             elif fx_node.op == "output":
@@ -221,6 +224,10 @@ def _names(nodes: Any) -> tuple[str, ...]:
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.flatten(1, -2)
 
 
 class _Rows:

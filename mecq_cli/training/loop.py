@@ -180,7 +180,8 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
             for name, part in self.parts().items():
                 part.load_saved_states(parts[name])
-            self.progress = progress
+            # `train` holds this one.
+            self.progress.step, self.progress.facts = progress.step, progress.facts
 
     def _restore(self) -> bool:
         progress, complaints = state.restore(

@@ -213,7 +213,7 @@ def choose(
         distill_temperature=config.distill_temperature,
         mec_weight=mec_weight,
         mec_on=tuple((config.mec_on or _sites_coded(family, classifies=classifies)).split("+")),
-        mec_views=2 if config.mec_views == "fp+quantized" else 1,
+        mec_views=2 if _has_two_views(config) else 1,
         mec=mec,
         bf16=use_bf16(config.amp, device),
         compile=_choose_compile(config, total, tokens=tokens),
@@ -291,9 +291,14 @@ def _sites_coded(family: Family, *, classifies: bool) -> str:
     return "penultimate" if family is Family.TOKENS and classifies else "stages"
 
 
+def _has_two_views(config: QuantizeConfig) -> bool:
+    """Of weights alone there is one, whatever is asked for."""
+    return config.mec_views == "fp+quantized" and config.mec_on != "weights"
+
+
 def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:
     """Weight and settings of the regularizer."""
-    two_views = config.mec_views == "fp+quantized"
+    two_views = _has_two_views(config)
     term = config.mec_term or ("divergence" if two_views else "entropy")
     weight, align = MEC_DEFAULTS.get(term if two_views else "one view", (1.0, 1.0))
     settings = EntropySettings(
@@ -351,7 +356,8 @@ def make_optimizer(
             for decays, parameters in learned.items()
         ),
     ]
-    groups = [group for group in groups if group["params"]]
+    # The warm-up would move what is not to be learned.
+    groups = [group for group in groups if group["params"] and group.get("lr", recipe.lr) > 0]
     optimizer = create_optimizer_v2(
         groups,
         opt=recipe.optimizer,

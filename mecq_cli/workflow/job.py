@@ -112,8 +112,13 @@ class Job:
             dataset = dataset_of(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
-        batches = self._batches(dataset, epoch, part=part)
-        return (x for x, _ in islice(batches, count)), count
+        batches = islice(self._batches(dataset, epoch, part=part), count)
+        # In parts as small as those of a step, which there is memory for, of two images or more;
+        # not in several processes, whose parts would have to be equal in number.
+        parts = 1
+        if self.processes.count == 1:
+            parts = max(min(self.recipe.accumulate, self.recipe.batch_size // 2), 1)
+        return (part for x, _ in batches for part in x.chunk(parts)), count * parts
 
     def told(self, task: str, batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         """The same batches; the listener hears how many of ``count`` have been used."""

@@ -27,6 +27,8 @@ def renew_statistics(job: Job, model: QuantizedModel, plain: nn.Module) -> None:
     images, count = job.some_images(
         BN_EPOCH, job.config.bn_images, job.processes.part, whole=job.task.norms_of_whole_images
     )
+    if job.processes.count == 1:
+        images = (x for x in images if len(x) > 1)  # one has no variance
     reestimate_batch_norm(model, job.told("batch norm", images, count))
     if distance is None or job.processes.broadcast(_distance(job, model, plain) < distance):
         job.listener.note("batch norm statistics were measured anew")
