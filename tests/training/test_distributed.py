@@ -68,6 +68,7 @@ def trainer(
     parts: int = 1,
     listener: Listener | None = None,
     images: Tensor = IMAGES,
+    lower_from: int = 0,
 ) -> Trainer:
     """With distillation, two views, and the weights coded too."""
     folder.mkdir(exist_ok=True, parents=True)
@@ -79,6 +80,7 @@ def trainer(
     config = QuantizeConfig(
         model="m", wbits=4, abits=4, data="d", amp="off", compile="off", epochs=3,
         lr=0.02, mec_on="stages+weights", mec_weight=1.0, accumulate=parts, max_steps=STEPS,
+        lower_from=lower_from,
     )  # fmt: skip
     recipe = choose(config, 2, BATCH, torch.device("cpu"))
 
@@ -91,13 +93,15 @@ def trainer(
     return Trainer(
         model, teacher, recipe, batches, checkpoints=folder / "checkpoints",
         metrics=folder / "metrics.jsonl", checkpoint_every=2, listener=listener or Listener(),
-        processes=processes,
+        processes=processes, calibration=lambda: (iter([IMAGES]), 1),
     )  # fmt: skip
 
 
-def trained(folder: Path, processes: Processes, parts: int = 1) -> dict[str, Tensor]:
+def trained(
+    folder: Path, processes: Processes, parts: int = 1, lower_from: int = 0
+) -> dict[str, Tensor]:
     """The network at the end, its batch norm statistics measured anew."""
-    one = trainer(folder, processes, parts)
+    one = trainer(folder, processes, parts, lower_from=lower_from)
     one.train("")
     half = processes.part(np.arange(2 * BATCH))
     reestimate_batch_norm(one.model, [IMAGES[half]])
@@ -170,6 +174,7 @@ def _scenarios(rank: int, port: int, folder: str) -> None:
         result = {
             "whole": trained(root / "whole", processes),
             "parts": trained(root / "parts", processes, 2),
+            "lowered": trained(root / "lowered", processes, lower_from=5),
             "stopped": stopped(root / "stopped", processes),
             "poisoned": poisoned(root / "poisoned", processes),
             "resumed": resumed(root / "stopped", processes),
@@ -204,10 +209,14 @@ def losses(folder: Path) -> list[list[float]]:
     return [[row[key] for key in keys] + [*row["coding_length"].values()] for row in rows]
 
 
-@pytest.mark.parametrize(("name", "parts"), [("whole", 1), ("parts", 2)])
-def test_two_train_as_one(both: Any, tmp_path: Path, name: str, parts: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "parts", "lower_from"), [("whole", 1, 0), ("parts", 2, 0), ("lowered", 1, 5)]
+)
+def test_two_train_as_one(
+    both: Any, tmp_path: Path, name: str, parts: int, lower_from: int
+) -> None:
     folder, found = both
-    single = trained(tmp_path, ALONE, parts)
+    single = trained(tmp_path, ALONE, parts, lower_from)
     assert np.allclose(losses(folder / name), losses(tmp_path), rtol=1e-4, atol=1e-5)
     for key, value in single.items():
         for process in found:

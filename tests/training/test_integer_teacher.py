@@ -140,6 +140,34 @@ def test_other_batches_and_values_that_are_read_again() -> None:
         torch.testing.assert_close(part, first[: len(part)], rtol=1e-5, atol=1e-5)
 
 
+class Mixing(nn.Module):
+    """Tokens without norms or attention: nothing of it is a float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.across, self.within = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.across(x.transpose(1, 2)).transpose(1, 2)
+        x = x + torch.relu(self.within(x))
+        logits: Tensor = self.last(x.mean(1))
+        return logits
+
+
+def test_tokens_are_tapped_as_the_fp_network_s_are() -> None:
+    torch.manual_seed(0)
+    plain = Mixing().eval().requires_grad_(False)
+    model = insert(copy.deepcopy(plain), SHAPE, BitPlan(8, 8), TAPS)
+    calibrate(model, [images()], 1)
+    values, expected = IntegerTeacher(model)(images()), Teacher(plain, SHAPE, TAPS)(images())
+    for value, wanted in zip(values, expected, strict=True):
+        assert value.shape == wanted.shape
+        assert float((value - wanted).norm() / wanted.norm()) < 0.1
+
+
 def test_where_it_is_used() -> None:
     fp, x = network(), images()
 

@@ -54,6 +54,12 @@ def test_the_float_model_teaches_where_something_reads_it() -> None:
     assert not choose(config(distill=False, mec_views="quantized"), 10, 32, CPU).has_teacher
 
 
+def test_weights_are_coded_as_one_view() -> None:
+    recipe = choose(config(mec_on="weights", distill=False), 10, 32, CPU)
+    assert (recipe.mec_weight, recipe.mec_views, recipe.mec.term) == (0.1, 1, "entropy")
+    assert not recipe.has_teacher
+
+
 def test_the_default_rate_follows_the_batch() -> None:
     def rate(batch: int, optimizer: str) -> float:
         return choose(config(optimizer=optimizer), 10, batch, CPU).lr
