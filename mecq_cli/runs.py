@@ -209,22 +209,38 @@ def _make(path: Path, *, exist_ok: bool) -> bool:
     return True
 
 
+_STEMS = ("model", "model-portable", "model-qonnx", "model-export")
+_KINDS = ("safetensors", "onnx", "py")
+"""Names that exports give to what they write into a run folder."""
+
+
 def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
     """Only an empty folder is used without being told to; --force removes an old run's files."""
     if config.resume or not _content(run.path):
         return
+    if not run.config.exists():
+        with suppress(OSError):
+            (run.path / _LOCK).unlink()  # the folder is not ours
+        raise UsageError(
+            f"--output {run.path}: is not empty, and holds no run that could be started over; give "
+            "an empty or a new folder"
+        )
     if not config.force:
         raise UsageError(
             f"--output {run.path}: is not empty; --resume continues the run in it, --force starts "
             "it over"
+        )
+    start = config.checkpoint
+    if start is not None and start.resolve().is_relative_to(run.path.resolve()):
+        raise UsageError(
+            f"--checkpoint {start}: lies in the run folder that --force clears; move it elsewhere"
         )
     try:
         for folder in (run.checkpoints, run.tensorboard, run.path / PACKED_WEIGHTS):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         # What exports made of it goes too: files of another network would be taken for this one's.
-        kinds = ("safetensors", "onnx", "py")
-        made = (path for kind in kinds for path in [*run.path.glob(f"model*.{kind}")])
+        made = (run.path / f"{stem}.{kind}" for stem in _STEMS for kind in _KINDS)
         for path in (run.config, run.metrics, run.classifier, run.summary, run.report, *made):
             path.unlink(missing_ok=True)
     except OSError as error:

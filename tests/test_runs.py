@@ -88,6 +88,35 @@ def test_a_folder_in_use_needs_resume_or_force(tmp_path: Path) -> None:
     assert not run.is_run
 
 
+def test_force_clears_runs_and_nothing_else(project: Path) -> None:
+    mine = project / "mine"
+    (mine / "checkpoints").mkdir(parents=True)
+    for name in ("model.py", "model_float.safetensors", "checkpoints/epoch90.safetensors"):
+        (mine / name).write_text("mine")
+    before = tree(mine)
+    with (
+        pytest.raises(UsageError, match="holds no run that could be started over"),
+        create_run(settings(output=mine, force=True)),
+    ):
+        pytest.fail("it was entered")
+    assert tree(mine) == before
+
+    output = project / "there"
+    finished_run(output=output)
+    for name in ("model_float.safetensors", "models.py", "model_best.onnx"):
+        (output / name).write_text("mine")
+    weights = output / "model_float.safetensors"
+    with (
+        pytest.raises(UsageError, match="lies in the run folder that --force clears"),
+        create_run(settings(output=output, force=True, checkpoint=weights)),
+    ):
+        pytest.fail("it was entered")
+    with create_run(settings(output=output, force=True)):
+        assert tree(output) == [
+            ".lock", "model_best.onnx", "model_float.safetensors", "models.py",
+        ]  # fmt: skip
+
+
 def test_a_run_that_fails_before_it_writes_leaves_nothing(project: Path) -> None:
     def fail() -> None:
         with create_run(settings(data=Path("nowhere"))):

@@ -48,16 +48,18 @@ def demo(config: DemoConfig, listener: Listener) -> dict[str, Any]:
         EnvironmentFailure: it cannot be made.
     """
     folder = config.output or RUNS / "demo"
-    run = folder / "run"
+    run, data, weights = folder / "run", folder / "digits", folder / "float.safetensors"
     if run.exists() and not config.force:
         raise UsageError(f"{folder}: there was a demo before; --force starts it over")
+    for mine in (data, weights):
+        if mine.exists() and not config.force:
+            raise UsageError(f"{mine} exists; --force overwrites it, --output gives another place")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFailure(
             f"{folder}: cannot be made: {error.strerror}; give another --output"
         ) from error
-    data, weights = folder / "digits", folder / "float.safetensors"
     write_digits(data)
     listener.note(f"wrote 1,797 handwritten digits to {data}")
     train_float(data, weights, listener)
