@@ -45,6 +45,9 @@ _FILE_KINDS: dict[str, TargetKind] = {".safetensors": "artifact", ".onnx": "onnx
 PACKED_WEIGHTS = "compressed-tensors"
 """Folder that ``mecq export --format compressed-tensors`` writes by default: the library's name."""
 
+_MADE = ("model", "model-portable", "model-qonnx", "model-export")
+"""Stems of the names that exports give by default, and the artifact's."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -209,11 +212,6 @@ def _make(path: Path, *, exist_ok: bool) -> bool:
     return True
 
 
-_STEMS = ("model", "model-portable", "model-qonnx", "model-export")
-_KINDS = ("safetensors", "onnx", "py")
-"""Names that exports give to what they write into a run folder."""
-
-
 def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
     """Only an empty folder is used without being told to; --force removes an old run's files."""
     if config.resume or not _content(run.path):
@@ -240,7 +238,8 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         # What exports made of it goes too: files of another network would be taken for this one's.
-        made = (run.path / f"{stem}.{kind}" for stem in _STEMS for kind in _KINDS)
+        kinds = ("safetensors", "onnx", "py")
+        made = (run.path / f"{stem}.{kind}" for stem in _MADE for kind in kinds)
         for path in (run.config, run.metrics, run.classifier, run.summary, run.report, *made):
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -71,7 +71,7 @@ def conv1d(reader: Reader, node: FxNode) -> None:
     with torch.device("meta"):
         module = nn.Conv2d(inputs * groups, outputs, (1, kernel), groups=groups, bias=False)
     rows = weight[1].detach().unsqueeze(2)
-    module.weight = nn.Parameter(rows, requires_grad=weight[1].requires_grad)
+    set_parameter(module, "weight", nn.Parameter(rows, requires_grad=weight[1].requires_grad))
     set_parameter(module, "bias", bias[1] if bias else None)
     channels, length = (int(n) for n in source.meta["val"].shape[1:])
     row = {"shape": [channels, 1, length]}

@@ -105,18 +105,11 @@ each. Needs onnxruntime ({version} or newer), numpy and pillow.
 """
 )
 
-_NEEDS = "Needs onnxruntime ("
-"""What each script says of itself at its beginning."""
-
-
-def is_snippet(text: str) -> bool:
-    """Whether a script is one of these, and not somebody's own."""
-    return text.startswith('"""') and _NEEDS in text[:1024]
-
-
 _TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
 MODES = {1: "L", 3: "RGB"}
 """Which image files there are for a number of input channels."""
+_NEEDS = "Needs onnxruntime ("
+"""What each script says of itself at its beginning."""
 _BACK = "    image = image.resize(Image.open(name).size, Image.Resampling.NEAREST)\n"
 
 
@@ -143,6 +136,11 @@ def snippet(
         back=_BACK if whole else "",
         extent="as large as the image" if whole else f"of the {width} x {height} pixels it sees",
     )
+
+
+def is_snippet(text: str) -> bool:
+    """Whether a script is one of these, and not somebody's own."""
+    return text.startswith('"""') and _NEEDS in text[:1024]
 
 
 def _resize(preprocessing: Preprocessing) -> str:

@@ -18,12 +18,11 @@ def tapped_layers(layers: list[Layer], taps: Sequence[Tap]) -> list[str]:
     """Layers whose values are tapped, in the order of execution.
 
     ``penultimate``: what the last convolution or linear layer reads (of a network that detects the
-    last of its stages). ``stages``: the last
-    residual add (or concatenation, or convolution) of each spatial resolution; of a network of
-    tokens the last residual add for each number of tokens or, where that is one number, those at
-    a third, two thirds and the end of the depth; of one without stages what the last layer reads.
-    ``layers``: what every convolution or linear
-    layer but the first reads.
+    last of its stages). ``stages``: the last residual add (or concatenation, or convolution) of
+    each spatial resolution; of a network of tokens the last residual add for each number of tokens
+    or, where that is one number, those at a third, two thirds and the end of the depth; of one
+    without stages what the last layer reads. ``layers``: what every convolution or linear layer but
+    the first reads.
     """
     products = [layer for layer in layers if layer.kind in PRODUCTS]
     wanted: set[str] = set()

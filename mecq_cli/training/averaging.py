@@ -22,8 +22,9 @@ REMEMBERED = (4,)
 class WeightAverage:
     """The average of a network's parameters, of which early ones are forgotten.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)): the first weights, which are far
-    off, do not linger.
+    The first update takes the weights as they are; what was before it, such as steps that were not
+    calibrated yet, does not count. After n updates the decay is min(decay, (1 + n) / (10 + n)): the
+    first weights, which are far off, do not linger.
 
     Args:
         model: whose parameters are averaged.
@@ -41,7 +42,6 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, progress: float) -> None:
         """After an update of the parameters; ``progress`` plays no part."""
-        # The first average is the first weights, and not those of before they were calibrated.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
         average = get_ema_multi_avg_fn(decay)
         average(self._average, [p.detach() for p in self._live], self.updates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,33 +24,22 @@ from mecq_cli.config import (
 from mecq_cli.data import Split, masked_split_of, split_of
 from mecq_cli.data.items import float_shape, items_of
 from mecq_cli.data.sources import find_splits
-from mecq_cli.errors import MecqError, UsageError
+from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
-from mecq_cli.models.detection import (
-    detector_of,
-    is_detector,
-    outputs_only,
-    preprocessing_of,
-)
-from mecq_cli.models.detector import COORDINATES
 from mecq_cli.models.loading import LoadedModel
-from mecq_cli.models.order import keep_order
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.models.segmentation import OUT, logits_only
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
-from mecq_cli.tasks.figures import CLASSIFY, DETECT, SEGMENT
+from mecq_cli.tasks.figures import DETECT, SEGMENT
 from mecq_cli.workflow.common import task_for
 from mecq_cli.workflow.export import export
 from mecq_cli.workflow.load import Classifier, load
+from mecq_cli.workflow.own_module import IMAGENET, default_preprocessing, load_module
 from mecq_cli.workflow.quantize import quantize as run_quantize
 
 Source = Any
 """A torch Dataset in map style, or a DataLoader of one."""
 Profile = Literal["ort", "portable", "qonnx"]
-
-IMAGENET = Preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "bilinear")
-"""How most published models of torchvision's kind see an image."""
 
 
 class Settings(TypedDict, total=False):
@@ -261,7 +248,7 @@ def quantize(
         loaded = None
         if not isinstance(model, str):
             find_splits(config.data)  # a folder that is not there is no fault of the module
-            loaded = _loaded(model, preprocessing or _default_preprocessing(model), config)
+            loaded = load_module(model, preprocessing or default_preprocessing(model), config)
         task = task_for(config.task, config.model, loaded)
         splits = task.open_training(config.data, config.val_split, config.seed)
     elif isinstance(model, str):
@@ -322,7 +309,7 @@ def _with_items(
             raise UsageError("img_size: float tensors have the size they have; leave it out")
         plain = Preprocessing(shape, (0.0,) * shape[0], (1.0,) * shape[0], "bilinear", crop_pct=1.0)
         preprocessing = replace(preprocessing or plain, input_size=shape)
-    loaded = _loaded(model, preprocessing, config)
+    loaded = load_module(model, preprocessing, config)
     if loaded.task == DETECT:
         raise UsageError(
             f"data: {loaded.name} detects, and data sets of a program give one label an image, or "
@@ -341,67 +328,3 @@ def _names(data: Source) -> Sequence[str] | None:
     """The classes, where a data set says them as torchvision's do."""
     names: Any = getattr(items_of(data), "classes", None)
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
-
-
-def _default_preprocessing(model: nn.Module) -> Preprocessing:
-    """A module that detects says what it takes."""
-    return preprocessing_of(model) if is_detector(model) else IMAGENET
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """In float32, on the CPU."""
-    try:
-        return copy.deepcopy(model).float().cpu().eval()
-    except Exception as error:  # whatever a program's module may hold
-        raise UsageError(
-            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); a "
-            "module that keeps what it computed can be once it has run under torch.no_grad()"
-        ) from error
-
-
-def _loaded(model: nn.Module, preprocessing: Preprocessing, config: QuantizeConfig) -> LoadedModel:
-    """A copy of the module, and how many classes it has."""
-    own = _copied(model)
-    preprocessing = preprocessing.overridden(img_size=config.img_size, crop_pct=config.crop_pct)
-    name, size = type(model).__name__, list(preprocessing.input_size)
-    try:
-        preprocessing.require_sound()
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"preprocessing: {error}") from error
-    found = None
-    try:
-        if is_detector(own):
-            own = outputs_only(own)
-            found = detector_of(own, (size[1], size[2]))
-        with torch.no_grad():
-            logits = own(torch.zeros(1, *size))
-            keep_order(own, torch.zeros(2, *size))
-    except MecqError:
-        raise
-    except Exception as error:  # whatever a program's module may raise
-        raise UsageError(
-            f"model: {name} fails at images of {size} ({type(error).__name__}: {error}); say what "
-            "it takes: preprocessing=mecq_cli.Preprocessing(input_size=..., mean=..., std=...)"
-        ) from error
-    if isinstance(logits, dict) and OUT in logits:
-        own, logits = logits_only(own), logits[OUT]
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
-    if found is not None:
-        return LoadedModel(
-            name, own, preprocessing, shape[1] - COORDINATES, "module", imagenet=False,
-            task=DETECT, detector=found,
-        )  # fmt: skip
-    dense = len(shape) == 4
-    if len(shape) not in (2, 4) or shape[0] != 1:
-        raise UsageError(
-            f"model: {name} gives no logits [N, classes], and no [N, classes, H, W] (or a dict "
-            "with these as 'out'), and is no SSD or RetinaNet of torchvision's; what "
-            "classifies, segments or detects is needed"
-        )
-    if dense and shape[2:] != preprocessing.input_size[1:]:
-        raise UsageError(
-            f"model: {name} gives logits of {shape[2]} x {shape[3]} for images of {size[1]} x "
-            f"{size[2]}; let it resize them to the size of the image, as torch's interpolate does"
-        )
-    task = SEGMENT if dense else CLASSIFY
-    return LoadedModel(name, own, preprocessing, shape[1], "module", imagenet=False, task=task)

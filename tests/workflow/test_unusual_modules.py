@@ -13,8 +13,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 
 import mecq_cli
+from mecq_cli.config import QuantizeConfig
 from mecq_cli.export import safetensors
+from mecq_cli.models.order import channels_last
+from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.workflow.api import Quantized
+from mecq_cli.workflow.own_module import load_module
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -176,6 +180,20 @@ def test_grey_images_flattened_by_view(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = net(data[1].tensors[0])
     assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_a_network_of_several_outputs_may_flatten_by_view() -> None:
+    def flattened(net: Any, x: Tensor) -> dict[str, Tensor]:
+        maps = net.c(x)
+        return {"out": maps.view(len(x), -1).view(maps.shape)}
+
+    plain = Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+    net = Net(flattened, c=conv(3, CLASSES)).eval()  # type: ignore[arg-type]
+    loaded = load_module(net, plain, QuantizeConfig(model="m", wbits=4, abits=4, data="d"))
+    batch = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        found = channels_last(loaded.module)(batch.to(memory_format=torch.channels_last))
+        assert torch.equal(found, net(batch)["out"])
 
 
 def test_fixed_filters_are_not_trained(tmp_path: Path) -> None:
