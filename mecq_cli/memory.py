@@ -39,7 +39,7 @@ def out_of_memory(
     said = f"out of memory at a batch of {batch} images; try --batch-size {max(batch // 2, 1)}"
     if resume_command is None:
         return f"{said}, fewer --workers, or --device cpu"
-    if parts is not None:
+    if parts is not None and resume_command.startswith("mecq quantize "):
         resume_command = f"{resume_command} --accumulate {parts}"
     return (
         f"{said} in a new run (the batch size of a run cannot change), or go on with more memory, "

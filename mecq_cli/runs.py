@@ -130,6 +130,14 @@ class Target:
         """The run folder, if it is one."""
         return RunFolder(self.path) if self.kind == "run" and self.path is not None else None
 
+    @property
+    def owner(self) -> RunFolder | None:
+        """The run it is, or in whose folder the file lies."""
+        if self.run is not None or self.path is None:
+            return self.run
+        run = RunFolder(self.path.parent)
+        return run if run.summary.is_file() else None
+
 
 @contextmanager
 def create_run(config: QuantizeConfig) -> Iterator[RunFolder]:
@@ -264,29 +272,29 @@ def _take_back(run: RunFolder) -> None:
             RUNS.rmdir()  # only if it is empty
 
 
-def _read_pointer() -> Path | None:
+def _read_pointer(runs: Path) -> Path | None:
     """What runs/latest says, as a path from the current folder; None if it says nothing."""
     try:
-        text = (RUNS / _LATEST).read_text(encoding="utf-8").strip()
+        text = (runs / _LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return RUNS / text if text else None
+    return runs / text if text else None
 
 
-def latest_run() -> RunFolder:
+def latest_run(runs: Path = RUNS) -> RunFolder:
     """The run that runs/latest points to.
 
     Raises:
         UsageError: there is none.
     """
-    path = _read_pointer()
+    path = _read_pointer(runs)
     if path is None:
         raise UsageError(
-            f"no latest run in {RUNS.absolute()}: name a target, or make a run: mecq quantize"
+            f"no latest run in {runs.absolute()}: name a target, or make a run: mecq quantize"
         )
     run = RunFolder(path)
     if not run.is_run:
-        raise UsageError(f"{RUNS / _LATEST} points to {path}, which is no run; name a target")
+        raise UsageError(f"{runs / _LATEST} points to {path}, which is no run; name a target")
     return run
 
 
@@ -315,8 +323,9 @@ def resolve_target(text: str | None) -> Target:
         raise UsageError(
             f"{text}: is no run folder: it has no config.toml and no model.safetensors"
         )
-    if path.is_file() and path.absolute() == (RUNS / _LATEST).absolute():
-        return resolve_target(None)
+    if path.is_file() and path.name == _LATEST and path.parent.name == RUNS.name:
+        run = latest_run(path.parent)  # of this folder or of another one
+        return Target("run", str(run.path), run.path)
     kind = _FILE_KINDS.get(path.suffix.lower())
     if kind is None and not path.exists() and not _looks_like_path(text):
         return Target("model", text)

@@ -171,6 +171,19 @@ def write_failure(path: Path, error: OSError) -> MecqError:
     return UsageError(message) if number in _NOT_A_PLACE else EnvironmentFailure(message)
 
 
+def require_writable(path: Path) -> None:
+    """Whether a file could be written at ``path``, asked before the work that makes its content.
+
+    Raises:
+        EnvironmentFailure: the folder, or the one it would be made in, is not writable.
+    """
+    place = path.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK):
+        raise write_failure(path, PermissionError(errno.EACCES, "Permission denied"))
+
+
 def free_space(folder: Path) -> int:
     """Bytes that are free on the disk of ``folder``, which need not exist yet.
 

@@ -117,6 +117,10 @@ class _Newer(ValueError):
     """The file is whole, and this program too old for it."""
 
 
+class _Foreign(ValueError):
+    """A file of safetensors that something else wrote."""
+
+
 def decode(kind: FileKind, data: bytes, where: str) -> tuple[dict[str, RawTensor], dict[str, str]]:
     """Tensors (views of ``data``) and the metadata given to `encode`.
 
@@ -131,7 +135,11 @@ def decode(kind: FileKind, data: bytes, where: str) -> tuple[dict[str, RawTensor
     try:
         return _decode(kind, data)
     except ValueError as reason:
-        advice = "" if isinstance(reason, _Newer) else "; take an intact copy or write it again"
+        advice = "; take an intact copy or write it again"
+        if isinstance(reason, _Newer):
+            advice = ""
+        elif isinstance(reason, _Foreign):
+            advice = "; if it holds float weights, give a model's name and --checkpoint with it"
         raise kind.error(f"{where}: not a usable {kind.format} file: {reason}{advice}") from reason
 
 
@@ -161,9 +169,9 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
 def _read_metadata(kind: FileKind, metadata: Any) -> dict[str, str]:
     """Check what the file says it is, before anything else that a newer version may change."""
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("the header has no metadata of strings")
+        raise _Foreign("the header has no metadata of strings")
     if metadata.get("format") != kind.format:
-        raise ValueError(f"its format is {_short(metadata.get('format'))}")
+        raise _Foreign(f"its format is {_short(metadata.get('format'))}")
     version = metadata.get("version", "")
     if version not in map(str, range(1, kind.version + 1)):
         if version.isdecimal() and len(version) < 10 and int(version) > kind.version:

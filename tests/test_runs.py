@@ -63,6 +63,8 @@ def test_latest_follows_output_and_a_moved_project(project: Path, tmp_path: Path
     project.rename(tmp_path / "moved")
     os.chdir(tmp_path / "moved")
     assert latest_run().path == inside.path
+    os.chdir(tmp_path)
+    assert resolve_target("moved/runs/latest").path == Path("moved") / inside.path
 
 
 def test_a_folder_in_use_needs_resume_or_force(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def features(
         float, typer.Option(min=1e-6, metavar="F", help="Of the coding lengths.")
     ] = 0.06,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the spectra.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.svg.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -36,8 +37,10 @@ def features(
         from mecq_cli.workflow.bench_features import bench_features
 
         if plot is not None:
-            figures.require("--plot")  # before the work, not after it
+            # Before the work, not after it.
+            figures.require("--plot")
+            plots.require_place(plot, force=force)
         document = bench_features(runs, images, distortion, listener)
         if plot is not None:
-            plots.spectra(document, plot)
+            plots.spectra(document, plot, force=force)
     render.show(document, features.tables, as_json=as_json)

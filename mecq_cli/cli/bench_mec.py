@@ -10,21 +10,43 @@ import typer
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
 
 
+def _list(wanted: bool) -> None:
+    """Instead of a study."""
+    if not wanted:
+        return
+    from mecq_cli.cli import render
+    from mecq_cli.cli.views import study as views
+    from mecq_cli.workflow.arms import ARMS
+
+    render.show(ARMS, views.arms, as_json=False)
+    raise typer.Exit
+
+
 def mec(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for mecq quantize.")],
     wbits: Annotated[int, typer.Option(metavar="W", help="Bits of the weights.")],
     abits: Annotated[int, typer.Option(metavar="A", help="Bits of the activations.")],
     data: Annotated[str, typer.Option(metavar="DATA", help="Images, as in mecq quantize.")],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Keeps the runs; started again, it goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Keeps the runs; started again, it goes on."
+        ),
     ],
     epochs: Annotated[int, typer.Option(metavar="N", help="The same for every arm.")],
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(metavar="NAME;...", help="Which arms (default: all).")
-    ] = None,
+        str,
+        typer.Option(metavar="NAME;...", help="Which arms; 'all' of --list-arms are days of work."),
+    ] = "default;none",
+    list_arms: Annotated[
+        bool,
+        typer.Option(
+            "--list-arms", help="Print the arms and their settings.", callback=_list, is_eager=True
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each arm.")] = 3,
     per_class: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Training images of each class.")
@@ -44,7 +66,8 @@ def mec(
     """Example: [bold]mecq bench mec resnet20_cifar --wbits 2 --abits 2 --data DIR ...[/bold]
 
     Quantize once for each arm and seed, with everything else equal, and
-    tabulate the accuracy.
+    tabulate the accuracy. By default the recipe is compared with the same
+    recipe without the regularizer.
     """
     from mecq_cli.cli import render
     from mecq_cli.cli.views import study as views
@@ -64,9 +87,10 @@ def mec(
     }
     base, _ = resolve(None, flags)
     with working(quiet=quiet) as listener:
-        from mecq_cli.workflow.study import ARMS, Study, run_study
+        from mecq_cli.workflow.arms import ARMS
+        from mecq_cli.workflow.study import Study, run_study
 
-        names = list(ARMS) if arms is None else [name.strip() for name in arms.split(";")]
+        names = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(";")]
         study = Study(base, names, range(seeds), per_class, tune)
         document = run_study(study, listener)
     render.show(document, views.tables, as_json=as_json)

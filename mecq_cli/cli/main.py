@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
 import typer
 from typer.main import get_command
@@ -16,11 +19,26 @@ from typer.main import get_command
 from mecq_cli import launch
 from mecq_cli.cli.app import app
 from mecq_cli.cli.errors import describe
-from mecq_cli.errors import Interrupted, NumericError, UsageError
+from mecq_cli.errors import Interrupted, MecqError, NumericError, UsageError
+
+
+class _Pressed:
+    """Whether Ctrl-C was pressed: what it breaks off may tell of another error instead."""
+
+    yes = False
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _Pressed.yes = True
+    signal.default_int_handler(number, frame)
 
 
 def main() -> None:
     """Run the command line of this process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _remember)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for names that its encoding does not have
     code = run(sys.argv[1:])
     if code and launch.processes() > 1:
         # With another process gone, the threads that talk to it abort where they are taken down.
@@ -45,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: BaseException, debug: bool) -> int:
+    if _Pressed.yes and not isinstance(error, MecqError):
+        error = KeyboardInterrupt()
     line, code = describe(error)
     if debug:
         traceback.print_exception(error)

@@ -36,6 +36,7 @@ def models(
     known = supported()
     names = sorted(known) if pattern is None else matching(pattern, sorted(known))
     if not names:
+        _tell_of_other_tasks(str(pattern))
         close = near(str(pattern), list(known), "torchvision/")
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UsageError(
@@ -44,3 +45,22 @@ def models(
         )
     rows = [{"model": n, "level": known[n][0], "reason": known[n][1]} for n in names]
     render.show({"models": rows}, lists.models, as_json=as_json)
+
+
+def _tell_of_other_tasks(pattern: str) -> None:
+    """Networks of torchvision's that segment or detect, of which no list was made."""
+    from mecq_cli.errors import UsageError
+    from mecq_cli.models.detection import detection_names
+    from mecq_cli.models.segmentation import segmentation_names
+    from mecq_cli.models.supported import matching
+
+    for verb, names, page in (
+        ("segment", segmentation_names(), "segmentation"),
+        ("detect", detection_names(), "detection"),
+    ):
+        fitting = list(names) if pattern.startswith(verb) else matching(pattern, names)
+        if fitting:
+            raise UsageError(
+                f"the list is of models that classify; those that {verb} are "
+                f"{', '.join(fitting)} (docs/{page}.md)"
+            )

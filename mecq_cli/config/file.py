@@ -30,7 +30,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read or parsed, or has a key that is unknown.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"settings file {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -40,24 +40,35 @@ _KNOWN = ("PNG", "JPEG", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP", "AVIF"
 _FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 
 
-def read_image(path: str | os.PathLike[str] | Encoded) -> NDArray[np.uint8]:
+_OF_A_SET = " (a run that has begun goes on with --resume once it is replaced under the same name)"
+
+
+def read_image(
+    path: str | os.PathLike[str] | Encoded, advice: str = _OF_A_SET
+) -> NDArray[np.uint8]:
     """Pixels uint8 [H, W, 3], RGB.
+
+    Args:
+        path: of the file, or its bytes.
+        advice: ends the message where it cannot be used.
 
     Raises:
         DataError: missing, empty, truncated, no image, animated, far too large, or of a kind
             that has no defined 8-bit value (32-bit integers, floats).
     """
-    return np.array(open_rgb(path), dtype=np.uint8)
+    return np.array(open_rgb(path, advice), dtype=np.uint8)
 
 
-def open_rgb(path: str | os.PathLike[str] | Encoded) -> Image.Image:
+def open_rgb(path: str | os.PathLike[str] | Encoded, advice: str = _OF_A_SET) -> Image.Image:
     """As `read_image`, but a Pillow image of mode RGB, decoded and detached from its file."""
-    with opened(path) as image:
+    with opened(path, advice) as image:
         return to_rgb(image)
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
+def opened(
+    path: str | os.PathLike[str] | Encoded, advice: str = _OF_A_SET
+) -> Iterator[Image.Image]:
     """The open image with its head checked; whatever fails inside becomes a DataError."""
     try:
         with path.open() if isinstance(path, Encoded) else open(path, "rb") as file:
@@ -72,8 +83,7 @@ def opened(path: str | os.PathLike[str] | Encoded) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files
         name = path.name if isinstance(path, Encoded) else os.fspath(path)
         raise DataError(
-            f"cannot use image {name!r}: {_reason(error)}; replace it or remove it (a run that has "
-            "begun goes on with --resume once it is replaced under the same name)"
+            f"cannot use image {name!r}: {_reason(error)}; replace it or remove it{advice}"
         ) from error
 
 

@@ -227,7 +227,7 @@ class Trainer:
             takes = "about a minute" if recipe.compile == "model" else "some seconds"
             self.listener.note(f"the first step compiles the network, which takes {takes}")
         self.listener.start("train", recipe.total_steps)
-        with SignalWatch() as watch, self._log() as log, self._event_log() as events:
+        with SignalWatch(self._tell_stop) as watch, self._log() as log, self._event_log() as events:
             self._stop_if_asked(watch, resume_command)
             while progress.step < recipe.total_steps:
                 self._enter_stage()
@@ -246,6 +246,9 @@ class Trainer:
         # What follows takes a while too, and need not be paid for with steps.
         self.save()
         self.listener.finish("train")
+
+    def _tell_stop(self) -> None:
+        self.listener.note("stopping after this step; a second signal stops at once")
 
     def _require_folder(self) -> None:
         """Else writing would make it anew, without what was in it."""

@@ -368,7 +368,7 @@ def make_optimizer(
     )
     schedule = CosineLRScheduler(
         optimizer,
-        t_initial=max(recipe.total_steps, 1),
+        t_initial=max(recipe.total_steps, 2),  # of one step timm says that it is none
         warmup_t=recipe.warmup_steps,
         warmup_lr_init=recipe.lr / 100 if recipe.warmup_steps else 0.0,
         t_in_epochs=False,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -50,12 +50,16 @@ def stopping(message: str) -> Iterator[None]:
 class SignalWatch:
     """Within the ``with`` block a signal is only remembered; a second one acts at once.
 
+    Args:
+        tell: called when the signal comes, to say that it was heard.
+
     Attributes:
         received: number of the signal, 0 while there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
         self.received = _Received.number
+        self._tell = tell
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> SignalWatch:
@@ -71,6 +75,8 @@ class SignalWatch:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._old[number])
+        with suppress(RuntimeError):  # it came while something else was written
+            self._tell()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from mecq_cli import integer_conv, loops
 from mecq_cli.distributed import ALONE, Processes
 from mecq_cli.entropy import EntropyRegularizer
-from mecq_cli.errors import NumericError
+from mecq_cli.errors import NumericError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.sites import ProductSite
@@ -57,6 +58,25 @@ class Follower(Protocol):
 def on_cpu(model: QuantizedModel) -> bool:
     """Where its parameters are."""
     return all(p.device.type == "cpu" for p in model.parameters())
+
+
+@contextmanager
+def _told_of_single_values() -> Iterator[None]:
+    """Batch norm of one image whose maps are 1 x 1 has no variance; PyTorch says so in its words.
+
+    Raises:
+        UsageError: it is so.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            "batch norm cannot be trained on one image where its maps are 1 x 1, and so small are "
+            "the parts of a batch; give a smaller --accumulate, a larger --batch-size or "
+            "--img-size, or fewer processes"
+        ) from error
 
 
 class TrainingStep:
@@ -161,7 +181,8 @@ class TrainingStep:
             if self.teacher is not None:
                 with torch.no_grad():
                     target, *other = self.teacher(images)
-            logits, *features = self.run(images)
+            with _told_of_single_values():
+                logits, *features = self.run(images)
         logits = logits.float()
         task = self._task(logits, target, labels)
         return logits, task, *self._entropy(features, other, step)

@@ -21,7 +21,7 @@ from mecq_cli.export.ort_graph import float_nodes
 from mecq_cli.report import figures
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import totals
-from mecq_cli.storage import atomic_write
+from mecq_cli.storage import atomic_write, require_writable
 from mecq_cli.workflow import deploy_plot
 from mecq_cli.workflow.deploy_networks import ARMS, FP32, MECQ, STATIC, Networks, build
 from mecq_cli.workflow.deploy_settings import DeployConfig
@@ -99,6 +99,7 @@ def _check(config: DeployConfig) -> None:
         if config.plot.exists() and not config.force:
             raise UsageError(f"--plot {config.plot}: exists already; give --force to replace it")
         figures.require("--plot")
+        require_writable(config.plot)
 
 
 def _fallback(floats: Sequence[tuple[str, str]]) -> str:

@@ -14,16 +14,16 @@ from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
 from mecq_cli.models.order import channels_last
-from mecq_cli.runs import RunFolder, Target, resolve_target
+from mecq_cli.runs import Target, resolve_target
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY
 from mecq_cli.tasks.registry import choose, task_of
 from mecq_cli.workflow.common import eval_batch_size, load_for_data, pick_device, task_for
+from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.machine import loader_workers
 from mecq_cli.workflow.targets import (
     Opened,
     classes_of_split,
-    evaluation_split,
     open_artifact,
     open_onnx,
     open_simulator,
@@ -41,11 +41,11 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     started = time.perf_counter()
     device = pick_device(config.device)
     target = resolve_target(config.target)
-    settings = settings_of(_run_of(target))
+    settings = settings_of(target.owner)
     _check(config, target)
     stored = None if config.simulator else _stored(target)
     task = _task(config, target, stored, settings)
-    split = evaluation_split(settings, config.data, config.split, task)
+    split = evaluation_split(target.owner, config.data, config.split, task)
     opened = stored or _with_weights(config, target, split, device)
     task = opened.task
     if opened.kind == "model":  # whose classes are known by their number alone
@@ -77,14 +77,6 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
         "split": split.name,
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-def _run_of(target: Target) -> RunFolder | None:
-    """The run that a target is, or whose artifact or ONNX file it is."""
-    if target.run is not None or target.path is None:
-        return target.run
-    run = RunFolder(target.path.parent)
-    return run if run.summary.is_file() else None
 
 
 def _check(config: EvalConfig, target: Target) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from mecq_cli.config import ExportConfig
 from mecq_cli.data import Split, dataset_of, eval_batches, normalize
-from mecq_cli.errors import EnvironmentFailure, UsageError
+from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.cpu import cpu_path
@@ -22,17 +21,12 @@ from mecq_cli.export.qonnx import require_qonnx
 from mecq_cli.export.snippet import MODES, is_snippet, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
-from mecq_cli.runs import RunFolder, Target, resolve_target
-from mecq_cli.storage import atomic_write
+from mecq_cli.runs import Target, resolve_target
+from mecq_cli.storage import atomic_write, require_writable
 from mecq_cli.workflow.common import eval_batch_size
+from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.export_weights import export_weights
-from mecq_cli.workflow.targets import (
-    evaluation_split,
-    preprocessing_of,
-    require_artifact,
-    settings_of,
-    task_of,
-)
+from mecq_cli.workflow.targets import preprocessing_of, require_artifact, task_of
 from mecq_cli.workflow.verification import verify, verify_file
 
 Array = NDArray[np.float32]
@@ -64,7 +58,7 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
     source = _source(target)
     model = safetensors.load(source)
     if config.format == "compressed-tensors":
-        batches = _images(config, target.run, model, source, split)
+        batches = _images(config, target, model, source, split)
         return export_weights(config, source, model, batches, listener)
     output = _output(config, target, source, profile)
     document: dict[str, Any] = {"path": str(output), "format": config.format, "verified": False}
@@ -75,7 +69,7 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
     data = onnx.to_bytes(model, profile) if profile else FORMATS[config.format].to_bytes(model)
     document["bytes"] = len(data)
     if config.verify is not False:
-        images = list(_images(config, target.run, model, source, split))
+        images = list(_images(config, target, model, source, split))
         with tempfile.TemporaryDirectory() as folder:
             # What is verified is the file, not what is in memory; and it must not be kept if wrong.
             trial, deep = Path(folder) / output.name, config.verify is True
@@ -164,8 +158,7 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
         )
     if output.resolve() == source.resolve():
         raise UsageError(f"--output {output}: is the artifact itself; give another name")
-    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
-        raise EnvironmentFailure(f"{output.parent}: no permission to write there; give --output")
+    require_writable(output)
     script = output.with_suffix(".py")
     for path in (output, script) if profile in ORT_PROFILES else (output,):
         if path.exists() and not config.force:
@@ -187,14 +180,14 @@ def _is_ours(script: Path) -> bool:
 
 def _images(
     config: ExportConfig,
-    run: RunFolder | None,
+    target: Target,
     model: IntegerModel,
     source: Path,
     split: Split | None,
 ) -> Iterator[Array]:
     """Some evaluation images, evenly from all classes."""
     task = task_of(model.metadata, source)
-    split = split or evaluation_split(settings_of(run), config.data, task=task)
+    split = split or evaluation_split(target.owner, config.data, task=task)
     preprocessing = preprocessing_of(model.metadata, source)
     dataset = dataset_of(split.evenly(config.images), preprocessing)
     batch = min(eval_batch_size(preprocessing), 64)

@@ -63,7 +63,8 @@ class Classifier(IntegerModule):
         Raises:
             DataError: the file is no usable image.
         """
-        pixels = torch.tensor(eval_transform(self.preprocessing)(Image.fromarray(read_image(path))))
+        picture = Image.fromarray(read_image(path, advice=""))
+        pixels = torch.tensor(eval_transform(self.preprocessing)(picture))
         return normalize(pixels[None], self.preprocessing)[0]
 
 

@@ -32,6 +32,7 @@ def finish(
     model: QuantizedModel,
     resumed_at: int | None,
     started: float,
+    again: str | None,
 ) -> dict[str, Any]:
     """Write the integer model, measure it, and write and return the summary.
 
@@ -41,6 +42,7 @@ def finish(
         model: what it trained, in evaluation mode.
         resumed_at: step that the run was continued at; None if it was not.
         started: when this process began, as ``time.perf_counter`` has it.
+        again: as of `mecq_cli.workflow.quantize.quantize`.
     """
     with job.phases("writing"):
         sizes = job.processes.from_first(lambda: _write_artifact(job, run, model))
@@ -61,12 +63,14 @@ def finish(
         f"simulator_{key}": simulated.figures[key],
         key: measured.figures[key],
         "images": simulated.images,
+        "images_sha256": trainer.progress.facts["images"],
         "sizes": sizes,
         "steps": trainer.progress.step,
         "mec_weight": trainer.recipe.mec_weight,
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
+        "again": again,
         "processes": job.processes.count,
         "machine": facts(),
         "finished": True,

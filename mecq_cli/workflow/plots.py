@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mecq_cli.errors import UsageError
 from mecq_cli.report.figures import require
-from mecq_cli.storage import atomic_write
+from mecq_cli.storage import atomic_write, require_writable
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -26,14 +27,28 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
     return drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
-def save(drawn: Any, path: Path) -> None:
+def require_place(path: Path, *, force: bool) -> None:
+    """Whether a picture can be written there.
+
+    Raises:
+        UsageError: the file exists, and ``force`` is False; or it has another ending.
+        EnvironmentFailure: no permission.
+    """
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"--plot {path}: a picture is an .svg file; give such a name")
+    if path.exists() and not force:
+        raise UsageError(f"--plot {path}: exists; --force overwrites it, or give another name")
+    require_writable(path)
+
+
+def save(drawn: Any, path: Path, *, force: bool) -> None:
     """Write a figure; its bytes depend neither on time nor on the machine."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    atomic_write(path, buffer.getvalue(), force=True)
+    atomic_write(path, buffer.getvalue(), force=force)
 
 
-def spectra(document: Mapping[str, Any], path: Path) -> None:
+def spectra(document: Mapping[str, Any], path: Path, *, force: bool) -> None:
     """Eigenvalues of the features of each network in ``document``, and beside the FP network's."""
     networks = document["networks"]
     sites = [[site["site"] for site in network["sites"]] for network in networks]
@@ -56,4 +71,4 @@ def spectra(document: Mapping[str, Any], path: Path) -> None:
     axes[1][0].set_ylabel("beside the FP network's", fontsize=8)
     handles, labels = axes[0][0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    save(drawn, path)
+    save(drawn, path, force=force)

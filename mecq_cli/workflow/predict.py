@@ -66,7 +66,7 @@ def looked_at(opened: Opened, path: Path) -> tuple[Image.Image, torch.Tensor]:
     if not path.is_file():
         # Before it is opened: opening a pipe would wait for a writer.
         raise DataError(f"cannot use image {str(path)!r}: it is not a regular file; give an image")
-    picture = Image.fromarray(read_image(path))
+    picture = Image.fromarray(read_image(path, advice=""))
     pixels = torch.tensor(eval_transform(opened.preprocessing)(picture))[None]
     with torch.no_grad():
         return picture, opened.answers(normalize(pixels, opened.preprocessing))[0]

@@ -25,6 +25,7 @@ from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.runs import RunFolder, create_run, make_latest
+from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
 from mecq_cli.training import tracking
 from mecq_cli.training.integer_teacher import IntegerTeacher, make_teacher
@@ -54,6 +55,7 @@ def quantize(
     listener: Listener,
     splits: tuple[Split, Split] | None = None,
     model: LoadedModel | None = None,
+    again: str | None = None,
 ) -> dict[str, Any]:
     """Quantize a model; returns the content of summary.json (or the site table, if a dry run).
 
@@ -65,6 +67,8 @@ def quantize(
         listener: hears of the progress.
         splits: (train, val) to use instead of those of ``config.data``.
         model: to use instead of the one that ``config`` names.
+        again: what a person does to go on with the run, where ``mecq quantize --resume`` would
+            train on other images.
 
     Raises:
         MecqError: see mecq_cli.errors; each message is one line.
@@ -72,7 +76,13 @@ def quantize(
     with joined(config.device) as processes:
         config = processes.broadcast(config)  # of a run to continue, only the first may see it
         return _quantize(
-            config, origins, listener if processes.first else Listener(), splits, model, processes
+            config,
+            origins,
+            listener if processes.first else Listener(),
+            splits,
+            model,
+            processes,
+            again,
         )
 
 
@@ -83,6 +93,7 @@ def _quantize(
     splits: tuple[Split, Split] | None,
     model: LoadedModel | None,
     processes: Processes,
+    again: str | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -104,7 +115,7 @@ def _quantize(
         if finished is not None:
             listener.note(f"{run.path}: this run is finished; nothing to do")
             return finished
-        command = shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
+        command = again or _command(config, run)
         with (
             stopping(f"stopped between two steps; continue with: {command}"),
             # Calibration, evaluation and statistics may run out of memory as well as a step.
@@ -122,7 +133,14 @@ def _quantize(
             job.config = resolved(job)
             if not begun:
                 _store_settings(job, run)
-            return _work(job, run, command, started)
+            return _work(job, run, command, started, again)
+
+
+def _command(config: QuantizeConfig, run: RunFolder) -> str:
+    """What goes on with a run: of objects of a program only that program."""
+    if config.model.startswith(OWN) or config.data.startswith(OWN):
+        return f"mecq_cli.quantize(..., output={str(run.path)!r}, resume=True)"
+    return shlex.join(["mecq", "quantize", "--resume", "--output", str(run.path)])
 
 
 def _store_settings(job: Job, run: RunFolder) -> None:
@@ -162,7 +180,9 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     return {**summary, "run": str(run.path)}  # which may have been moved
 
 
-def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
+def _work(
+    job: Job, run: RunFolder, command: str, started: float, again: str | None
+) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
     channels_last(plain)
@@ -210,7 +230,7 @@ def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, A
         with job.phases("batch norm"):
             renew_statistics(job, model, plain)
     model.eval()
-    return finish(job, run, trainer, model, resumed_at, started)
+    return finish(job, run, trainer, model, resumed_at, started, again)
 
 
 def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:

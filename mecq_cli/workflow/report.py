@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mecq_cli import __version__
-from mecq_cli.config import ReportConfig
+from mecq_cli.config import QuantizeConfig, ReportConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.report import curves, figures, html, layers, page
 from mecq_cli.runs import RunFolder, resolve_target
+from mecq_cli.settings import OWN
 from mecq_cli.sizes import site_rows, totals
-from mecq_cli.storage import atomic_write, read_bytes_limited
+from mecq_cli.storage import atomic_write, read_bytes_limited, require_writable
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.allot import with_sensitivities
 from mecq_cli.workflow.machine import facts
@@ -39,6 +41,7 @@ def report(config: ReportConfig, listener: Listener) -> dict[str, Any]:
     run = _run(config.run)
     output = config.output or run.report
     force = may_replace(output, force=config.force)
+    require_writable(output)
     material = open_material(run, config)
     document, pictures = _gathered(material, config, listener)
     listener.note("drawing")
@@ -84,7 +87,7 @@ def _gathered(
         "summary": summary,
         "training": curves.gather(read_rows(run.metrics)),
         "machine": facts(),
-        "command": _command(run),
+        "command": _command(run, config, summary),
         "settings": run.config.read_text(encoding="utf-8") if run.config.exists() else None,
         "left_out": material.left_out,
     }
@@ -114,7 +117,12 @@ def _gathered(
     return document, answered.shown if answered else {}
 
 
-def _command(run: RunFolder) -> list[str] | None:
-    if not run.config.exists():
+def _command(
+    run: RunFolder, config: QuantizeConfig | None, summary: Mapping[str, Any]
+) -> list[str] | None:
+    """What makes the run again; None where its images or its network are a program's own."""
+    if config is None or summary.get("again") is not None:
+        return None
+    if config.model.startswith(OWN) or config.data.startswith(OWN):
         return None
     return ["mecq", "quantize", "--config", str(run.config), "--output", f"{run.path}-again"]

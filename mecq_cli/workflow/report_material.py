@@ -25,10 +25,10 @@ from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
 from mecq_cli.workflow.common import insert_quantizers
+from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.float_model import load_float, restore_classifier
 from mecq_cli.workflow.targets import (
     classes_of_split,
-    evaluation_split,
     preprocessing_of,
     settings_of,
     task_of,
@@ -95,7 +95,7 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
     imagenet = bool(model.metadata.get("imagenet", False))
 
     def images() -> tuple[Split, ClassMap]:
-        split = evaluation_split(config, asked.data, task=task)
+        split = evaluation_split(run, asked.data, task=task)
         return split, classes_of_split(split, task, names, str(run.path), imagenet=imagenet)
 
     needed = "Answers, activations and verification need the images"

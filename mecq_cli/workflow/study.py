@@ -7,6 +7,7 @@ happens on a part held out of train, never on val.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,77 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from mecq_cli.config import QuantizeConfig
+from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME
+from mecq_cli.config.run import FLAG_ONLY
 from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
 from mecq_cli.data.split import check_same_classes
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
+from mecq_cli.settings import near_match
 from mecq_cli.storage import atomic_write
+from mecq_cli.workflow.arms import ARMS
+from mecq_cli.workflow.identity import digest_of_images
 from mecq_cli.workflow.quantize import quantize
-
-
-def _one(weight: float, on: str, **others: Any) -> dict[str, Any]:
-    given = {"mec_weight": weight, "mec_on": on, "mec_views": "quantized", "mec_align": 0.0}
-    return {**given, "mec_term": "entropy", **others}
-
-
-def _two(weight: float, on: str, **others: Any) -> dict[str, Any]:
-    given = {"mec_weight": weight, "mec_on": on, "mec_views": "fp+quantized", "mec_align": 1.0}
-    return {**given, "mec_term": "entropy", **others}
-
-
-def _both(weight: float = 10.0, on: str = "stages", **others: Any) -> dict[str, Any]:
-    given = {"mec_term": "divergence", "mec_align": 0.1}
-    return _two(weight, on, **{**given, **others})
-
-
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "none": {"mec_weight": 0.0},
-    "none, no distillation": {"mec_weight": 0.0, "distill": False},
-    "none, float residual": {"mec_weight": 0.0, "residual_bits": 32},
-    "penultimate 0.1": _one(0.1, "penultimate"),
-    "stages 1": _one(1.0, "stages"),
-    "layers 1": _one(1.0, "layers"),
-    "weights 0.1": _one(0.1, "weights"),
-    "centring, stages 1": _one(1.0, "stages", mec_term="centring"),
-    "FP coding length, stages 1": _two(1.0, "stages", mec_term="target"),
-    "two views, stages 1": _two(1.0, "stages"),
-    "two views, stages 1, exact": _two(1.0, "stages", mec_estimator="exact"),
-    "two views, stages 1, no distillation": _two(1.0, "stages", distill=False),
-    "two views, stages 1, entropy only": _two(1.0, "stages", mec_align=0.0),
-    "two views, stages 1, alignment only": _two(1.0, "stages", mec_term="alignment"),
-    "two views, stages 3, alignment only": _two(3.0, "stages", mec_term="alignment"),
-    "two views, stages 10, alignment only": _two(10.0, "stages", mec_term="alignment"),
-    "two views, stages 30, alignment only": _two(30.0, "stages", mec_term="alignment"),
-    "two views, stages 1, grid": _two(1.0, "stages", mec_grid=4),
-    "two views, stages 1, grid, alignment only": _two(
-        1.0, "stages", mec_grid=4, mec_term="alignment"
-    ),
-    "two views, layers 1": _two(1.0, "layers"),
-    "two views, layers 1, grid": _two(1.0, "layers", mec_grid=4),
-    "two views, layers 1, alignment only": _two(1.0, "layers", mec_term="alignment"),
-    "two views, layers 1, grid, alignment only": _two(
-        1.0, "layers", mec_grid=4, mec_term="alignment"
-    ),
-    "divergence, stages 10": _both(mec_align=0.0),
-    "divergence, layers 10": _both(on="layers", mec_align=0.0),
-    "divergence and alignment, stages 3": _both(3.0),
-    "divergence and alignment, stages 10": _both(),
-    "divergence and alignment, stages 30": _both(30.0),
-    "divergence and alignment, stages 100": _both(100.0),
-    "divergence and alignment, stages 300": _both(300.0),
-    "divergence and alignment, stages 1000": _both(1000.0),
-    "divergence and alignment, stages 100, grid": _both(100.0, mec_grid=4),
-    "divergence and alignment, layers 100": _both(100.0, "layers"),
-    "divergence and alignment, penultimate 10": _both(on="penultimate"),
-    "divergence and alignment, stages 300, exact": _both(300.0, mec_estimator="exact"),
-    "divergence and alignment, stages 300, taylor": _both(300.0, mec_estimator="taylor"),
-    "divergence and alignment, stages 300, no distillation": _both(300.0, distill=False),
-    "divergence and alignment, stages 300, float residual": _both(300.0, residual_bits=32),
-}
-"""Settings of each arm; all else is the default recipe."""
 
 TUNING_PART = 0.1
 """Share of train held out to tune on."""
+
+FILE = "study.json"
+"""In the folder of a study: what was asked for, and its table so far."""
+
+AGAIN = "the same mecq bench mec command"
+"""Goes on with a run of a study; `mecq quantize` alone would take other images."""
 
 
 @dataclass(frozen=True)
@@ -111,25 +61,85 @@ def run_study(study: Study, listener: Listener) -> dict[str, Any]:
     """Run what is missing and tabulate what is there.
 
     Raises:
-        UsageError: an unknown arm, or no folder.
+        UsageError: an unknown arm, or no folder, or one that holds another study.
     """
-    unknown = [name for name in study.arms if name not in ARMS]
-    if unknown:
-        raise UsageError(f"unknown arm {unknown[0]!r}; there are {', '.join(map(repr, ARMS))}")
+    for name in study.arms:
+        if name not in ARMS:
+            known = near_match(name, ARMS, "--list-arms shows them")
+            raise UsageError(f"--arms: unknown arm {known}")
     folder = study.base.output
     if folder is None:
         raise UsageError("a study needs a folder to keep its runs in: --output DIR")
     splits = _splits(study)
+    asked = _asked(study, splits)
+    _open(folder, asked)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.arms}
     for seed in study.seeds:  # all arms of one seed first: an unfinished study is still paired
         for name in study.arms:
             listener.note(f"arm {name!r}, seed {seed}")
             results[name].append(_run(study, name, seed, folder, splits, listener))
             document = _document(study, results, splits)
-            atomic_write(
-                folder / "study.json", (json.dumps(document, indent=2) + "\n").encode(), force=True
-            )
+            _write(folder, {"asked": asked, **document})
     return document
+
+
+def _asked(study: Study, splits: tuple[Split, Split]) -> dict[str, Any]:
+    """What makes it this study and no other, as JSON has it; its arms and seeds may grow."""
+    kept = study.base.model_dump(
+        mode="json", exclude={*CHANGEABLE_ON_RESUME, *FLAG_ONLY, "seed", "chosen", "allotment"}
+    )
+    weights = None
+    if study.base.checkpoint is not None:
+        with study.base.checkpoint.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        **kept,
+        "per_class": study.per_class,
+        "tune": study.tune,
+        "checkpoint": weights,
+        "data": digest_of_images(*splits),
+    }
+
+
+def _open(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Begin a study in a new or empty folder, or see that the one in it is this one."""
+    file = folder / FILE
+    if not file.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"--output {folder}: holds no study to go on with; give an empty or a new folder"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"--output {folder}: cannot be made: {error.strerror}; give another one"
+            ) from error
+        _write(folder, {"asked": asked})
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["asked"]
+        changed = [key for key in asked if asked[key] != before[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file}: does not say what the study in it compares; give another --output"
+        ) from error
+    for key in changed:
+        flag = "--" + key.replace("_", "-")
+        if key in ("data", "checkpoint"):
+            raise UsageError(
+                f"{flag}: its content is not what the study in {folder} was started with; give the "
+                "same, or another --output"
+            )
+        raise UsageError(
+            f"{flag if key != 'model' else 'MODEL'}: got {asked[key]!r}, but the study in {folder} "
+            f"was started with {before[key]!r}; give the same (only arms and seeds may be added), "
+            "or another --output"
+        )
+
+
+def _write(folder: Path, document: Mapping[str, Any]) -> None:
+    atomic_write(folder / FILE, (json.dumps(document, indent=2) + "\n").encode(), force=True)
 
 
 def _splits(study: Study) -> tuple[Split, Split]:
@@ -156,7 +166,7 @@ def _run(
     config = study.base.model_copy(
         update={**ARMS[name], "seed": seed, "output": run, "resume": run.exists()}
     )
-    return quantize(config, {}, listener, splits=splits)
+    return quantize(config, {}, listener, splits=splits, again=AGAIN)
 
 
 def _document(

@@ -26,7 +26,6 @@ from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
-from mecq_cli.settings import absolute_data
 from mecq_cli.tasks import registry
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
@@ -137,32 +136,6 @@ def preprocessing_of(metadata: Any, path: Path) -> Preprocessing:
         raise ArtifactError(
             f"{path}: does not say how images are prepared for it ({error}); export it again"
         ) from error
-
-
-def data_of(config: QuantizeConfig | None, data: str | None) -> str:
-    """The images: those named, or those of the run."""
-    if data is not None:
-        return data
-    if config is not None:
-        return config.data
-    raise UsageError("which images? give --data DIR")
-
-
-def evaluation_split(
-    config: QuantizeConfig | None,
-    data: str | None,
-    split: str | None = None,
-    task: Task = CLASSIFICATION,
-) -> Split:
-    """The images to evaluate on, of ``data`` or of the run with the settings ``config``.
-
-    Where the run had no folder of its own for that, those it held out of its training.
-    """
-    root = data_of(config, data)
-    own = config is not None and absolute_data(root) == absolute_data(config.data)
-    if config is not None and own and config.val_split is not None and not split:
-        return task.open_training(root, config.val_split, config.seed)[1]
-    return task.open_evaluation(root, split)
 
 
 _ADVICE = "give the --data it was made for"

@@ -181,6 +181,40 @@ def test_a_bare_mecq_shows_the_three_steps_and_the_demo() -> None:
     assert places == sorted(places)
 
 
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.pause()
+            except KeyboardInterrupt:
+                pass
+            raise ImportError("a library in C that was broken off")
+sys.meta_path.insert(0, Finder())
+sys.argv = ["mecq", "doctor"]
+from mecq_cli.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_no_internal_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_names_that_the_terminal_cannot_show_are_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mecq_cli", "bench", "mec", "--list-arms"], capture_output=True,
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_every_help_opens_with_an_example_that_parses(command: str | None) -> None:
     result = CliRunner().invoke(app, [command, "--help"] if command else ["--help"])

@@ -314,3 +314,11 @@ def test_names_of_any_kind_are_data(own: Path, tmp_path: Path) -> None:
     done = mecq("export", "run", "--images", 2, cwd=tmp_path)
     assert done.code == 0, done
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run", "runs"]
+
+
+def test_parts_of_one_image_and_batch_norm_on_single_pixels(pictures: Path, tmp_path: Path) -> None:
+    done = mecq(
+        *RANDOM, "--data", pictures, "--img-size", 4, "--batch-size", 4, "--accumulate", 4,
+        "--epochs", 1, "--calibration-images", 8, cwd=tmp_path,
+    )  # fmt: skip
+    refused(done, 2, "a smaller --accumulate")

@@ -16,7 +16,9 @@ import torch
 import mecq_cli
 from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export.ort import OrtRunner
-from tests.e2e.command import mecq
+from mecq_cli.workflow.arms import ARMS
+from mecq_cli.workflow.study import AGAIN
+from tests.e2e.command import mecq, refused
 
 FLOAT, W2A2 = 75.0, 60.0
 """Top-1 in percent that a few epochs reach at least."""
@@ -190,6 +192,23 @@ def test_images_held_out_of_training(digits: Path, tmp_path: Path) -> None:
     evaluated = mecq("eval", "--json", cwd=tmp_path).document
     assert evaluated["images"] == summary["images"]
     assert evaluated["top1"] == summary["top1"] >= W2A2
+    # Wherever they are now; of other images all are taken.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    refused(mecq("eval", "held", cwd=tmp_path), 3, "data")
+    for target in ("held", "held/model.safetensors"):
+        again = mecq("eval", target, "--data", "moved", "--json", cwd=tmp_path).document
+        assert again["images"] == summary["images"]
+        assert again["top1"] == summary["top1"]
+    whole = mecq("eval", "held", "--data", folder / "digits", "--json", cwd=tmp_path).document
+    assert whole["images"] == len([*(folder / "digits" / "val").rglob("*.png")])
+    report = mecq("report", "held", "--data", "moved", "--json", cwd=tmp_path).document
+    assert report["answers"]["of"] == summary["images"]
+
+
+def test_a_file_in_a_run_is_verified_on_the_images_of_the_run(digits: Path, tmp_path: Path) -> None:
+    target = digits / "runs" / "demo" / "run" / "model.safetensors"
+    done = mecq("export", target, "--output", "x.onnx", "--images", 20, "--json", cwd=tmp_path)
+    assert done.document["verified"] is True
 
 
 def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
@@ -210,6 +229,30 @@ def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
     assert len(lengths) == 3
     assert min(lengths.values()) > 0
     assert mecq(*command, cwd=digits).document["rows"] == first["rows"]
+    # It is this study, and no other one by the same name.
+    for other, words in {
+        ("--wbits", 4): "--wbits: got 4, but the study in study was started with 2",
+        ("--per-class", 10): "--per-class: got 10",
+        ("--checkpoint", "runs/demo/run/model.safetensors"): "--checkpoint: its content is not",
+    }.items():
+        refused(mecq(*command, *other, cwd=digits), 2, words)
+    elsewhere = [*command[:-1], "--output", "runs/demo/run"]
+    refused(mecq(*elsewhere, cwd=digits), 2, "holds no study")
+    refused(mecq(*command, "--arms", "non", cwd=digits), 2, "did you mean 'none'?")
+    # `mecq quantize` would train on other images; the report does not advise it.
+    run = digits / "study" / "none-seed0"
+    assert json.loads((run / "summary.json").read_text())["again"] == AGAIN
+    document = mecq("report", run, "--data", "runs/demo/digits", "--json", cwd=digits).document
+    assert document["command"] is None
+    assert f"{AGAIN} makes it" in (run / "report.html").read_text()
+
+
+def test_the_arms_of_a_study_are_listed(tmp_path: Path) -> None:
+    shown = mecq("bench", "mec", "--list-arms", cwd=tmp_path)
+    assert shown.code == 0
+    lines = shown.out.splitlines()
+    assert [name for name in ARMS if not any(line.startswith(name) for line in lines)] == []
+    assert "the default recipe" in lines[1]
 
 
 def test_features_of_a_run(digits: Path, tmp_path: Path) -> None:
@@ -218,6 +261,9 @@ def test_features_of_a_run(digits: Path, tmp_path: Path) -> None:
         "bench", "features", "runs/demo/run", "--images", 200, "--plot", picture, "--json",
         cwd=digits,
     ).document  # fmt: skip
+    again = ["bench", "features", "runs/demo/run", "--plot", picture]
+    refused(mecq(*again, cwd=digits), 2, "exists; --force")
+    refused(mecq(*again[:-1], "spectra.png", cwd=digits), 2, ".svg")
     full, quantized = document["networks"]
     assert full["top1"] >= FLOAT
     assert quantized["top1"] >= W2A2

@@ -40,6 +40,15 @@ def test_the_command_lists_and_suggests(capsys: pytest.CaptureFixture[str]) -> N
     error = capsys.readouterr().err
     assert "did you mean mobilenetv3_small_100" in error
     assert error.count("\n") == 1
+    for pattern, name in {
+        "fcn": "fcn_resnet50",
+        "ssd": "ssd300_vgg16",
+        "detect": "retinanet",
+    }.items():
+        assert run(["models", pattern]) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert error.count("\n") == 1
 
 
 def test_the_list_needs_no_torch() -> None:

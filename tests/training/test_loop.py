@@ -200,9 +200,10 @@ def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(one, "step", fail)
         with pytest.raises(
-            EnvironmentFailure, match=r"of 4 images; try --batch-size 2 .*go on --accumulate 2$"
+            EnvironmentFailure,
+            match=r"of 4 images; try --batch-size 2 .*mecq quantize --resume --accumulate 2$",
         ):
-            one.train("go on")
+            one.train("mecq quantize --resume")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(

@@ -12,8 +12,8 @@ from mecq_cli.errors import ArtifactError, EnvironmentFailure, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
 from mecq_cli.workflow.common import eval_batch_size, pick_device
+from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.targets import (
-    data_of,
     open_simulator,
     preprocessing_of,
     require_artifact,
@@ -45,8 +45,7 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="--resume --output"):
         require_artifact(run)
     with pytest.raises(UsageError, match="--data DIR"):
-        data_of(None, None)
-    assert data_of(None, "photos") == "photos"
+        evaluation_split(run, None)
 
 
 SOUND = {"input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.5] * 3}

@@ -17,9 +17,11 @@ def tables(document: Document) -> Iterable[RenderableType]:
     machine = document["machine"]
     instructions = ", ".join(machine["integer_instructions"]) or "no 8-bit products"
     shape = "x".join(str(size) for size in document["input_shape"])
+    weights = f"{document['weights']} weights"
+    if document["target"] != document["model"]:
+        weights = f"weights of {document['target']} ({weights} in the float networks)"
     yield (
-        f"{document['model']}, W{document['wbits']} A{document['abits']}, input {shape}, "
-        f"{document['weights']} weights"
+        f"{document['model']}, W{document['wbits']} A{document['abits']}, input {shape}, {weights}"
     )
     yield f"{machine['cpu']} ({instructions}), onnxruntime {machine['onnxruntime']}"
     yield _times(document["cells"])

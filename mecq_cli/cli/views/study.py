@@ -23,3 +23,16 @@ def tables(document: Document) -> Iterable[RenderableType]:
         seeds = " ".join(f"{value:.2f}" for value in row["top1"])
         table.add_row(row["arm"], f"{row['mean']:.2f}", spread, seeds, f"{row['seconds']:.0f}")
     yield table
+
+
+def arms(document: Document) -> Iterable[RenderableType]:
+    """Settings of all arms, as ``--list-arms`` shows them."""
+    table = headed("arm", "settings")
+    for name, settings in document.items():
+        flags = " ".join(_flag(key.replace("_", "-"), value) for key, value in settings.items())
+        table.add_row(name, flags or "the default recipe")
+    yield table
+
+
+def _flag(name: str, value: object) -> str:
+    return f"--no-{name}" if value is False else f"--{name} {value}"

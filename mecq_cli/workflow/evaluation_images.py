@@ -1,0 +1,72 @@
+"""Which images a stored model is evaluated on, where a run may know them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mecq_cli.config import QuantizeConfig
+from mecq_cli.data import Split
+from mecq_cli.errors import MecqError, UsageError
+from mecq_cli.runs import RunFolder
+from mecq_cli.settings import absolute_data
+from mecq_cli.tasks.base import Task
+from mecq_cli.tasks.registry import CLASSIFICATION
+from mecq_cli.workflow.identity import digest_of_images
+from mecq_cli.workflow.targets import settings_of
+
+
+def evaluation_split(
+    run: RunFolder | None,
+    data: str | None,
+    split: str | None = None,
+    task: Task = CLASSIFICATION,
+) -> Split:
+    """The images to evaluate on.
+
+    Where the run had no folder of its own for that, those it held out of its training, wherever
+    its images are now.
+
+    Args:
+        run: whose images they are, unless ``data`` names others.
+        data: what --data says.
+        split: what --split says.
+        task: what the images are for.
+
+    Raises:
+        MecqError: they are not there, or neither a run nor --data names any.
+    """
+    config = settings_of(run)
+    root = data or (None if config is None else config.data)
+    if root is None:
+        raise UsageError("which images? give --data DIR")
+    if run is not None and config is not None and config.val_split is not None and not split:
+        held_out = _held_out(run, config, config.val_split, root, task)
+        if held_out is not None:
+            return held_out
+    return task.open_evaluation(root, split)
+
+
+def _held_out(
+    run: RunFolder, config: QuantizeConfig, share: float, root: str, task: Task
+) -> Split | None:
+    """What the run held out of the images in ``root``; None if these are others."""
+    if absolute_data(root) == absolute_data(config.data):
+        return task.open_training(root, share, config.seed)[1]
+    known = _digest(run)
+    if known is None:
+        return None
+    try:
+        parts = task.open_training(root, share, config.seed)
+    except MecqError:
+        return None  # and the message is about what --data is asked for
+    return parts[1] if digest_of_images(*parts) == known else None
+
+
+def _digest(run: RunFolder) -> str | None:
+    """Of the images of a finished run, if its summary says it."""
+    try:
+        summary: Any = json.loads(run.summary.read_text(encoding="utf-8"))
+        return summary.get("images_sha256")  # type: ignore[no-any-return]
+    except (OSError, ValueError, AttributeError):
+        return None
