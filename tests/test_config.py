@@ -361,7 +361,7 @@ OTHER: dict[str, Any] = {
     "calibration_images": 7, "bn_images": 7, "layers": [{"pattern": "conv1", "wbits": 3}],
     "data": "/elsewhere", "checkpoint": Path("/w.pth"), "output": Path("/run"), "workers": 3,
     "device": "cpu", "checkpoint_every": 3, "keep_checkpoints": 3,
-    "log": "tensorboard",
+    "eval_every": 3, "log": "tensorboard",
     "accumulate": 2,
 }  # fmt: skip
 

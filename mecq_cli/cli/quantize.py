@@ -414,6 +414,14 @@ def quantize(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Evaluate so often, in epochs (default 0: only at the end).",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     log: Annotated[
         str | None,
         typer.Option(

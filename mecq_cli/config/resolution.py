@@ -34,6 +34,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "device",
         "checkpoint_every",
         "keep_checkpoints",
+        "eval_every",
         "log",
         "accumulate",
     }

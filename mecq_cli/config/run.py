@@ -154,6 +154,7 @@ class QuantizeConfig(Settings):
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: how many are kept, the last ones; with 1 there is none to fall back to
             where it is damaged.
+        eval_every: epochs between two evaluations of the network in training; 0: only at the end.
         log: where the metrics go beside metrics.jsonl: none, or tensorboard (RUN/tensorboard).
         calibration_images: seen for the first activation scales.
         bn_images: seen to re-estimate the batch norm statistics; 0 keeps the trained ones.
@@ -223,6 +224,7 @@ class QuantizeConfig(Settings):
     output: UserPath | None = None
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
+    eval_every: CountOrZero = 0
     log: Literal["none", "tensorboard"] = "none"
     calibration_images: Count = 512
     bn_images: CountOrZero = 2048

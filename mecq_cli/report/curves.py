@@ -20,6 +20,7 @@ KEYS = {
     "loss_task": "task loss",
     "loss_mec": "entropy term",
     **{of.train_key: of.train_label for of in FIGURES.values()},
+    **{of.eval_key: f"{of.label} on evaluation images" for of in FIGURES.values()},
     "lr": "learning rate",
     "seconds": "seconds of a step",
 }
@@ -29,6 +30,7 @@ PANELS = (
     ("loss_task", "Task loss", ""),
     ("loss_mec", "Entropy term", ""),
     *((of.train_key, of.train_title, "%") for of in FIGURES.values()),
+    *((of.eval_key, f"{of.label} on evaluation images", "%") for of in FIGURES.values()),
     ("lr", "Learning rate", ""),
     ("seconds", "Time of a step", "s"),
 )

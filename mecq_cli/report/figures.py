@@ -68,13 +68,20 @@ def require(what: str) -> None:
         ) from error
 
 
+_MARKED = 30
+"""Points of a curve that are marked: of one point there is no line."""
+
+
 def curve(name: str, title: str, curve: Mapping[str, Any], unit: str = "") -> str:
     """One curve: every point thin, and smoothed."""
 
     def draw(axes: Axes) -> None:
         if curve["value"] != curve["smooth"]:
             axes.plot(curve["step"], curve["value"], color=_INTEGER, linewidth=0.7, alpha=0.4)
-        axes.plot(curve["step"], curve["smooth"], color=_INTEGER, linewidth=1.8)
+        marker = "o" if len(curve["step"]) <= _MARKED else ""
+        axes.plot(
+            curve["step"], curve["smooth"], color=_INTEGER, linewidth=1.8, marker=marker, ms=3
+        )
         _axes(axes, unit)
 
     said = f"{title}: {curve['first']:.4g} at the first step, {curve['last']:.4g} at the end"

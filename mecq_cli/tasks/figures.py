@@ -31,6 +31,11 @@ class Figures:
     by_class: tuple[str, str] | None = None
 
     @property
+    def eval_key(self) -> str:
+        """Key of the figure that counts, of an evaluation in the middle of training."""
+        return f"val_{self.key}"
+
+    @property
     def train_title(self) -> str:
         """The same, as a title."""
         return self.train_label[0].upper() + self.train_label[1:]

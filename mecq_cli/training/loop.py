@@ -64,6 +64,8 @@ class Trainer:
         processes: which share the work; the first one writes.
         calibration: for the grids of each stage, where the bits are lowered step by step.
         task: whose loss it is.
+        evaluation: the figure that counts, in percent, of the network as it is.
+        eval_every: epochs between two of them; 0: none. After the last step there is none either.
     """
 
     def __init__(
@@ -82,12 +84,16 @@ class Trainer:
         processes: Processes = ALONE,
         calibration: Images | None = None,
         task: Task = CLASSIFICATION,
+        evaluation: Callable[[], float] | None = None,
+        eval_every: int = 0,
     ) -> None:
         self.keep, self.events = keep_checkpoints, events
         self.model, self.recipe, self.batches = model, recipe, batches
         self.processes = processes
         self.checkpoints, self.metrics, self.listener = checkpoints, metrics, listener
         self.every = checkpoint_every or max(recipe.steps_per_epoch, 1)
+        self.evaluation = evaluation if eval_every else None
+        self.eval_every = eval_every * recipe.steps_per_epoch
         self.optimizer, self.schedule = make_optimizer(model, recipe)
         if processes.count > 1:
             synchronise(model)
@@ -305,6 +311,7 @@ class Trainer:
             "seconds": round(time.perf_counter() - started, 4),
             "data_seconds": round(waited, 4),
         }
+        row |= self._evaluated(epoch)
         log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
@@ -313,6 +320,17 @@ class Trainer:
             if progress.step < self.recipe.total_steps:
                 self.save()
         return row
+
+    def _evaluated(self, epoch: int) -> dict[str, float]:
+        """What the network reaches after this step, where it is time to ask."""
+        done = self.progress.step + 1
+        if self.evaluation is None or done % self.eval_every or done >= self.recipe.total_steps:
+            return {}
+        self.model.eval()
+        value, of = self.evaluation(), self.step.task.figures
+        self.model.train()
+        self.listener.note(f"epoch {epoch + 1}: {of.label} {value:.2f} %")
+        return {of.eval_key: value}
 
     def _stop_if_asked(self, watch: SignalWatch, resume_command: str) -> None:
         """Save and stop, all processes after the same step, whichever of them got a signal."""

@@ -23,6 +23,7 @@ _TAGS = {
     "loss_task": "loss/task",
     "loss_mec": "loss/entropy",
     **{of.train_key: f"accuracy/{of.train_key}" for of in FIGURES.values()},
+    **{of.eval_key: f"accuracy/{of.eval_key}" for of in FIGURES.values()},
     "lr": "schedule/lr",
     "epoch": "schedule/epoch",
     "seconds": "time/step_seconds",

@@ -93,6 +93,7 @@ class Settings(TypedDict, total=False):
     ema: float
     freeze_oscillations: float
     lower_from: int
+    eval_every: int
     log: Literal["none", "tensorboard"]
     output: str | Path
     checkpoint_every: int

@@ -219,6 +219,8 @@ def _work(
         processes=job.processes,
         calibration=lambda: job.some_images(CALIBRATION_EPOCH, config.calibration_images),
         task=job.task,
+        evaluation=lambda: job.measured(model).figures[job.task.figures.key],
+        eval_every=config.eval_every,
     )
     need = disk_need(config, recipe, model, trainer.optimizer, run)
     listener.note(job.processes.from_first(lambda: need.require(run.path)))

@@ -262,7 +262,7 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
         "batch-size": 16, "lr": 0.1, "mec-weight": 0.5, "mec-distortion": 0.03, "seed": 9,
         "checkpoint-every": 5, "keep-checkpoints": 4, "mec-warmup": 0.2, "mec-align": 0.5,
         "mec-grid": 2, "mec-order": 3, "accumulate": 2,
-        "ema": 0.9, "freeze-oscillations": 0.1, "lower-from": 4,
+        "ema": 0.9, "freeze-oscillations": 0.1, "lower-from": 4, "eval-every": 2,
     }  # fmt: skip
     words = {
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
