@@ -5,7 +5,10 @@
 # Both make .venv first, and keep it as long as pyproject.toml stays the same. Another Python:
 # make test PYTHON=python3.13
 
+# JOBS test processes run side by side, of about 2 GB each.
+
 PYTHON ?= python3
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -33,7 +36,7 @@ lint: $(READY) ## Style, types and import layers
 	$(BIN)/lint-imports --no-cache --no-logo
 
 test: lint ## Lint, then the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 long: $(READY) ## The tests that take minutes
 	$(BIN)/python -m pytest -m long --timeout 3600

@@ -14,6 +14,7 @@ RUN/.lock              held while a process works in the folder
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -21,9 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mecq_cli.errors import EnvironmentFailure, Interrupted, MecqError, UsageError
+from mecq_cli.errors import EnvironmentFailure, InputError, Interrupted, MecqError, UsageError
 from mecq_cli.layout import find_splits
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.settings import OWN
@@ -270,6 +271,19 @@ def _take_back(run: RunFolder) -> None:
         run.path.rmdir()
         if run.path.parent.absolute() == RUNS.absolute():
             RUNS.rmdir()  # only if it is empty
+
+
+def read_summary(run: RunFolder) -> dict[str, Any]:
+    """The content of summary.json; {} of a run that is not finished."""
+    if not run.summary.exists():
+        return {}
+    try:
+        document = json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{run.summary}: could not be read: {error}; restore it") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{run.summary}: is no summary of a run; restore it")
+    return document
 
 
 def _read_pointer(runs: Path) -> Path | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import Split
 from mecq_cli.errors import MecqError, UsageError
-from mecq_cli.runs import RunFolder
+from mecq_cli.runs import RunFolder, read_summary
 from mecq_cli.settings import absolute_data
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
@@ -53,7 +50,7 @@ def _held_out(
     """What the run held out of the images in ``root``; None if these are others."""
     if absolute_data(root) == absolute_data(config.data):
         return task.open_training(root, share, config.seed)[1]
-    known = _digest(run)
+    known = read_summary(run).get("images_sha256")
     if known is None:
         return None
     try:
@@ -61,12 +58,3 @@ def _held_out(
     except MecqError:
         return None  # and the message is about what --data is asked for
     return parts[1] if digest_of_images(*parts) == known else None
-
-
-def _digest(run: RunFolder) -> str | None:
-    """Of the images of a finished run, if its summary says it."""
-    try:
-        summary: Any = json.loads(run.summary.read_text(encoding="utf-8"))
-        return summary.get("images_sha256")  # type: ignore[no-any-return]
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +12,14 @@ from torch import nn
 
 from mecq_cli.config import QuantizeConfig, ReportConfig
 from mecq_cli.data import Split
-from mecq_cli.errors import ArtifactError, InputError, MecqError
+from mecq_cli.errors import ArtifactError, MecqError
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.runs import RunFolder
+from mecq_cli.runs import RunFolder, read_summary
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
@@ -120,19 +119,6 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
             "Clipped weights need the last checkpoint", lambda: _simulator(loaded, settings, run)
         )
     return material
-
-
-def read_summary(run: RunFolder) -> dict[str, Any]:
-    """The content of summary.json; {} of a run that is not finished."""
-    if not run.summary.exists():
-        return {}
-    try:
-        document = json.loads(run.summary.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{run.summary}: could not be read: {error}; restore it") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{run.summary}: is no summary of a run; restore it")
-    return document
 
 
 def _float(config: QuantizeConfig, material: Material, run: RunFolder) -> LoadedModel:

@@ -183,6 +183,7 @@ def test_a_bare_mecq_shows_the_three_steps_and_the_demo() -> None:
 
 INTERRUPTED_IMPORT = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":

@@ -178,11 +178,11 @@ def test_an_unreadable_image_is_one_line_from_any_process(
 def test_workers_outlive_the_signals_of_their_group(large: Split) -> None:
     dataset = ImageDataset(large, LARGE, train=True)
     batches = train_batches(dataset, batch_size=4, epoch=0, workers=2)
-    first = next(batches)
+    first = [next(batches) for _ in range(2)]  # one of each worker: both are ready
     for child in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(child.pid or 0, number)
-    assert same([first, *batches], list(train_batches(dataset, batch_size=4, epoch=0)))
+    assert same([*first, *batches], list(train_batches(dataset, batch_size=4, epoch=0)))
     assert not multiprocessing.active_children()
 
 
