@@ -139,7 +139,7 @@ def decode(kind: FileKind, data: bytes, where: str) -> tuple[dict[str, RawTensor
         if isinstance(reason, _Newer):
             advice = ""
         elif isinstance(reason, _Foreign):
-            advice = "; if it holds float weights, give a model's name and --checkpoint with it"
+            advice = "; float weights are for mecq quantize or eval: MODEL --checkpoint FILE"
         raise kind.error(f"{where}: not a usable {kind.format} file: {reason}{advice}") from reason
 
 

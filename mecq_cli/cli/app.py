@@ -11,7 +11,7 @@ from mecq_cli import __version__, launch
 from mecq_cli.cli.bench import bench
 from mecq_cli.cli.bench_deploy import deploy
 from mecq_cli.cli.bench_features import features
-from mecq_cli.cli.bench_mec import mec
+from mecq_cli.cli.bench_mec import arms, mec
 from mecq_cli.cli.bench_train import train
 from mecq_cli.cli.compare import compare
 from mecq_cli.cli.config import config
@@ -68,6 +68,7 @@ app.add_typer(config, name="config", short_help="Show settings and where they co
 app.command("doctor", short_help="Look for what mecq needs on this machine.")(doctor)
 app.command("demo", short_help="Go the whole path in about a minute, offline.")(demo)
 bench.command("mec", short_help="Does the entropy regularizer help? Arms, seeds, a table.")(mec)
+bench.command("arms", short_help="What `mecq bench mec` can compare.")(arms)
 bench.command("train", short_help="Time and memory of a training step.")(train)
 bench.command("features", short_help="Spectra and ranks of the features of runs.")(features)
 bench.command("deploy", short_help="Speed and size of the export, beside FP32 and INT8.")(deploy)

@@ -10,18 +10,6 @@ import typer
 from mecq_cli.cli.common import DebugFlag, JsonFlag, QuietFlag, working
 
 
-def _list(wanted: bool) -> None:
-    """Instead of a study."""
-    if not wanted:
-        return
-    from mecq_cli.cli import render
-    from mecq_cli.cli.views import study as views
-    from mecq_cli.workflow.arms import ARMS
-
-    render.show(ARMS, views.arms, as_json=False)
-    raise typer.Exit
-
-
 def mec(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for mecq quantize.")],
     wbits: Annotated[int, typer.Option(metavar="W", help="Bits of the weights.")],
@@ -39,14 +27,8 @@ def mec(
     ] = None,
     arms: Annotated[
         str,
-        typer.Option(metavar="NAME;...", help="Which arms; 'all' of --list-arms are days of work."),
+        typer.Option(metavar="NAME;...", help="Some of mecq bench arms ('all': days of work)."),
     ] = "default;none",
-    list_arms: Annotated[
-        bool,
-        typer.Option(
-            "--list-arms", help="Print the arms and their settings.", callback=_list, is_eager=True
-        ),
-    ] = False,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each arm.")] = 3,
     per_class: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Training images of each class.")
@@ -94,3 +76,15 @@ def mec(
         study = Study(base, names, range(seeds), per_class, tune)
         document = run_study(study, listener)
     render.show(document, views.tables, as_json=as_json)
+
+
+def arms(as_json: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFlag = False) -> None:
+    """Example: [bold]mecq bench arms[/bold]
+
+    What `mecq bench mec --arms` can compare: names, and their settings.
+    """
+    from mecq_cli.cli import render
+    from mecq_cli.cli.views import study as views
+    from mecq_cli.workflow.arms import ARMS
+
+    render.show({"arms": ARMS}, views.arms, as_json=as_json)

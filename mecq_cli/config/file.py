@@ -31,8 +31,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         document = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"settings file {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # of the latter kind: nobody has this home folder
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"settings file {path}: {reason}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"settings file {path}: not valid TOML: {error}") from error
     for key in document:

@@ -36,7 +36,7 @@ PANELS = (
 )
 """The pictures of them: key, title, unit."""
 
-_EXACT = ("lr",)
+_EXACT = ("lr", *(of.eval_key for of in FIGURES.values()))
 """Without noise, so there is nothing to smooth."""
 
 Floats = NDArray[np.float64]

@@ -78,13 +78,13 @@ def curve(name: str, title: str, curve: Mapping[str, Any], unit: str = "") -> st
     def draw(axes: Axes) -> None:
         if curve["value"] != curve["smooth"]:
             axes.plot(curve["step"], curve["value"], color=_INTEGER, linewidth=0.7, alpha=0.4)
-        marker = "o" if len(curve["step"]) <= _MARKED else ""
         axes.plot(
-            curve["step"], curve["smooth"], color=_INTEGER, linewidth=1.8, marker=marker, ms=3
-        )
+            curve["step"], curve["smooth"], color=_INTEGER, linewidth=1.8, marker=_marker(curve),
+            ms=3,
+        )  # fmt: skip
         _axes(axes, unit)
 
-    said = f"{title}: {curve['first']:.4g} at the first step, {curve['last']:.4g} at the end"
+    said = f"{title}: from {curve['first']:.4g} to {curve['last']:.4g}"
     return _drawn(name, said, _PANEL, draw)
 
 
@@ -110,11 +110,18 @@ def curves(
             number = places.index(label)
             style = ("-", "--", ":")[number // SERIES % 3]
             colour = _LINES[number % SERIES]
-            axes.plot(one["step"], one["smooth"], style, color=colour, linewidth=1.6)
+            axes.plot(
+                one["step"], one["smooth"], style, color=colour, linewidth=1.6, marker=_marker(one),
+                ms=3,
+            )  # fmt: skip
         _axes(axes, unit)
 
     ends = ", ".join(f"{label} {one['last']:.4g}" for label, one in list(series.items())[:12])
     return _drawn(name, f"{title}; at the end: {ends}", _PANEL, draw)
+
+
+def _marker(curve: Mapping[str, Any]) -> str:
+    return "o" if len(curve["step"]) <= _MARKED else ""
 
 
 def _axes(axes: Axes, unit: str) -> None:

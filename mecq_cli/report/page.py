@@ -257,9 +257,9 @@ def _again(document: Document) -> Iterator[str]:
     if document["command"]:
         yield "<p>The same run, in a new folder:</p>"
         yield html.code(shlex.join(document["command"]))
-    elif document["summary"]:
-        maker = document["summary"].get("again") or "the program that made it"
-        yield f"<p>Its images or its network were chosen by a program: {text(maker)} makes it.</p>"
+    elif document["maker"]:
+        maker = text(document["maker"])
+        yield f"<p>Its images or its network were chosen by a program: {maker} makes it again.</p>"
     if document["settings"]:
         yield html.details("All settings (config.toml)", html.code(document["settings"]))
     trained = document["summary"].get("machine")

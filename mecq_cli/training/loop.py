@@ -240,8 +240,12 @@ class Trainer:
                 epoch, first = divmod(progress.step, recipe.steps_per_epoch)
                 asked = time.perf_counter()
                 for images, labels in self.batches(epoch, first):
+                    waited = time.perf_counter() - asked
+                    found = self._evaluated()
+                    if found:
+                        self._stop_if_asked(watch, resume_command)
                     with advising(recipe.batch_size, lambda: resume_command, more_parts):
-                        row = self._one(images, labels, epoch, log, time.perf_counter() - asked)
+                        row = self._one(images, labels, epoch, log, waited, found)
                     if events is not None:
                         events.write(row)
                     self._stop_if_asked(watch, resume_command)
@@ -288,9 +292,15 @@ class Trainer:
         return EventLog(self.events, read_rows(self.metrics))
 
     def _one(
-        self, images: Tensor, labels: Tensor, epoch: int, log: MetricsLog, waited: float
+        self,
+        images: Tensor,
+        labels: Tensor,
+        epoch: int,
+        log: MetricsLog,
+        waited: float,
+        found: Mapping[str, float],
     ) -> dict[str, Any]:
-        """One step; returns its row of the metrics."""
+        """One step; returns its row of the metrics, with what was ``found`` before it."""
         progress = self.progress
         started = time.perf_counter()
         self.schedule.step_update(progress.step)
@@ -311,7 +321,7 @@ class Trainer:
             "seconds": round(time.perf_counter() - started, 4),
             "data_seconds": round(waited, 4),
         }
-        row |= self._evaluated(epoch)
+        row |= found
         log.write(row)
         progress.step += 1
         self.listener.advance("train", progress.step, row)
@@ -321,15 +331,19 @@ class Trainer:
                 self.save()
         return row
 
-    def _evaluated(self, epoch: int) -> dict[str, float]:
-        """What the network reaches after this step, where it is time to ask."""
-        done = self.progress.step + 1
-        if self.evaluation is None or done % self.eval_every or done >= self.recipe.total_steps:
+    def _evaluated(self) -> dict[str, float]:
+        """What the network reaches before this step, behind the checkpoint of the one before.
+
+        It stands in the row of this step, so that a run that goes on here has it too.
+        """
+        done = self.progress.step
+        if self.evaluation is None or not done or done % self.eval_every:
             return {}
         self.model.eval()
         value, of = self.evaluation(), self.step.task.figures
         self.model.train()
-        self.listener.note(f"epoch {epoch + 1}: {of.label} {value:.2f} %")
+        epochs = done // self.recipe.steps_per_epoch
+        self.listener.note(f"epoch {epochs}: {of.label} {value:.2f} %")
         return {of.eval_key: value}
 
     def _stop_if_asked(self, watch: SignalWatch, resume_command: str) -> None:

@@ -75,7 +75,9 @@ class SignalWatch:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._old[number])
-        with suppress(RuntimeError):  # it came while something else was written
+        # Whatever goes wrong here, a broken pipe or one writing within another, the step is to end
+        # and to be saved. SystemExit is how rich says that nobody reads any more.
+        with suppress(Exception, SystemExit):
             self._tell()
 
 

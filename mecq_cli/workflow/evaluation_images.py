@@ -48,13 +48,21 @@ def _held_out(
     run: RunFolder, config: QuantizeConfig, share: float, root: str, task: Task
 ) -> Split | None:
     """What the run held out of the images in ``root``; None if these are others."""
-    if absolute_data(root) == absolute_data(config.data):
-        return task.open_training(root, share, config.seed)[1]
     known = read_summary(run).get("images_sha256")
-    if known is None:
+    own = absolute_data(root) == absolute_data(config.data)
+    if known is None and not own:
         return None
     try:
         parts = task.open_training(root, share, config.seed)
     except MecqError:
+        if own:
+            raise
         return None  # and the message is about what --data is asked for
-    return parts[1] if digest_of_images(*parts) == known else None
+    if known is None or digest_of_images(*parts) == known:
+        return parts[1]
+    if own:
+        raise UsageError(
+            f"{root}: its images are no longer those that {run.path} was trained on, so that what "
+            "was held out of the training is not known; restore them, or give others with --data"
+        )
+    return None

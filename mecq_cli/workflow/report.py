@@ -77,6 +77,7 @@ def _gathered(
 ) -> tuple[dict[str, Any], dict[int, tuple[str, ...]]]:
     """The numbers of the page, and its pictures of images."""
     run, config, summary = material.run, material.config, material.summary
+    maker = _maker(config, summary)
     document: dict[str, Any] = {
         "mecq": __version__,
         "run": str(run.path),
@@ -87,7 +88,10 @@ def _gathered(
         "summary": summary,
         "training": curves.gather(read_rows(run.metrics)),
         "machine": facts(),
-        "command": _command(run, config, summary),
+        "maker": maker,
+        "command": None
+        if config is None or maker is not None
+        else ["mecq", "quantize", "--config", str(run.config), "--output", f"{run.path}-again"],
         "settings": run.config.read_text(encoding="utf-8") if run.config.exists() else None,
         "left_out": material.left_out,
     }
@@ -117,12 +121,9 @@ def _gathered(
     return document, answered.shown if answered else {}
 
 
-def _command(
-    run: RunFolder, config: QuantizeConfig | None, summary: Mapping[str, Any]
-) -> list[str] | None:
-    """What makes the run again; None where its images or its network are a program's own."""
-    if config is None or summary.get("again") is not None:
-        return None
-    if config.model.startswith(OWN) or config.data.startswith(OWN):
-        return None
-    return ["mecq", "quantize", "--config", str(run.config), "--output", f"{run.path}-again"]
+def _maker(config: QuantizeConfig | None, summary: Mapping[str, Any]) -> str | None:
+    """What alone can make the run again, where its images or its network are a program's own."""
+    again: str | None = summary.get("again")
+    if again is None and config and (config.model.startswith(OWN) or config.data.startswith(OWN)):
+        return "the program that made it"
+    return again

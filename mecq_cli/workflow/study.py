@@ -7,7 +7,6 @@ happens on a part held out of train, never on val.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, ope
 from mecq_cli.data.split import check_same_classes
 from mecq_cli.errors import EnvironmentFailure, UsageError
 from mecq_cli.events import Listener
+from mecq_cli.layout import check_weight_file
 from mecq_cli.settings import near_match
-from mecq_cli.storage import atomic_write
+from mecq_cli.storage import atomic_write, sha256_hex
 from mecq_cli.workflow.arms import ARMS
 from mecq_cli.workflow.identity import digest_of_images
 from mecq_cli.workflow.quantize import quantize
@@ -65,11 +65,13 @@ def run_study(study: Study, listener: Listener) -> dict[str, Any]:
     """
     for name in study.arms:
         if name not in ARMS:
-            known = near_match(name, ARMS, "--list-arms shows them")
+            known = near_match(name, ARMS, "mecq bench arms lists them")
             raise UsageError(f"--arms: unknown arm {known}")
     folder = study.base.output
     if folder is None:
         raise UsageError("a study needs a folder to keep its runs in: --output DIR")
+    if study.base.checkpoint is not None:
+        check_weight_file(study.base.checkpoint)
     splits = _splits(study)
     asked = _asked(study, splits)
     _open(folder, asked)
@@ -88,15 +90,12 @@ def _asked(study: Study, splits: tuple[Split, Split]) -> dict[str, Any]:
     kept = study.base.model_dump(
         mode="json", exclude={*CHANGEABLE_ON_RESUME, *FLAG_ONLY, "seed", "chosen", "allotment"}
     )
-    weights = None
-    if study.base.checkpoint is not None:
-        with study.base.checkpoint.open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = study.base.checkpoint
     return {
         **kept,
         "per_class": study.per_class,
         "tune": study.tune,
-        "checkpoint": weights,
+        "checkpoint": None if weights is None else sha256_hex(weights),
         "data": digest_of_images(*splits),
     }
 
@@ -104,7 +103,9 @@ def _asked(study: Study, splits: tuple[Split, Split]) -> dict[str, Any]:
 def _open(folder: Path, asked: Mapping[str, Any]) -> None:
     """Begin a study in a new or empty folder, or see that the one in it is this one."""
     file = folder / FILE
-    if not file.exists():
+    if not file.exists() or [path.name for path in folder.iterdir()] == [FILE]:
+        # None, or one that stopped before its first run: of which nothing has to stay.
+        file.unlink(missing_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
                 f"--output {folder}: holds no study to go on with; give an empty or a new folder"

@@ -208,12 +208,28 @@ def test_ctrl_c_while_libraries_are_loaded_is_no_internal_error() -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_names_that_the_terminal_cannot_show_are_no_error(tmp_path: Path) -> None:
+NAME_BEYOND_ASCII = """
+import sys
+from mecq_cli.workflow.arms import ARMS
+ARMS["f\\u00fcchse"] = {}
+sys.argv = ["mecq", "bench", "arms"]
+from mecq_cli.__main__ import main
+main()
+"""
+
+
+def test_names_that_the_terminal_cannot_show_are_no_error() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mecq_cli", "bench", "mec", "--list-arms"], capture_output=True,
-        check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
+        [sys.executable, "-c", NAME_BEYOND_ASCII], capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert b"f?chse" in done.stdout
+
+
+def test_a_home_folder_that_nobody_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quantize", "--config", "~nobody-at-all/x.toml"]) == 2
+    assert "settings file ~nobody-at-all/x.toml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -192,6 +192,12 @@ def test_images_held_out_of_training(digits: Path, tmp_path: Path) -> None:
     evaluated = mecq("eval", "--json", cwd=tmp_path).document
     assert evaluated["images"] == summary["images"]
     assert evaluated["top1"] == summary["top1"] >= W2A2
+    # Others in their place would have been trained on.
+    new = shutil.copy(next((tmp_path / "data" / "train").rglob("*.png")), tmp_path / "new.png")
+    place = next((tmp_path / "data" / "train").iterdir()) / "new.png"
+    shutil.move(new, place)
+    refused(mecq("eval", "held", cwd=tmp_path), 2, "no longer those")
+    place.unlink()
     # Wherever they are now; of other images all are taken.
     (tmp_path / "data").rename(tmp_path / "moved")
     refused(mecq("eval", "held", cwd=tmp_path), 3, "data")
@@ -222,6 +228,15 @@ def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
     first = mecq(*command, cwd=digits).document
     assert [row["arm"] for row in first["rows"]] == arms.split(";")
     assert first["train_images"] == 200
+    for wrong in (("resnet2", 2, "resnet2"), ("--checkpoint", 3, "no such weight file")):
+        # What never began is in nobody's way.
+        name, code, words = wrong
+        other = ["bench", "mec", name if code == 2 else "resnet20_cifar", *command[3:]]
+        if code == 3:
+            other += ["--checkpoint", "missing.pth"]
+        refused(mecq(*other, "--output", "begun", cwd=digits), code, words)
+    right = mecq(*command, "--output", "begun", "--arms", "none", "--max-steps", 1, cwd=digits)
+    assert [row["arm"] for row in right.document["rows"]] == ["none"]
     assert first["images"] == 143  # a tenth of each of the ten classes of train, rounded
     lengths = json.loads(
         (digits / "study/two_views-stages_1-seed0/metrics.jsonl").read_text().splitlines()[-1]
@@ -230,12 +245,12 @@ def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
     assert min(lengths.values()) > 0
     assert mecq(*command, cwd=digits).document["rows"] == first["rows"]
     # It is this study, and no other one by the same name.
-    for other, words in {
+    for changed, words in {
         ("--wbits", 4): "--wbits: got 4, but the study in study was started with 2",
         ("--per-class", 10): "--per-class: got 10",
         ("--checkpoint", "runs/demo/run/model.safetensors"): "--checkpoint: its content is not",
     }.items():
-        refused(mecq(*command, *other, cwd=digits), 2, words)
+        refused(mecq(*command, *changed, cwd=digits), 2, words)
     elsewhere = [*command[:-1], "--output", "runs/demo/run"]
     refused(mecq(*elsewhere, cwd=digits), 2, "holds no study")
     refused(mecq(*command, "--arms", "non", cwd=digits), 2, "did you mean 'none'?")
@@ -244,12 +259,13 @@ def test_a_study_tabulates_its_arms_and_goes_on(digits: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["again"] == AGAIN
     document = mecq("report", run, "--data", "runs/demo/digits", "--json", cwd=digits).document
     assert document["command"] is None
-    assert f"{AGAIN} makes it" in (run / "report.html").read_text()
+    assert f"{AGAIN} makes it again" in (run / "report.html").read_text()
 
 
 def test_the_arms_of_a_study_are_listed(tmp_path: Path) -> None:
-    shown = mecq("bench", "mec", "--list-arms", cwd=tmp_path)
+    shown = mecq("bench", "arms", cwd=tmp_path)
     assert shown.code == 0
+    assert mecq("bench", "arms", "--json", cwd=tmp_path).document["arms"] == ARMS
     lines = shown.out.splitlines()
     assert [name for name in ARMS if not any(line.startswith(name) for line in lines)] == []
     assert "the default recipe" in lines[1]

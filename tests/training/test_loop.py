@@ -21,7 +21,7 @@ from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.training.loop import Trainer
 from mecq_cli.training.recipe import choose
-from mecq_cli.training.signals import stopping
+from mecq_cli.training.signals import SignalWatch, stopping
 from tests.exactness import float_network, random_images
 
 PER_EPOCH = 4
@@ -217,6 +217,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(one, "step", fail)
     with pytest.raises(RuntimeError, match="size mismatch"):
         one.train("")
+
+
+@pytest.mark.parametrize("error", [SystemExit, BrokenPipeError, RuntimeError])
+def test_nothing_that_goes_wrong_in_telling_breaks_a_step_off(error: type[BaseException]) -> None:
+    def tell() -> None:
+        raise error
+
+    with SignalWatch(tell) as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert watch.received == signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

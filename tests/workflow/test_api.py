@@ -162,8 +162,8 @@ def test_floats_with_augmentation_repeat_and_continue() -> None:
     watched = mecq_cli.quantize(net, data, 2, 2, output="watched", eval_every=1, **QUICK)
     assert whole == (watched.run / "model.safetensors").read_bytes()
     rows = [json.loads(line) for line in (watched.run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "val_top1" in row] == [3]  # and not after the last
-    assert rows[3]["val_top1"] * 16 / 100 in range(1, 17)
+    assert [row["step"] for row in rows if "val_top1" in row] == [4]  # and not after the last
+    assert rows[4]["val_top1"] * 16 / 100 in range(1, 17)
 
     right = sum(int(result(x[None]).argmax()) == y for x, y in Pictures(16, floats))
     assert 100 * right / 16 == result.top1

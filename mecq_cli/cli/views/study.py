@@ -26,9 +26,9 @@ def tables(document: Document) -> Iterable[RenderableType]:
 
 
 def arms(document: Document) -> Iterable[RenderableType]:
-    """Settings of all arms, as ``--list-arms`` shows them."""
+    """Settings of all arms, as ``mecq bench arms`` shows them."""
     table = headed("arm", "settings")
-    for name, settings in document.items():
+    for name, settings in document["arms"].items():
         flags = " ".join(_flag(key.replace("_", "-"), value) for key, value in settings.items())
         table.add_row(name, flags or "the default recipe")
     yield table
