@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,30 @@ from mecq_cli.tasks.base import Measured, Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within the ``with`` block GPUs multiply float32 as it is, not by TF32's mantissa of 10 bits.
+
+    PyTorch allows that in convolutions by default, and programs often in matrix products; integers
+    of a simulator, as multiples of a step, are not what they should be there.
+    """
+    changed: list[Any] = []
+    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for place in places:
+        try:
+            if place.allow_tf32:
+                place.allow_tf32 = False
+                changed.append(place)
+        except RuntimeError:  # of a program that says it by the newer fp32_precision: its choice
+            continue
+    try:
+        yield
+    finally:
+        for place in changed:
+            place.allow_tf32 = True
+
+
+@full_precision()
 @torch.no_grad()
 def evaluate(
     predict: Callable[[Tensor], Tensor],

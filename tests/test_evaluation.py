@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,3 +52,22 @@ def test_fewer_than_five_classes(dataset: ImageDataset) -> None:
     accuracy = evaluate(predict, dataset, batch_size=8, device=torch.device("cpu"))
     assert accuracy.figures["top1"] == pytest.approx(100 * 3 / 21)
     assert accuracy.figures["top5"] == pytest.approx(100 * 9 / 21)
+
+
+def test_products_are_those_of_float32(dataset: ImageDataset) -> None:
+    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [place.allow_tf32 for place in places]
+
+    def predict(images: Tensor) -> Tensor:
+        assert not any(place.allow_tf32 for place in places)
+        return torch.zeros(len(images), 7)
+
+    try:
+        for _ in range(2):
+            for place in places:
+                place.allow_tf32 = True
+            evaluate(predict, dataset, batch_size=8, device=torch.device("cpu"))
+            assert all(place.allow_tf32 for place in places)
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
