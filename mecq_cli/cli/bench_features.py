@@ -32,13 +32,10 @@ def features(
     from mecq_cli.cli.views import features
 
     with working(quiet=quiet) as listener:
-        from mecq_cli.report import figures
         from mecq_cli.workflow import plots
         from mecq_cli.workflow.bench_features import bench_features
 
         if plot is not None:
-            # Before the work, not after it.
-            figures.require("--plot")
             plots.require_place(plot, force=force)
         document = bench_features(runs, images, distortion, listener)
         if plot is not None:

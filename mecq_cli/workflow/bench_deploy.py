@@ -18,11 +18,10 @@ from mecq_cli.events import Listener
 from mecq_cli.export.onnx_compact import operations_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.ort_graph import float_nodes
-from mecq_cli.report import figures
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import totals
-from mecq_cli.storage import atomic_write, require_writable
-from mecq_cli.workflow import deploy_plot
+from mecq_cli.storage import atomic_write
+from mecq_cli.workflow import deploy_plot, plots
 from mecq_cli.workflow.deploy_networks import ARMS, FP32, MECQ, STATIC, Networks, build
 from mecq_cli.workflow.deploy_settings import DeployConfig
 from mecq_cli.workflow.interleave import interleave, is_busy, ratio, summary
@@ -92,14 +91,7 @@ def _check(config: DeployConfig) -> None:
     if config.seconds is not None and config.repeats is not None:
         raise UsageError("--seconds and --repeats: give one of them")
     if config.plot is not None:
-        if config.plot.suffix != ".svg":
-            raise UsageError(
-                f"--plot {config.plot}: it is drawn as SVG; give a name that ends in .svg"
-            )
-        if config.plot.exists() and not config.force:
-            raise UsageError(f"--plot {config.plot}: exists already; give --force to replace it")
-        figures.require("--plot")
-        require_writable(config.plot)
+        plots.require_place(config.plot, force=config.force)
 
 
 def _fallback(floats: Sequence[tuple[str, str]]) -> str:

@@ -54,6 +54,7 @@ class Job:
     Attributes:
         asked: the settings as they were given.
         config: the same, with what was chosen since.
+        again: as of `mecq_cli.workflow.quantize.quantize`.
     """
 
     asked: QuantizeConfig
@@ -69,6 +70,7 @@ class Job:
     task: Task
     workers: int = 0
     phases: Phases = field(default_factory=Phases)
+    again: str | None = None
 
     @property
     def asks_to_freeze(self) -> bool:

@@ -32,7 +32,6 @@ def finish(
     model: QuantizedModel,
     resumed_at: int | None,
     started: float,
-    again: str | None,
 ) -> dict[str, Any]:
     """Write the integer model, measure it, and write and return the summary.
 
@@ -42,7 +41,6 @@ def finish(
         model: what it trained, in evaluation mode.
         resumed_at: step that the run was continued at; None if it was not.
         started: when this process began, as ``time.perf_counter`` has it.
-        again: as of `mecq_cli.workflow.quantize.quantize`.
     """
     with job.phases("writing"):
         sizes = job.processes.from_first(lambda: _write_artifact(job, run, model))
@@ -70,7 +68,7 @@ def finish(
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_by_phase": job.phases.seconds(),
         "resumed_at": resumed_at,
-        "again": again,
+        "again": job.again,
         "processes": job.processes.count,
         "machine": facts(),
         "finished": True,

@@ -28,16 +28,17 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
 
 
 def require_place(path: Path, *, force: bool) -> None:
-    """Whether a picture can be written there.
+    """Whether a picture can be drawn and written there, asked before the work.
 
     Raises:
         UsageError: the file exists, and ``force`` is False; or it has another ending.
-        EnvironmentFailure: no permission.
+        EnvironmentFailure: no permission, or matplotlib is missing.
     """
-    if path.suffix.lower() != ".svg":
-        raise UsageError(f"--plot {path}: a picture is an .svg file; give such a name")
+    if path.suffix != ".svg":
+        raise UsageError(f"--plot {path}: it is drawn as SVG; give a name that ends in .svg")
     if path.exists() and not force:
-        raise UsageError(f"--plot {path}: exists; --force overwrites it, or give another name")
+        raise UsageError(f"--plot {path}: exists already; give --force to replace it")
+    require("--plot")
     require_writable(path)
 
 

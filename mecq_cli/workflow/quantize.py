@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from mecq_cli.memory import advising
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
-from mecq_cli.runs import RunFolder, create_run, make_latest
+from mecq_cli.runs import RunFolder, create_run, make_latest, read_summary
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
 from mecq_cli.training import tracking
@@ -102,6 +101,7 @@ def _quantize(
     if config.log == "tensorboard":
         tracking.require()
     job = open_job(config, origins, listener, splits, model, processes)
+    job.again = again
     if config.dry_run:
         if job.config.target:
             if fits_classifier(job.loaded, job.config):
@@ -133,7 +133,7 @@ def _quantize(
             job.config = resolved(job)
             if not begun:
                 _store_settings(job, run)
-            return _work(job, run, command, started, again)
+            return _work(job, run, command, started)
 
 
 def _command(config: QuantizeConfig, run: RunFolder) -> str:
@@ -176,13 +176,10 @@ def _finished(run: RunFolder) -> dict[str, Any] | None:
     if not run.summary.exists():
         return None
     make_latest(run)
-    summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-    return {**summary, "run": str(run.path)}  # which may have been moved
+    return {**read_summary(run), "run": str(run.path)}  # which may have been moved
 
 
-def _work(
-    job: Job, run: RunFolder, command: str, started: float, again: str | None
-) -> dict[str, Any]:
+def _work(job: Job, run: RunFolder, command: str, started: float) -> dict[str, Any]:
     config, listener, recipe = job.config, job.listener, job.recipe
     plain = copy.deepcopy(job.loaded.module).to(job.device).eval().requires_grad_(False)
     channels_last(plain)
@@ -232,7 +229,7 @@ def _work(
         with job.phases("batch norm"):
             renew_statistics(job, model, plain)
     model.eval()
-    return finish(job, run, trainer, model, resumed_at, started, again)
+    return finish(job, run, trainer, model, resumed_at, started)
 
 
 def _begin(job: Job, run: RunFolder, trainer: Trainer, plain: nn.Module) -> int | None:

@@ -19,10 +19,10 @@ from mecq_cli.config.resolution import CHANGEABLE_ON_RESUME
 from mecq_cli.config.run import FLAG_ONLY
 from mecq_cli.data import Split, hold_out, limit_per_class, open_evaluation, open_split
 from mecq_cli.data.split import check_same_classes
-from mecq_cli.errors import EnvironmentFailure, UsageError
+from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.layout import check_weight_file
-from mecq_cli.settings import near_match
+from mecq_cli.settings import label_of, near_match
 from mecq_cli.storage import atomic_write, sha256_hex
 from mecq_cli.workflow.arms import ARMS
 from mecq_cli.workflow.identity import digest_of_images
@@ -103,21 +103,14 @@ def _asked(study: Study, splits: tuple[Split, Split]) -> dict[str, Any]:
 def _open(folder: Path, asked: Mapping[str, Any]) -> None:
     """Begin a study in a new or empty folder, or see that the one in it is this one."""
     file = folder / FILE
-    if not file.exists() or [path.name for path in folder.iterdir()] == [FILE]:
-        # None, or one that stopped before its first run: of which nothing has to stay.
-        file.unlink(missing_ok=True)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(
-                f"--output {folder}: holds no study to go on with; give an empty or a new folder"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFailure(
-                f"--output {folder}: cannot be made: {error.strerror}; give another one"
-            ) from error
+    # Of one that stopped before its first run nothing has to stay.
+    if not folder.exists() or (folder.is_dir() and not {*folder.iterdir()} - {file}):
         _write(folder, {"asked": asked})
         return
+    if not file.exists():
+        raise UsageError(
+            f"--output {folder}: holds no study to go on with; give an empty or a new folder"
+        )
     try:
         before = json.loads(file.read_text(encoding="utf-8"))["asked"]
         changed = [key for key in asked if asked[key] != before[key]]
@@ -126,16 +119,16 @@ def _open(folder: Path, asked: Mapping[str, Any]) -> None:
             f"{file}: does not say what the study in it compares; give another --output"
         ) from error
     for key in changed:
-        flag = "--" + key.replace("_", "-")
+        label = label_of(key, "flag")
         if key in ("data", "checkpoint"):
             raise UsageError(
-                f"{flag}: its content is not what the study in {folder} was started with; give the "
-                "same, or another --output"
+                f"{label}: its content is not what the study in {folder} was started with; give "
+                "the same, or another --output"
             )
         raise UsageError(
-            f"{flag if key != 'model' else 'MODEL'}: got {asked[key]!r}, but the study in {folder} "
-            f"was started with {before[key]!r}; give the same (only arms and seeds may be added), "
-            "or another --output"
+            f"{label}: got {asked[key]!r}, but the study in {folder} was started with "
+            f"{before[key]!r}; give the same (only arms and seeds may be added), or another "
+            "--output"
         )
 
 

@@ -278,7 +278,7 @@ def test_features_of_a_run(digits: Path, tmp_path: Path) -> None:
         cwd=digits,
     ).document  # fmt: skip
     again = ["bench", "features", "runs/demo/run", "--plot", picture]
-    refused(mecq(*again, cwd=digits), 2, "exists; --force")
+    refused(mecq(*again, cwd=digits), 2, "exists already; give --force")
     refused(mecq(*again[:-1], "spectra.png", cwd=digits), 2, ".svg")
     full, quantized = document["networks"]
     assert full["top1"] >= FLOAT
