@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -334,4 +335,215 @@ extern "C" void weight_backward(const void *grad, const float *weight, const flo
     else
         weight_rows(static_cast<const float *>(grad), weight, steps, of_weight, of_steps, low, high,
                     mid_rise, rows, length, threads);
+}
+
+namespace {
+
+constexpr int64_t TAPS = 8;   // of a row of a window, that are added up at once
+constexpr int64_t IMAGES = 8; // whose sums are added up by one thread
+
+// A convolution of each channel for itself, over maps [images, height, width, channels].
+struct Depthwise {
+    const uint16_t *grad, *x;
+    uint16_t *of_x;
+    const float *weight; // [taps, channels]
+    int64_t channels, height, width, out_height, out_width;
+    int64_t kernel[2], stride[2], padding[2], dilation[2];
+
+    // Of a tap: where it lies, from where its window begins in the map without padding.
+    inline int64_t offset(int axis, int64_t tap) const {
+        return tap * dilation[axis] - padding[axis];
+    }
+};
+
+// LANES channels of a map as floats, each row between zeros.
+struct Plane {
+    int64_t before, line;
+    std::vector<Floats> values;
+
+    Plane(int64_t height, int64_t width, int64_t before, int64_t after)
+        : before(before > 0 ? before : 0), line(this->before + width + (after > 0 ? after : 0)),
+          values(height * line, Floats{}) {}
+
+    void read(const uint16_t *from, int64_t height, int64_t width, int64_t pixel, int64_t n) {
+        for (int64_t y = 0; y < height; ++y)
+            for (int64_t x = 0; x < width; ++x)
+                row(y)[x] = floats_at(from + (y * width + x) * pixel, 0, n);
+    }
+
+    inline Floats *row(int64_t y) { return values.data() + y * line + before; }
+};
+
+// For `count` taps of one row of the windows: what the row of the result says to their weights.
+template <int COUNT>
+inline void sum_taps(const Floats *grad, const Floats *x, int64_t columns, int64_t stride,
+                     int64_t dilation, Floats *sums) {
+    Floats own[COUNT];
+    for (int tap = 0; tap < COUNT; ++tap)
+        own[tap] = sums[tap];
+    for (int64_t column = 0; column < columns; ++column)
+        for (int tap = 0; tap < COUNT; ++tap)
+            own[tap] += grad[column] * x[column * stride + tap * dilation];
+    for (int tap = 0; tap < COUNT; ++tap)
+        sums[tap] = own[tap];
+}
+
+// What they say to every `stride`th place of a row of the map.
+template <int COUNT>
+inline void add_taps(const Floats *const *grads, const Floats *weights, int64_t places,
+                     int64_t stride, Floats *line) {
+    const Floats *from[COUNT];
+    Floats own[COUNT];
+    for (int tap = 0; tap < COUNT; ++tap)
+        from[tap] = grads[tap], own[tap] = weights[tap];
+    for (int64_t place = 0; place < places; ++place) {
+        Floats sum = line[place * stride];
+        for (int tap = 0; tap < COUNT; ++tap)
+            sum += from[tap][place] * own[tap];
+        line[place * stride] = sum;
+    }
+}
+
+// Calls `taps` with a constant, of which the compiler makes registers.
+template <typename Taps> inline void with_count(int64_t count, Taps taps) {
+    switch (count) {
+    case 1: taps(std::integral_constant<int, 1>()); break;
+    case 2: taps(std::integral_constant<int, 2>()); break;
+    case 3: taps(std::integral_constant<int, 3>()); break;
+    case 4: taps(std::integral_constant<int, 4>()); break;
+    case 5: taps(std::integral_constant<int, 5>()); break;
+    case 6: taps(std::integral_constant<int, 6>()); break;
+    case 7: taps(std::integral_constant<int, 7>()); break;
+    case TAPS: taps(std::integral_constant<int, TAPS>()); break;
+    }
+}
+
+// What one thread needs; of LANES channels, or of only n of them, from c on.
+class Chunk {
+  public:
+    explicit Chunk(const Depthwise &job)
+        : job(job), x(job.height, job.width, job.padding[1],
+                      (job.out_width - 1) * job.stride[1] + job.offset(1, job.kernel[1] - 1) -
+                          (job.width - 1)),
+          grad(job.out_height, job.out_width, job.offset(1, job.kernel[1]) / job.stride[1] + 1,
+               (job.width - 1 + job.padding[1]) / job.stride[1] + 1 - job.out_width),
+          line(job.width), weights(job.kernel[0] * job.kernel[1]), sums(weights.size()) {}
+
+    // The gradient of an image's map, and its part of that of the weights: `sums`.
+    void run(int64_t image, int64_t c, int64_t n) {
+        const int64_t pixel = job.channels;
+        const int64_t size = job.height * job.width, out_size = job.out_height * job.out_width;
+        x.read(job.x + image * size * pixel + c, job.height, job.width, pixel, n);
+        grad.read(job.grad + image * out_size * pixel + c, job.out_height, job.out_width, pixel, n);
+        for (size_t tap = 0; tap < weights.size(); ++tap)
+            weights[tap] = floats_at(job.weight + tap * pixel + c, 0, n), sums[tap] = Floats{};
+        of_weight();
+        of_map(job.of_x + image * size * pixel + c, n);
+    }
+
+    const Depthwise &job;
+    Plane x, grad;
+    std::vector<Floats> line, weights, sums;
+
+  private:
+    void of_weight() {
+        for (int64_t row = 0; row < job.out_height; ++row) {
+            for (int64_t ky = 0; ky < job.kernel[0]; ++ky) {
+                const int64_t y = row * job.stride[0] + job.offset(0, ky);
+                if (y < 0 || y >= job.height)
+                    continue;
+                for (int64_t kx = 0; kx < job.kernel[1]; kx += TAPS)
+                    with_count(smaller(TAPS, job.kernel[1] - kx), [&](auto count) {
+                        sum_taps<count()>(grad.row(row), x.row(y) + job.offset(1, kx),
+                                          job.out_width, job.stride[1], job.dilation[1],
+                                          sums.data() + ky * job.kernel[1] + kx);
+                    });
+            }
+        }
+    }
+
+    void of_map(uint16_t *of_x, int64_t n) {
+        for (int64_t y = 0; y < job.height; ++y) {
+            for (Floats &value : line)
+                value = Floats{};
+            for (int64_t ky = 0; ky < job.kernel[0]; ++ky) {
+                const int64_t place = y - job.offset(0, ky), row = place / job.stride[0];
+                if (place >= 0 && place % job.stride[0] == 0 && row < job.out_height)
+                    add_row(grad.row(row), weights.data() + ky * job.kernel[1]);
+            }
+            for (int64_t column = 0; column < job.width; ++column) {
+                const Halves result = narrowed(line[column]);
+                std::memcpy(of_x + (y * job.width + column) * job.channels, &result, 2 * n);
+            }
+        }
+    }
+
+    // Places that the same taps reach go together.
+    void add_row(const Floats *upstream, const Floats *row_weights) {
+        const int64_t stride = job.stride[1];
+        for (int64_t first = 0; first < smaller(stride, job.width); ++first) {
+            const Floats *from[TAPS];
+            Floats factors[TAPS];
+            int64_t found = 0;
+            const auto flush = [&] {
+                with_count(found, [&](auto count) {
+                    add_taps<count()>(from, factors, (job.width - 1 - first) / stride + 1, stride,
+                                      line.data() + first);
+                });
+                found = 0;
+            };
+            for (int64_t kx = 0; kx < job.kernel[1]; ++kx) {
+                const int64_t place = first - job.offset(1, kx);
+                if (place % stride != 0)
+                    continue;
+                from[found] = upstream + place / stride;
+                factors[found] = row_weights[kx];
+                if (++found == TAPS)
+                    flush();
+            }
+            flush();
+        }
+    }
+};
+
+} // namespace
+
+// `sizes`: channels, height and width of the map, of the result; kernel, stride, padding, dilation.
+extern "C" void depthwise_backward(const uint16_t *grad, const uint16_t *x, const float *weight,
+                                   uint16_t *of_x, float *of_weight, const int64_t *sizes,
+                                   int64_t images, int threads) {
+    Depthwise job{grad, x, of_x, weight, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+    for (int axis = 0; axis < 2; ++axis) {
+        job.kernel[axis] = sizes[5 + axis], job.stride[axis] = sizes[7 + axis];
+        job.padding[axis] = sizes[9 + axis], job.dilation[axis] = sizes[11 + axis];
+    }
+    const int64_t chunks = (job.channels + LANES - 1) / LANES, width = chunks * LANES;
+    const int64_t blocks = (images + IMAGES - 1) / IMAGES, taps = job.kernel[0] * job.kernel[1];
+    std::vector<double> sums(blocks * taps * width, 0.0);
+#pragma omp parallel num_threads(threads)
+    {
+        Chunk chunk(job);
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < blocks * chunks; ++task) {
+            const int64_t block = task / chunks, c = task % chunks * LANES;
+            const int64_t n = smaller(job.channels - c, LANES);
+            double *total = sums.data() + block * taps * width + c;
+            for (int64_t image = block * IMAGES; image < smaller(images, (block + 1) * IMAGES);
+                 ++image) {
+                chunk.run(image, c, n);
+                for (int64_t tap = 0; tap < taps; ++tap)
+                    for (int64_t i = 0; i < n; ++i)
+                        total[tap * width + i] += chunk.sums[tap][i];
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < job.channels; ++c) {
+            for (int64_t tap = 0; tap < taps; ++tap) {
+                double total = 0.0;
+                for (int64_t block = 0; block < blocks; ++block)
+                    total += sums[(block * taps + tap) * width + c];
+                of_weight[c * taps + tap] = static_cast<float>(total);
+            }
+        }
+    }
 }

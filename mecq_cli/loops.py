@@ -1,20 +1,26 @@
-"""Backward passes of a CPU written by hand: of rounding, and of a batch norm with rounding behind.
+"""Backward passes of a CPU written by hand: of rounding, of a batch norm with rounding behind, and
+of depthwise convolutions.
 
-The compiler makes several loops of each, with maps of float32 between them, and jumps over the
-channels; these take a quarter of the time. They are C++ (loops.cpp), which the compiler that
-`torch.compile` needs anyway compiles in some seconds, once a machine. Where that fails, nothing is
-lost but time. Maps are bfloat16, weights float32, and their gradients come as either.
+Of the first two the compiler makes several loops each, with maps of float32 between them, and jumps
+over the channels; these take a quarter of the time. Of a depthwise convolution in bfloat16 with a
+stride or a kernel of 5 oneDNN has no fast backward pass (PyTorch 2.14).
+
+They are C++ (loops.cpp), which the compiler that `torch.compile` needs anyway compiles in some
+seconds, once a machine. Where that fails, nothing is lost but time. Maps are bfloat16, weights
+float32, and their gradients come as either.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,8 +43,9 @@ def _library() -> ctypes.CDLL | None:
         library.round_backward.argtypes = [*pointers * 4, *grid, *sizes, c_int]
         ends = [*floats * 2, c_int, c_int, *sizes * 2, c_int]
         library.weight_backward.argtypes = [*pointers * 5, *ends]
-        library.norm_round_backward.restype = library.round_backward.restype = None
-        library.weight_backward.restype = None
+        library.depthwise_backward.argtypes = [*pointers * 6, *sizes, c_int]
+        for name in ("norm_round", "round", "weight", "depthwise"):
+            getattr(library, f"{name}_backward").restype = None
     except (RuntimeError, OSError, ImportError, AttributeError, TypeError):
         return None
     loaded: ctypes.CDLL = library
@@ -188,3 +195,74 @@ def _weight_shape(
 ) -> tuple[Tensor, Tensor]:
     of_steps = torch.empty_like(steps, memory_format=torch.contiguous_format)
     return torch.empty_like(weight, memory_format=_order(weight)), of_steps
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """``F.conv2d`` of each channel for itself; only the backward pass is another one.
+
+    Args:
+        x: bfloat16 [N, C, H, W].
+        weight: float32 [C, 1, kH, kW]; of its gradient nothing is rounded to bfloat16.
+        stride, padding, dilation: of rows and columns.
+    """
+    out: Tensor = _Depthwise.apply(x, weight, [*stride], [*padding], [*dilation])
+    return out
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
+        dilation: list[int],
+    ) -> Tensor:  # fmt: skip
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = (stride, padding, dilation)
+        return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return (*depthwise_backward(grads[0], x, weight, *ctx.geometry), None, None, None)
+
+
+@torch.library.custom_op("mecq::depthwise_backward", mutates_args=())
+def depthwise_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of a convolution of each channel for itself: of the map and of the weight.
+
+    Args:
+        grad: of the result, bfloat16 [N, C, H', W'].
+        x: bfloat16 [N, C, H, W].
+        weight: bfloat16 [C, 1, kH, kW].
+        stride, padding, dilation: of rows and columns.
+
+    Returns:
+        Bfloat16 like x, and float32 like the weight; of sums in float32 and float64.
+    """
+    library = _library()
+    assert library is not None
+    x, grad = dense(x), dense(grad)
+    of_x = torch.empty_like(x)
+    of_weight = torch.empty(weight.shape)
+    taps = weight.float().flatten(1).T.contiguous()
+    sizes = [*x.shape[1:], *grad.shape[2:], *weight.shape[2:], *stride, *padding, *dilation]
+    library.depthwise_backward(
+        *(t.data_ptr() for t in (grad, x, taps, of_x, of_weight)), (c_int64 * len(sizes))(*sizes),
+        len(x), torch.get_num_threads(),
+    )  # fmt: skip
+    return of_x, of_weight
+
+
+@depthwise_backward.register_fake
+def _depthwise_shapes(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    of_weight = torch.empty(weight.shape, device=weight.device)
+    return torch.empty_like(x, memory_format=_order(x)), of_weight

@@ -6,7 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from mecq_cli import loops
 from mecq_cli.calibration import calibrate
@@ -134,6 +138,43 @@ def test_weights_have_their_gradients(
     torch.testing.assert_close(of_steps, of_scale.flatten(), rtol=1e-4, atol=1e-3)
 
 
+@given(
+    images=st.integers(1, 20),
+    channels=st.sampled_from([1, 7, 16, 37, 64]),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 11), st.sampled_from([1, 2, 3, 5, 7, 8, 9, 17])),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=300, deadline=None)
+def test_depthwise_convolutions_have_their_gradients(
+    images: int, channels: int, size: tuple[int, int], kernel: tuple[int, int],
+    stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], threads: int,
+    seed: int,
+) -> None:  # fmt: skip
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    assume(all(s + 2 * p >= r for s, p, r in zip(size, padding, reach, strict=True)))
+    x = made((images, channels, *size), seed=seed).requires_grad_()
+    weight = made((channels, 1, *kernel), seed=seed + 1).float().requires_grad_()
+    a, b = (t.detach().double().requires_grad_() for t in (x, weight))
+    expected = F.conv2d(a, b, None, stride, padding, dilation, channels)
+    upstream = made(tuple(expected.shape), seed=seed + 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = loops.depthwise_conv2d(x, weight, stride, padding, dilation)
+        found = torch.autograd.grad(out, (x, weight), upstream)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
+    of_x, of_weight = torch.autograd.grad(expected, (a, b), upstream.double())
+    torch.testing.assert_close(found[0], of_x.bfloat16(), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(found[1], of_weight.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_gradient_in_another_order_is_put_into_that_of_the_map() -> None:
     x, step = made((2, 16, 4, 4)), torch.tensor(0.5)
     upstream = made((2, 16, 4, 4), seed=1)
@@ -158,7 +199,10 @@ def test_what_is_not_finite_is_not_lost(grid: tuple[float, float, bool, bool, fl
 
 
 class Small(nn.Module):
-    """A residual block between activations that clip at one end and at both, and a bottleneck."""
+    """A residual block between activations that clip at one end and at both, and a bottleneck.
+
+    Behind them one that works on each channel for itself.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,11 +215,14 @@ class Small(nn.Module):
             nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16),
             nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         )  # fmt: skip
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 5, 2, 2, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = self.bottleneck(torch.relu(self.block(x) + x))
+        x = self.depthwise(self.bottleneck(torch.relu(self.block(x) + x)))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
@@ -198,7 +245,11 @@ def test_a_compiled_network_has_the_same_gradients_with_them(bits: int) -> None:
         compiled = torch.compile(model.graph, backend="aot_eager")
         with torch.autocast("cpu", torch.bfloat16):
             logits = compiled(images)[0]
-        nn.functional.cross_entropy(logits.float(), torch.arange(16) % 5).backward()
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            nn.functional.cross_entropy(logits.float(), torch.arange(16) % 5).backward()
+        called = {event.name for event in trace.events()}
+        for name in ("norm_round_backward", "depthwise_backward"):
+            assert (f"mecq::{name}" in called) is by_hand
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     expected = gradients(by_hand=False)
