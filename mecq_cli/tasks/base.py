@@ -118,8 +118,12 @@ class Task(Protocol):
     def answers(self, logits: Tensor) -> Tensor:
         """What the metric takes of a batch: the logits themselves, or what is made of them."""
 
-    def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
-        """How many answers of a batch are right, and how many there are."""
+    def counts(self, logits: Tensor, labels: Tensor) -> tuple[Tensor | int, Tensor | int]:
+        """How many answers of a batch are right, and how many there are.
+
+        As tensors of one number where they are made on the device, which then need not be waited
+        for.
+        """
 
     def metric(self, outputs: int) -> Metric:
         """A new metric for a model of so many outputs.

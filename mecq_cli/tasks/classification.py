@@ -58,8 +58,8 @@ class Classification:
     def answers(self, logits: Tensor) -> Tensor:
         return logits
 
-    def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
-        return int((logits.argmax(1) == labels).sum()), len(labels)
+    def counts(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        return (logits.argmax(1) == labels).sum(), len(labels)
 
     def metric(self, outputs: int) -> Metric:
         return _TopK()

@@ -76,9 +76,9 @@ class Segmentation:
     def answers(self, logits: Tensor) -> Tensor:
         return logits
 
-    def counts(self, logits: Tensor, labels: Tensor) -> tuple[int, int]:
+    def counts(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         right = (logits.argmax(1) == labels) & (labels != IGNORED)
-        return int(right.sum()), int((labels != IGNORED).sum())
+        return right.sum(), (labels != IGNORED).sum()
 
     def metric(self, outputs: int) -> Metric:
         return _Overlap(outputs)

@@ -44,11 +44,9 @@ class StepLimit:
             return
         held = torch._foreach_maximum(self.steps, torch._foreach_mul(self.before, 1 / FACTOR))
         held = torch._foreach_minimum(held, torch._foreach_mul(self.before, FACTOR))
-        if not bool(torch.stack(torch._foreach_norm(torch._foreach_sub(held, self.steps))).any()):
-            return
         for step, after in zip(self.steps, held, strict=True):
             for name in _REMEMBERED:
                 kept = self.optimizer.state[step].get(name)
                 if kept is not None:
                     kept.masked_fill_(after != step, 0.0)
-            step.copy_(after)
+        torch._foreach_copy_(self.steps, held)

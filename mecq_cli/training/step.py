@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,6 +77,14 @@ def _told_of_single_values() -> Iterator[None]:
             "the parts of a batch; give a smaller --accumulate, a larger --batch-size or "
             "--img-size, or fewer processes"
         ) from error
+
+
+def numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """Tensors of one number each, and numbers, as numbers: the device is waited for once."""
+    tensors = [v.detach().double() for v in values if isinstance(v, Tensor)]
+    place = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    read = iter(torch.stack([t.to(place) for t in tensors]).tolist() if tensors else [])
+    return [next(read) if isinstance(v, Tensor) else float(v) for v in values]
 
 
 class TrainingStep:
@@ -154,11 +162,11 @@ class TrainingStep:
         """
         logits, task, mec, lengths = self.losses(images, labels, step)
         total = task + self.recipe.mec_weight * mec
-        values, correct, counted = self._together(total, task, mec, logits, labels)
-        if not all(math.isfinite(v) for v in values):
+        losses = self._read((total, task, mec), self.task.counts(logits, labels), lengths)
+        if not all(math.isfinite(v) for v in (losses.total, losses.task, losses.mec)):
             raise NumericError(
-                f"step {step}: the loss is not finite (total {values[0]}, task {values[1]}, "
-                f"entropy {values[2]}), {self._cause(images)}; nothing was updated; "
+                f"step {step}: the loss is not finite (total {losses.total}, task {losses.task}, "
+                f"entropy {losses.mec}), {self._cause(images)}; nothing was updated; "
                 "try a smaller --lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,11 +177,11 @@ class TrainingStep:
         self.model.project()
         for follower in self.followers:
             follower.update((step + 1) / max(self.recipe.total_steps, 1))
-        return Losses(*values, correct, counted, lengths)
+        return losses
 
     def losses(
         self, images: Tensor, labels: Tensor, step: int
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Logits, the loss of the task, the entropy term, and coding lengths by site in nats."""
         device = images.device.type
         target, other = None, None
@@ -187,21 +195,25 @@ class TrainingStep:
         task = self._task(logits, target, labels)
         return logits, task, *self._entropy(features, other, step)
 
-    def _together(
-        self, total: Tensor, task: Tensor, mec: Tensor, logits: Tensor, labels: Tensor
-    ) -> tuple[tuple[float, float, float], int, int]:
-        """The losses and the numbers of right answers and of all, of all processes.
+    def _read(
+        self,
+        parts: Sequence[Tensor],
+        counts: Sequence[Tensor | int],
+        lengths: Mapping[str, Tensor],
+    ) -> Losses:
+        """As plain numbers; losses and counts of all processes.
 
-        So all of them see a loss that is not finite, before the first waits for the gradients.
+        So all of these see a loss that is not finite before the first waits for the gradients.
         """
-        values = [float(total.detach()), float(task.detach()), float(mec.detach())]
-        *sums, hits, counted = self.processes.sums([*values, *self.task.counts(logits, labels)])
-        loss, of_task, of_mec = (value / self.processes.count for value in sums)
-        return (loss, of_task, of_mec), int(hits), int(counted)
+        found = numbers([*parts, *counts, *lengths.values()])
+        *sums, hits, counted = self.processes.sums(found[:5])
+        total, task, mec = (value / self.processes.count for value in sums)
+        own = dict(zip(lengths, found[5:], strict=True))
+        return Losses(total, task, mec, int(hits), int(counted), own)
 
     def _entropy(
         self, features: Sequence[Tensor], other: Sequence[Tensor] | None, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The entropy term, and the coding length of each site in nats."""
         if self.recipe.mec_weight == 0:
             return torch.zeros(()), {}
@@ -215,7 +227,7 @@ class TrainingStep:
                 1
             )
         term = self.regularizer(sites, reference, step / max(self.recipe.total_steps, 1))
-        return term.loss, {name: float(value) for name, value in term.coding_lengths.items()}
+        return term.loss, term.coding_lengths
 
     def _task(self, logits: Tensor, target: Tensor | None, labels: Tensor) -> Tensor:
         cross_entropy = self.task.loss(logits, labels)
