@@ -21,18 +21,18 @@ from mecq_cli import token_kernels
 from mecq_cli.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest
 from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
-from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors
+from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors, scalar
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
     """Float values to integers on ``grid``."""
-    q = torch.round(x / _f32(grid.scale, x)) + grid.zero_point
+    q = torch.round(x / scalar(grid.scale, x)) + grid.zero_point
     return torch.clamp(q, grid.qmin, grid.qmax)
 
 
 def dequantize(q: Tensor, grid: Grid) -> Tensor:
     """Integers on ``grid`` to float values."""
-    return (q - grid.zero_point) * _f32(grid.scale, q)
+    return (q - grid.zero_point) * scalar(grid.scale, q)
 
 
 def run_node(
@@ -68,10 +68,6 @@ def node_tensors(node: Node, device: torch.device | None = None) -> dict[str, Te
         name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
         for name, array in node.tensors.items()
     }
-
-
-def _f32(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device=like.device)
 
 
 def _to_grid(acc: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
@@ -133,10 +129,10 @@ def _product(node: Node, x: Tensor, grid: Grid | None, tensors: Tensors) -> Tens
         weight = weight * scale.reshape(-1, *([1] * (weight.dim() - 1)))
         return _multiply(node, x, weight, tensors["bias"])
     acc = _accumulate(node, x - grid.zero_point, tensors, grid.reach)
-    multiplier = (_f32(grid.scale, x) * scale).reshape(shape)
+    multiplier = (scalar(grid.scale, x) * scale).reshape(shape)
     if node.grid is None:
         return acc * multiplier
-    return _to_grid(acc, multiplier / _f32(node.grid.scale, x), node.grid)
+    return _to_grid(acc, multiplier / scalar(node.grid.scale, x), node.grid)
 
 
 def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
@@ -170,10 +166,10 @@ def _max_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]
 
 def _mean(node: Node, acc: Tensor, count: Tensor, grid: Grid) -> Tensor:
     """Sums of ``count`` values, to the grid of the node or to floats."""
-    scale = _f32(grid.scale, acc)
+    scale = scalar(grid.scale, acc)
     if node.grid is None:
         return acc * (scale / count)
-    return _to_grid(acc, scale / (_f32(node.grid.scale, acc) * count), node.grid)
+    return _to_grid(acc, scale / (scalar(node.grid.scale, acc) * count), node.grid)
 
 
 def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
@@ -181,7 +177,7 @@ def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
     if grid is None:
         return q.mean((2, 3), keepdim=True)
     acc = (q - grid.zero_point).sum((2, 3), keepdim=True)
-    return _mean(node, acc, _f32(float(q.shape[2] * q.shape[3]), q), grid)
+    return _mean(node, acc, scalar(float(q.shape[2] * q.shape[3]), q), grid)
 
 
 def _adaptive_avg_pool(

@@ -26,10 +26,10 @@ def matmul(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -
         scaled: Tensor = torch.matmul(a, b) * factor
         return scaled
     acc = _exact_sums(a - source.zero_point, b - other.zero_point, source.reach * other.reach)
-    multiplier = _f32(source.scale, a) * _f32(factor, a) * _f32(other.scale, a)
+    multiplier = scalar(source.scale, a) * scalar(factor, a) * scalar(other.scale, a)
     if node.grid is None:
         return acc * multiplier
-    q = torch.round(acc * (multiplier / _f32(node.grid.scale, a))) + node.grid.zero_point
+    q = torch.round(acc * (multiplier / scalar(node.grid.scale, a))) + node.grid.zero_point
     return torch.clamp(q, node.grid.qmin, node.grid.qmax)
 
 
@@ -40,8 +40,9 @@ def _exact_sums(a: Tensor, b: Tensor, largest: int) -> Tensor:
     return torch.matmul(a.double(), b.double()).float()
 
 
-def _f32(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device=like.device)
+def scalar(value: float, like: Tensor) -> Tensor:
+    """Float32, made on the device of ``like``: to copy it there would take longer."""
+    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 def roll(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:

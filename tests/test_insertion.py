@@ -52,6 +52,23 @@ def test_first_and_last_layers_have_bits_of_their_own(
     assert {*found[1:-1]} == {inner}
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_grid_as_fine_as_that_of_images_is_not_trained(resnet20: nn.Module, bits: int) -> None:
+    """Learning its step takes the gradient of the images."""
+    model = insert(resnet20, (3, 32, 32), BitPlan(2, 2, first_last_bits=bits))
+    images = random_images(4, 32)
+    calibrate(model, [images], 1)
+    model.train()
+    model(images)[:, 0].sum().backward()
+    steps = {site.name: site.output_quantizer for site in model.sites() if site.output_quantizer}
+    trained = {name for name, quantizer in steps.items() if has_gradients(quantizer)}
+    assert set(steps) - trained == ({"input.quantize"} if bits == 8 else set())
+
+
+def has_gradients(module: nn.Module) -> bool:
+    return any(p.grad is not None for p in module.parameters())
+
+
 def test_the_last_matching_pattern_wins(resnet20: nn.Module) -> None:
     overrides = [("layer*", 4, None), ("layer1.?.conv1", None, 6), ("layer1.0.*", 3, 7)]
     model = insert(resnet20, (3, 32, 32), BitPlan(2, 2, overrides=overrides))

@@ -21,6 +21,10 @@ from mecq_cli.layers import Layer, Users
 from mecq_cli.quantizers import ActivationQuantizer, WeightQuantizer, quantizers_named
 from mecq_cli.sites import ClipSite, DequantizeSite, QuantizeSite, Site
 
+BITS_OF_PIXELS = 8
+"""A grid of as many values as images have is found once. To learn its step the first convolution
+would need the gradient of the images: up to a fifth of the time that a step of training takes."""
+
 
 @dataclass
 class _Value:
@@ -164,6 +168,9 @@ class Inserter:
             site: Site = DequantizeSite(f"{name}.dequantize{suffix}", [value.quantizer])
             return self.place(site, [value.node]), None
         quantizer = self.quantizer(name, need)
+        fine = need.bits >= BITS_OF_PIXELS and not need.group
+        if quantizer is not None and fine and self.origin(name) is None:
+            quantizer.requires_grad_(False)
         site = QuantizeSite(f"{name}.quantize{suffix}", [value.quantizer], quantizer)
         return self.place(site, [value.node]), quantizer
 

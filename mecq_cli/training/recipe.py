@@ -340,7 +340,7 @@ def make_optimizer(
     learned: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for module in model.modules():
         if isinstance(module, Quantizer):
-            learned[module.decays] += module.parameters()
+            learned[module.decays] += _unique(module)
     known = {id(p) for p in learned[False] + learned[True]}
     weights = [p for p in _unique(model) if id(p) not in known and p.dim() > 1]
     others = [p for p in _unique(model) if id(p) not in known and p.dim() <= 1]

@@ -1,21 +1,15 @@
-"""A training step on a device that is not here: a simulated GPU, and how often one is waited for.
-
-PyTorch's fake tensors have a device and a shape but no values. Autograd asks for a real GPU where a
-gradient passes through them, so the backward pass is left out.
-"""
+"""A training step on a simulated GPU, and how often one is waited for."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mecq_cli.calibration import calibrate
 from mecq_cli.config import QuantizeConfig
@@ -29,29 +23,10 @@ from mecq_cli.training.recipe import choose, make_optimizer
 from mecq_cli.training.step import TrainingStep
 from mecq_cli.training.teacher import Teacher
 from tests.exactness import float_network, random_images
+from tests.simulated_gpu import Watch, put_on_gpu
 
 SIZE = 32
 IMAGES, LABELS = random_images(8, SIZE), torch.arange(8) % 10
-READ = "_local_scalar_dense"
-WAITING = (READ, "nonzero", "equal", "is_nonzero")
-
-
-class Watch(TorchDispatchMode):
-    """Counts operations whose answer a GPU is waited for; ``answer`` is that of simulated ones."""
-
-    def __init__(self, *, answer: float | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.answer = answer
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = function.overloadpacket.__name__
-        self.found[name] += name in WAITING
-        if name == READ and self.answer is not None:
-            return bool(self.answer) if args[0].dtype == torch.bool else self.answer
-        return function(*args, **(kwargs or {}))
 
 
 def step_of(
@@ -80,24 +55,6 @@ def step_of(
         watched = (OscillationFreezing(model, 0.02),) if quantizer == "lsq" else ()
         step.followers = (*watched, WeightAverage(model, 0.9))
     return step
-
-
-def put_on_gpu(module: nn.Module, simulated: FakeTensorMode) -> None:
-    """Replace all tensors; what several modules share stays shared."""
-    moved: dict[int, Any] = {}
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in moved:
-                    plain = tensor.detach()
-                    with simulated:
-                        fake: Tensor = simulated.from_tensor(plain).to("cuda")
-                        if isinstance(tensor, nn.Parameter):
-                            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                    moved[id(tensor)] = fake
-                tensors[name] = moved[id(tensor)]
 
 
 VIT = {"img_size": SIZE, "patch_size": 8, "depth": 2}
