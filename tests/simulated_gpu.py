@@ -1,12 +1,13 @@
 """A GPU that is not there: tensors that have its device and a shape, but no values.
 
 PyTorch calls them fake tensors. Autograd asks for a real GPU where a gradient passes through them,
-so a backward pass cannot be tried on them.
+so a backward pass is tried on PyTorch's device "meta" instead, which has no values either.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,18 +38,39 @@ class Watch(TorchDispatchMode):
 
 
 def put_on_gpu(module: nn.Module, simulated: FakeTensorMode) -> None:
-    """Replace all tensors; what several modules share stays shared."""
-    moved: dict[int, Any] = {}
+    """Replace all tensors by those of a simulated GPU."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        plain = tensor.detach()
+        with simulated:
+            fake: Tensor = simulated.from_tensor(plain).to("cuda")
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        return fake
+
+    _replace(module, moved)
+
+
+def put_on_meta(module: nn.Module) -> None:
+    """Replace all tensors by those of the device that PyTorch has for tensors without values."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        bare = tensor.detach().to("meta")
+        if isinstance(tensor, nn.Parameter):
+            bare = nn.Parameter(bare, requires_grad=tensor.requires_grad)
+        return bare
+
+    _replace(module, moved)
+
+
+def _replace(module: nn.Module, moved: Callable[[Tensor], Tensor]) -> None:
+    """What several modules share stays shared."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        both: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for tensors in both:
             for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in moved:
-                    plain = tensor.detach()
-                    with simulated:
-                        fake: Tensor = simulated.from_tensor(plain).to("cuda")
-                        if isinstance(tensor, nn.Parameter):
-                            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                    moved[id(tensor)] = fake
-                tensors[name] = moved[id(tensor)]
+                if tensor is not None:
+                    if id(tensor) not in known:
+                        known[id(tensor)] = tensor, moved(tensor)
+                    tensors[name] = known[id(tensor)][1]
