@@ -84,8 +84,9 @@ def _listening(
         assert isinstance(module, ActivationQuantizer)
         values = arguments[0].detach().flatten()
         step = max(values.numel() // share, 1)
-        # An odd step does not fall into the rhythm of rows and channels.
-        samples.setdefault(module, []).append(values[:: step | 1].float())
+        # An odd step does not fall into the rhythm of rows and channels. A view would keep all.
+        sample = values[:: step | 1].to(torch.float32, copy=True)
+        samples.setdefault(module, []).append(sample)
 
     handles = [
         m.register_forward_pre_hook(keep)

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from mecq_cli.errors import EnvironmentFailure
 
 # Of a GPU torch raises OutOfMemoryError, of a CPU a plain RuntimeError with one of these texts.
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+# CUDA's libraries say CUBLAS_STATUS_ALLOC_FAILED and the like.
+_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

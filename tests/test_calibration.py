@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mecq_cli import calibration
 from mecq_cli.calibration import calibrate, reestimate_batch_norm
 from mecq_cli.errors import NumericError
 from mecq_cli.insertion import BitPlan, insert
@@ -128,3 +129,15 @@ def test_a_trained_network_is_calibrated_as_it_is_rounded() -> None:
         found = [site.output_quantizer for site in network.sites()]
         steps.append(torch.stack([q.effective_scale() for q in found if q is not None]))
     torch.testing.assert_close(steps[0], steps[1])
+
+
+def test_a_sample_is_kept_without_what_it_was_taken_from() -> None:
+    """The activations of all calibration images would not fit a GPU."""
+    quantizer = LsqActivation(4)
+    samples: dict[ActivationQuantizer, list[torch.Tensor]] = {}
+    with calibration._listening(quantizer, samples, share=100):
+        quantizer.active = False
+        quantizer(torch.rand(4, 16, 32, 32))
+    (sample,) = samples[quantizer]
+    assert 50 < sample.numel() < 110
+    assert sample.untyped_storage().nbytes() == 4 * sample.numel()

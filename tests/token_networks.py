@@ -175,8 +175,8 @@ class SmallMixer(nn.Module):
         self.head1, self.head2 = nn.Linear(width, CLASSES), nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        x = x + self.mix(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        x = self.embed(x).flatten(2).mT
+        x = x + self.mix(self.norm1(x).mT).transpose(1, 2)
         n, t, c = x.shape
         q, k, v = self.qkv(self.norm2(x)).reshape(n, t, 3, 2, c // 2).permute(2, 0, 3, 4, 1)
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)

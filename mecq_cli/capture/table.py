@@ -65,6 +65,7 @@ HANDLERS: dict[Any, Handler] = {
     ),
     aten.permute.default: token_moves.permute,
     aten.transpose.int: token_moves.transpose,
+    aten.mT.default: token_moves.matrix_transpose,
     aten.slice.Tensor: token_moves.slice,
     aten.select.int: token_moves.select,
     aten.unbind.int: token_moves.parts,

@@ -86,7 +86,17 @@ def transpose(reader: Reader, node: FxNode) -> None:
     """Two axes change places."""
     rank = len(_value(node).meta["val"].shape)
     a, b = (int(reader.argument(node, i, name)) % rank for i, name in ((1, "dim0"), (2, "dim1")))
-    order = [*range(rank)]
+    _swap(reader, node, a, b)
+
+
+def matrix_transpose(reader: Reader, node: FxNode) -> None:
+    """The last two axes change places: ``x.mT``."""
+    rank = len(_value(node).meta["val"].shape)
+    _swap(reader, node, rank - 2, rank - 1)
+
+
+def _swap(reader: Reader, node: FxNode, a: int, b: int) -> None:
+    order = [*range(len(_value(node).meta["val"].shape))]
     order[a], order[b] = b, a
     _ordered(reader, node, order)
 

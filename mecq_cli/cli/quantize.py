@@ -210,7 +210,10 @@ def quantize(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Images a step, of all processes together.", rich_help_panel=_TRAINING
+            metavar="N",
+            help="Images a step, of all processes together (default 128, of more than 64 pixels "
+            "32; fewer where there are few images).",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     lr: Annotated[

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -242,15 +244,19 @@ def normalize(
     if images.dtype == torch.float32:
         return images.to(device, memory_format=torch.channels_last, non_blocking=True)
 
-    def constant(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-
     assert images.dtype == torch.uint8, images.dtype
     moved = images.to(device, non_blocking=True)  # as bytes: a quarter of the traffic
     pixels = moved.to(torch.float32, memory_format=torch.channels_last)
     # Division by a tensor: by a plain number, CUDA multiplies with a rounded reciprocal.
-    pixels.div_(constant([255.0]))
-    return pixels.sub_(constant(preprocessing.mean)).div_(constant(preprocessing.std))
+    pixels.div_(_constant((255.0,), device))
+    mean, std = (_constant(tuple(v), device) for v in (preprocessing.mean, preprocessing.std))
+    return pixels.sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], device: torch.device | str) -> torch.Tensor:
+    """A number for each channel; kept, since a copy to a GPU waits for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
 class _BatchSource(Dataset["Batch | str"]):
@@ -286,7 +292,10 @@ def _batches(dataset: ImageDataset, chunks: Sequence[Indices], workers: int) -> 
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=partial(_begin_worker, os.getpid()),
-        pin_memory=torch.cuda.is_available(),  # else a copy to the GPU waits for itself
+        # From Python 3.14 on Linux's default would be a server that forks, the workers' parent.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+        # Else a copy to the GPU waits for itself; where none is in use, pinning would open one.
+        pin_memory=torch.cuda.is_initialized(),
         generator=torch.Generator(),  # else starting the workers would draw from the global one
     )
     return _checked(loader)

@@ -84,7 +84,8 @@ class _Pairs(torch.autograd.Function):
         largest = torch.stack(traces).reshape(count, 3)[:, 1:].amax(1)
         # Of sums of a trace's size, at random; and of each 1 + x, perhaps all the same way.
         # Measured by the joint length, the largest of the three terms of a divergence.
-        sides = torch.tensor([float(len(a)) for a in matrices[::3]], device=values.device)
+        # Made on the device: to copy them there would be to wait for it.
+        sides = torch.stack([values.new_full((), len(a)) for a in matrices[::3]])
         slack = torch.finfo(values.dtype).eps * (sides.sqrt() * largest + sides / 2)
         holds = (torch.stack(infos) == 0).all() & (slack <= _ROUNDING * values[:, 0]).all()
         # The second view alone has no gradient.

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mecq_cli.errors import CheckpointError, NumericError
+from mecq_cli.errors import CheckpointError, EnvironmentFailure, NumericError
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.memory import is_out_of_memory, out_of_memory
 from mecq_cli.storage import write_failure
 from mecq_cli.training import container
 from mecq_cli.training.diagnosis import is_finite, label
@@ -184,6 +185,8 @@ def restore(
             step = int(document["step"])
             progress = Progress(step, dict(document["facts"]))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise EnvironmentFailure(out_of_memory()) from error
             raise CheckpointError(
                 f"{path}: holds something else than the state of this run ({type(error).__name__});"
                 " remove it to continue from the one before, or start over with --force"

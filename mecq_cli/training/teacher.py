@@ -34,6 +34,8 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.network = insert(model, input_shape, BitPlan(32, 32), taps, grid)
+        # Constants of the graph are made on the CPU.
+        self.network.to(next(model.parameters()).device)
         self.network.requires_grad_(False)
         for site in self.network.sites():
             if not isinstance(site, ProductSite):

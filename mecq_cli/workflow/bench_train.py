@@ -87,11 +87,13 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
     task = "rounds"
     listener.start(task, bench.rounds)
     for i in range(bench.rounds):
-        for name, step in steps.items():
-            times[name].append(timed(step, device))
+        for name in steps:
+            times[name].append(timed(steps[name], device))
         listener.advance(task, i + 1)
     listener.finish(task)
     steps.clear()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the processes below need the memory
     threads = torch.get_num_threads()
     peaks = {
         name: in_own_process(_peak, name, bench, threads) if bench.memory else None for name in ARMS

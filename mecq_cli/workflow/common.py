@@ -26,12 +26,14 @@ from mecq_cli.tasks.registry import choose, task_named, task_of
 def pick_device(name: str) -> torch.device:
     """The device ``name``; "auto" is a GPU where there is one.
 
+    Of several GPUs it becomes the current one, which what asks for no other works on.
+
     Raises:
         UsageError: no such kind of device.
-        EnvironmentFailure: it is not here.
+        EnvironmentFailure: it is not here, or PyTorch cannot compute on it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "meta":
@@ -39,10 +41,28 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"--device {name}: not a device; try auto, cpu, cuda or cuda:1") from error
     try:
-        torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        compute_on(device)
     except Exception as error:
-        raise EnvironmentFailure(f"--device {name}: not usable here; try --device cpu") from error
+        raise EnvironmentFailure(
+            f"--device {name}: not usable here ({first_line(error)}); try --device cpu"
+        ) from error
     return device
+
+
+def compute_on(device: torch.device) -> None:
+    """Add two numbers: a GPU may be there without code for it in this build of PyTorch.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    (torch.ones(1, device=device) + 1).item()
+
+
+def first_line(error: Exception) -> str:
+    """Of what it says, or its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def task_for(asked: str, name: str, model: LoadedModel | None = None) -> Task:

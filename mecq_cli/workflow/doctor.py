@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from mecq_cli.storage import free_space
 from mecq_cli.training.recipe import use_bf16
+from mecq_cli.workflow.common import compute_on, first_line
 from mecq_cli.workflow.disk import readable
 from mecq_cli.workflow.machine import available_memory, cores, cpu_features, cpu_name
 
@@ -89,7 +90,14 @@ def _machine() -> Iterator[Check]:
         device = torch.device("cuda")
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         bf16 = "bf16" if use_bf16("auto", device) else "no bf16"
-        yield Check("GPU", f"{names}; CUDA {torch.version.cuda}, {bf16}", "", "ok")
+        found = f"{names}; CUDA {torch.version.cuda}, {bf16}"
+        try:
+            compute_on(device)
+        except RuntimeError as error:
+            told = f"PyTorch cannot compute on it: {first_line(error)}"
+            yield Check("GPU", found, told, "absent")
+        else:
+            yield Check("GPU", found, "", "ok")
     else:
         yield Check("GPU", "none that torch can use", "optional: --device cuda", "absent")
     memory = available_memory(torch.device("cpu"))

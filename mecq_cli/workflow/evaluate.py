@@ -55,6 +55,8 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
             split, task, opened.classes, target.name, imagenet=opened.imagenet
         )
     dataset = dataset_of(split, opened.preprocessing, classes.indices)
+    if isinstance(opened.predict, nn.Module):
+        opened.predict.to(device)
     measured = evaluate_on(
         opened.answers,
         dataset,

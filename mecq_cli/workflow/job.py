@@ -95,7 +95,7 @@ class Job:
             part=part,
         ):
             images = normalize(batch.images, self.train.preprocessing, self.device)
-            yield images, batch.labels.to(self.device)
+            yield images, batch.labels.to(self.device, non_blocking=True)
 
     def some_images(
         self, epoch: int, images: int, part: Part | None = None, *, whole: bool = True

@@ -94,4 +94,4 @@ def _write_artifact(job: Job, run: RunFolder, model: QuantizedModel) -> dict[str
 def _of_artifact(job: Job, path: Path) -> Measured:
     """The figures of what was written, read back."""
     stored: IntegerModel = job.processes.from_first(lambda: safetensors.load(path))
-    return job.measured(IntegerModule(stored))
+    return job.measured(IntegerModule(stored).to(job.device))

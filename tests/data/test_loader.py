@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,18 @@ def test_a_killed_worker_is_named(large: Split, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(EnvironmentFailure, match="--workers 0") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_workers_are_children_of_this_process_whatever_the_default(large: Split) -> None:
+    """They end where their parent is another one, such as the server that forks in Python 3.14."""
+    dataset, before = ImageDataset(large, LARGE), multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        found = list(eval_batches(dataset, batch_size=4, workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert same(found, list(eval_batches(dataset, batch_size=4)))
 
 
 def test_normalize_is_the_plain_formula_bit_for_bit() -> None:

@@ -18,9 +18,11 @@ ARTIFACTS = sorted(p for p in FOLDER.glob("*.safetensors") if ".float." not in p
 
 
 def test_the_page_is_filled_from_the_records() -> None:
-    """Whoever adds a record fills the page, and nobody writes figures by hand."""
+    """Whoever adds a record fills the pages, and nobody writes figures by hand."""
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text, FOLDER) == text
+    text = page.README.read_text(encoding="utf-8")
+    assert page.summarised(text, FOLDER) == text
 
 
 def test_means_spread_and_drop(tmp_path: Path) -> None:
@@ -28,12 +30,14 @@ def test_means_spread_and_drop(tmp_path: Path) -> None:
     for seed, top1 in enumerate((88.0, 89.0, 90.0)):
         record = {
             "table": "compare", "wbits": 2, "abits": 2, "arm": "mecq", "seed": seed,
-            "top1": top1, "fp_top1": 92.0, "seconds": 120.0,
+            "top1": top1, "fp_top1": 92.0, "seconds": 120.0, "epochs": 20,
         }  # fmt: skip
         (tmp_path / "runs" / f"{seed}.json").write_text(json.dumps(record))
     text = page.filled(page.PAGE.read_text(encoding="utf-8"), tmp_path)
     assert "| W2 A2 | mecq | 88.00, 89.00, 90.00 | 89.00 | 1.00 | 3.00 | 2.0 |" in text
     assert "| W2 A2 | PACT | not run yet" in text
+    front = page.summarised(page.README.read_text(encoding="utf-8"), tmp_path)
+    assert "|  | W2 A2 | 10,000, 20 | 92.00 | 89.00 (1.00) | 3.00 |  |  |" in front
 
 
 def test_every_record_is_of_a_run_that_a_table_asks_for() -> None:

@@ -192,6 +192,7 @@ def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.Monk
     for error in (
         torch.OutOfMemoryError("no more"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ):
 

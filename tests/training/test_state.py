@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mecq_cli.errors import CheckpointError, NumericError
+from mecq_cli.errors import CheckpointError, EnvironmentFailure, NumericError
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
 from mecq_cli.sites import ProductSite
 from mecq_cli.tensorfile import RawTensor, encode
@@ -75,6 +75,19 @@ def test_the_newest_that_is_whole_is_used(folder: Path) -> None:
 
 def network(bits: int) -> QuantizedModel:
     return insert(float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(bits, 32))
+
+
+def test_a_lack_of_memory_is_not_the_fault_of_the_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(folder.parent)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(one.optimizer, "load_state_dict", fail)
+    with pytest.raises(EnvironmentFailure, match=r"^out of memory; try"):
+        one.resume()
 
 
 def test_no_checkpoint_and_another_network(folder: Path, tmp_path: Path) -> None:

@@ -54,3 +54,26 @@ def test_the_teacher_is_the_network_in_evaluation() -> None:
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+class Scaled(nn.Module):
+    """Constants and norms without parameters become tensors of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8, elementwise_affine=False)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = x * 0.17 + torch.relu(x)
+        logits: torch.Tensor = self.fc(self.norm(x.flatten(2).mT).mean(1) * 0.5)
+        return logits
+
+
+def test_all_of_the_teacher_is_where_the_network_is() -> None:
+    network = Scaled().eval().to("meta")
+    teacher = Teacher(network, (3, 16, 16), ["penultimate"])
+    places = {name: t.device.type for name, t in teacher.state_dict().items()}
+    assert set(places.values()) == {"meta"}, places

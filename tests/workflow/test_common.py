@@ -32,6 +32,14 @@ def test_devices() -> None:
         pick_device("cuda:99")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_cannot_compute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for which this build of PyTorch has no code; here its driver is missing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(EnvironmentFailure, match=r"--device cuda: not usable here \(.+\); try"):
+        pick_device("auto")
+
+
 @pytest.mark.parametrize(("size", "batch"), [(32, 256), (224, 39), (4096, 1)])
 def test_large_images_come_in_small_batches(size: int, batch: int) -> None:
     assert eval_batch_size(Preprocessing((3, size, size), (0.5,) * 3, (0.5,) * 3)) == batch

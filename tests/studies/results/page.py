@@ -1,4 +1,4 @@
-"""Fills docs/results.md from the records."""
+"""Fills docs/results.md, and the table of README.md, from the records."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from typing import Any
 from mecq_cli.storage import atomic_write
 from tests.studies.results.curves import draw
 from tests.studies.results.queue import FOLDER
+from tests.studies.results.summary import summary
 from tests.studies.results.tables import TABLES, Bits, Table
 
 PAGE = FOLDER.parent / "results.md"
+README = FOLDER.parents[1] / "README.md"
 
 Record = Mapping[str, Any]
 
 
 def fill() -> None:
-    """Draw the curves, and put everything into the page."""
+    """Draw the curves, and put everything into the pages."""
     draw(FOLDER)
-    text = filled(PAGE.read_text(encoding="utf-8"), FOLDER)
-    atomic_write(PAGE, text.encode(), force=True)
+    for page, fresh in ((PAGE, filled), (README, summarised)):
+        text = fresh(page.read_text(encoding="utf-8"), FOLDER)
+        atomic_write(page, text.encode(), force=True)
+
+
+def summarised(text: str, folder: Path) -> str:
+    """The front page with its table."""
+    return _put(text, README, {"measured": "\n".join(summary(_records(folder)))})
 
 
 def filled(text: str, folder: Path) -> str:
     """The page with each table, and the curves, of ``folder`` between their marks."""
-    records = [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("*.json"))]
+    records = _records(folder)
     parts = {"curves": "![How they learned](results/curves.svg)"}
     if not (folder / "curves.svg").exists():
         parts["curves"] = "No final model is finished yet."
@@ -36,11 +44,20 @@ def filled(text: str, folder: Path) -> str:
         mine = [r for r in records if r["table"] == name]
         rows = _final(table, mine) if table.keep_artifact else _compare(table, mine)
         parts[name] = "\n".join(rows)
+    return _put(text, PAGE, parts)
+
+
+def _records(folder: Path) -> list[Record]:
+    return [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("*.json"))]
+
+
+def _put(text: str, page: Path, parts: Mapping[str, str]) -> str:
+    """Each part between its marks."""
     for name, part in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text, found = re.subn(pattern, lambda m: f"{m[1]}{part}\n{m[2]}", text, flags=re.S)  # noqa: B023
         if found != 1:
-            raise SystemExit(f"{PAGE}: no place for {name}")
+            raise SystemExit(f"{page}: no place for {name}")
     return text
 
 
