@@ -257,6 +257,7 @@ MIXED_LITE0 = replace(
         (3, 4): (_allotted(3)[0], Arm("uniform")),
     },
     finely=True,
+    epochs=5,
     # By the bits that --wbits says it would be another one in some arms.
     settings={**LITE0.settings, "lr": 0.05},
 )
