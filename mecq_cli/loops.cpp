@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <omp.h>
 #include <type_traits>
 #include <vector>
@@ -509,7 +510,8 @@ class Chunk {
 } // namespace
 
 // `sizes`: channels, height and width of the map, of the result; kernel, stride, padding, dilation.
-extern "C" void depthwise_backward(const uint16_t *grad, const uint16_t *x, const float *weight,
+// Returns 0 where there is not enough memory.
+extern "C" int depthwise_backward(const uint16_t *grad, const uint16_t *x, const float *weight,
                                    uint16_t *of_x, float *of_weight, const int64_t *sizes,
                                    int64_t images, int threads) {
     Depthwise job{grad, x, of_x, weight, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
@@ -519,10 +521,19 @@ extern "C" void depthwise_backward(const uint16_t *grad, const uint16_t *x, cons
     }
     const int64_t chunks = (job.channels + LANES - 1) / LANES, width = chunks * LANES;
     const int64_t blocks = (images + IMAGES - 1) / IMAGES, taps = job.kernel[0] * job.kernel[1];
-    std::vector<double> sums(blocks * taps * width, 0.0);
+    std::vector<double> sums;
+    std::vector<Chunk> own; // of each thread
+    try {
+        sums.resize(blocks * taps * width, 0.0);
+        own.reserve(threads);
+        for (int thread = 0; thread < threads; ++thread)
+            own.emplace_back(job);
+    } catch (const std::bad_alloc &) {
+        return 0;
+    }
 #pragma omp parallel num_threads(threads)
     {
-        Chunk chunk(job);
+        Chunk &chunk = own[omp_get_thread_num()];
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < blocks * chunks; ++task) {
             const int64_t block = task / chunks, c = task % chunks * LANES;
@@ -546,4 +557,5 @@ extern "C" void depthwise_backward(const uint16_t *grad, const uint16_t *x, cons
             }
         }
     }
+    return 1;
 }

@@ -44,7 +44,8 @@ def _library() -> ctypes.CDLL | None:
         ends = [*floats * 2, c_int, c_int, *sizes * 2, c_int]
         library.weight_backward.argtypes = [*pointers * 5, *ends]
         library.depthwise_backward.argtypes = [*pointers * 6, *sizes, c_int]
-        for name in ("norm_round", "round", "weight", "depthwise"):
+        library.depthwise_backward.restype = c_int
+        for name in ("norm_round", "round", "weight"):
             getattr(library, f"{name}_backward").restype = None
     except (RuntimeError, OSError, ImportError, AttributeError, TypeError):
         return None
@@ -198,35 +199,39 @@ def _weight_shape(
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int],
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """``F.conv2d`` of each channel for itself; only the backward pass is another one.
 
     Args:
         x: bfloat16 [N, C, H, W].
-        weight: float32 [C, 1, kH, kW]; of its gradient nothing is rounded to bfloat16.
+        weight: [C, 1, kH, kW]; its gradient is summed in float32 and float64.
+        bias: [C].
         stride, padding, dilation: of rows and columns.
     """
-    out: Tensor = _Depthwise.apply(x, weight, [*stride], [*padding], [*dilation])
+    out: Tensor = _Depthwise.apply(x, weight, bias, [*stride], [*padding], [*dilation])
     return out
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
-        dilation: list[int],
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
+        padding: list[int], dilation: list[int],
     ) -> Tensor:  # fmt: skip
         weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         ctx.geometry = (stride, padding, dilation)
-        return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
+        own = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, weight, own, stride, padding, dilation, len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return (*depthwise_backward(grads[0], x, weight, *ctx.geometry), None, None, None)
+        of_bias = grads[0].float().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        of_both = depthwise_backward(grads[0], x, weight, *ctx.geometry)
+        return (*of_both, of_bias, None, None, None)
 
 
 @torch.library.custom_op("mecq::depthwise_backward", mutates_args=())
@@ -252,10 +257,12 @@ def depthwise_backward(
     of_weight = torch.empty(weight.shape)
     taps = weight.float().flatten(1).T.contiguous()
     sizes = [*x.shape[1:], *grad.shape[2:], *weight.shape[2:], *stride, *padding, *dilation]
-    library.depthwise_backward(
+    done = library.depthwise_backward(
         *(t.data_ptr() for t in (grad, x, taps, of_x, of_weight)), (c_int64 * len(sizes))(*sizes),
         len(x), torch.get_num_threads(),
     )  # fmt: skip
+    if not done:
+        raise MemoryError("the backward pass of a depthwise convolution")
     return of_x, of_weight
 
 

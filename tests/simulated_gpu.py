@@ -20,18 +20,39 @@ WAITING = (READ, "nonzero", "equal", "is_nonzero")
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations whose answer a GPU is waited for; ``answer`` is that of simulated ones."""
+    """Counts what a GPU is waited for: answers that are read, copies to it.
+
+    Of simulated tensors the answer is ``answer``. A list is read at once, though one of simulated
+    tensors is read number by number.
+    """
 
     def __init__(self, *, answer: float | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.answer = answer
         self.found: Counter[str] = Counter()
 
+    def __enter__(self) -> Watch:
+        self._tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:
+            self.found["tolist"] += 1
+            return self._tolist(tensor)
+
+        Tensor.tolist = counted  # type: ignore[assignment, method-assign]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        Tensor.tolist = self._tolist  # type: ignore[method-assign]
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = function.overloadpacket.__name__
         self.found[name] += name in WAITING
+        if name == "_to_copy" and args[0].device.type == "cpu":
+            self.found["copy to the device"] += str((kwargs or {}).get("device", "cpu")) != "cpu"
         if name == READ and self.answer is not None:
             return bool(self.answer) if args[0].dtype == torch.bool else self.answer
         return function(*args, **(kwargs or {}))

@@ -65,6 +65,24 @@ def test_a_grid_as_fine_as_that_of_images_is_not_trained(resnet20: nn.Module, bi
     assert set(steps) - trained == ({"input.quantize"} if bits == 8 else set())
 
 
+def test_a_grid_that_images_share_with_features_is_trained() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.cat([x, torch.relu(self.conv(x))], 1)
+            logits: torch.Tensor = self.fc((self.a(y) + self.b(y) + y).mean((2, 3)))
+            return logits
+
+    model = insert(Joined().eval(), (3, 16, 16), BitPlan(8, 8, residual_bits=6))
+    steps = {s.name: s.output_quantizer for s in model.sites() if s.output_quantizer is not None}
+    fixed = [n for n, q in steps.items() if not any(p.requires_grad for p in q.parameters())]
+    assert fixed == ["input.quantize"]
+
+
 def has_gradients(module: nn.Module) -> bool:
     return any(p.grad is not None for p in module.parameters())
 

@@ -84,15 +84,12 @@ def permute(reader: Reader, node: FxNode) -> None:
 
 def transpose(reader: Reader, node: FxNode) -> None:
     """Two axes change places."""
-    rank = len(_value(node).meta["val"].shape)
-    a, b = (int(reader.argument(node, i, name)) % rank for i, name in ((1, "dim0"), (2, "dim1")))
-    _swap(reader, node, a, b)
+    _swap(reader, node, *(int(reader.argument(node, i, f"dim{i - 1}")) for i in (1, 2)))
 
 
 def matrix_transpose(reader: Reader, node: FxNode) -> None:
     """The last two axes change places: ``x.mT``."""
-    rank = len(_value(node).meta["val"].shape)
-    _swap(reader, node, rank - 2, rank - 1)
+    _swap(reader, node, -2, -1)
 
 
 def _swap(reader: Reader, node: FxNode, a: int, b: int) -> None:

@@ -13,7 +13,7 @@ from mecq_cli.insertion.builders import BUILDERS, NEEDS
 from mecq_cli.insertion.model import QuantizedModel, site_path
 from mecq_cli.insertion.needs import FLOAT, Need
 from mecq_cli.insertion.plan import Assigned, BitPlan
-from mecq_cli.insertion.streams import float_values, origin
+from mecq_cli.insertion.streams import float_values, of_images, origin
 from mecq_cli.insertion.taps import channel_axes
 from mecq_cli.insertion.values import nonnegative
 from mecq_cli.integer.ir import INPUT
@@ -169,7 +169,7 @@ class Inserter:
             return self.place(site, [value.node]), None
         quantizer = self.quantizer(name, need)
         fine = need.bits >= BITS_OF_PIXELS and not need.group
-        if quantizer is not None and fine and self.origin(name) is None:
+        if quantizer is not None and fine and of_images(self._users, name):
             quantizer.requires_grad_(False)
         site = QuantizeSite(f"{name}.quantize{suffix}", [value.quantizer], quantizer)
         return self.place(site, [value.node]), quantizer

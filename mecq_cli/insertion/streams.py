@@ -33,6 +33,14 @@ def origin(users: Users, name: str) -> Layer | None:
     return layer
 
 
+def of_images(users: Users, name: str) -> bool:
+    """Whether a value consists of images alone, moved perhaps."""
+    layer = users.by_name.get(name)
+    if layer is None:
+        return True
+    return layer.kind in PASSING and all(of_images(users, source) for source in layer.inputs)
+
+
 def _streams(layers: Sequence[Layer], users: Users) -> Iterable[set[str]]:
     """Adds that read each other, together."""
     streams: dict[str, set[str]] = {}

@@ -134,13 +134,10 @@ class ProductSite(Site):
             geometry = Geometry(tuple(a["stride"]), padding, tuple(a["dilation"]))
             scale, steps = source.effective_scale(), quantizer.steps(self.weight)
             y = integer_conv2d(x, scale, source.offset, weight, steps, geometry)
-            return self._with_bias(y)
+            return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
         if self._slow_backward and x.dtype == torch.bfloat16 and self._may_use_loops():
-            return self._with_bias(depthwise_conv2d(x, weight, a["stride"], padding, a["dilation"]))
+            return depthwise_conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"])
         return F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
-
-    def _with_bias(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
 
     def _may_use_loops(self) -> bool:
         return self.in_loops and self.training and torch.compiler.is_compiling()

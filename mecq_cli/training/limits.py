@@ -32,7 +32,8 @@ class StepLimit:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         found = [p for m in model.modules() if isinstance(m, Quantizer) for p in m.positive()]
-        self.steps = [p for p in found if p.requires_grad]
+        updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.steps = [p for p in found if id(p) in updated]
         self.before: list[Tensor] = []
 
     def __enter__(self) -> None:

@@ -88,16 +88,16 @@ def _machine() -> Iterator[Check]:
     )  # fmt: skip
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        bf16 = "bf16" if use_bf16("auto", device) else "no bf16"
-        found = f"{names}; CUDA {torch.version.cuda}, {bf16}"
         try:
+            count = torch.cuda.device_count()
+            names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
             compute_on(device)
+            bf16 = "bf16" if use_bf16("auto", device) else "no bf16"
         except RuntimeError as error:
             told = f"PyTorch cannot compute on it: {first_line(error)}"
-            yield Check("GPU", found, told, "absent")
+            yield Check("GPU", f"CUDA {torch.version.cuda}", told, "absent")
         else:
-            yield Check("GPU", found, "", "ok")
+            yield Check("GPU", f"{names}; CUDA {torch.version.cuda}, {bf16}", "", "ok")
     else:
         yield Check("GPU", "none that torch can use", "optional: --device cuda", "absent")
     memory = available_memory(torch.device("cpu"))

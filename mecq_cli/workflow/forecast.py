@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -81,8 +82,10 @@ def forecast(
         "image_bytes": image_bytes if device.type == "cpu" else 0,
         "process_bytes": before,
     }
+    del step, x, y  # what was measured is free again
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what was measured is free again
+        gc.collect()
+        torch.cuda.empty_cache()
     return {
         "measured_images": images,
         "step_seconds": seconds,

@@ -22,7 +22,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy")
 
 def facts() -> dict[str, Any]:
     """What figures depend on: processor, cores, memory in bytes, system, versions."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
     pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")}
     return {
         "cpu": cpu_name(),

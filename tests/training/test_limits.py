@@ -43,3 +43,14 @@ def test_a_step_halves_or_doubles_at_most(kind: str) -> None:
             optimizer.step()
     assert activation.scale.item() == pytest.approx(1e-6 / FACTOR, rel=0.01)
     assert weight.scale[0].item() == pytest.approx(1e-3 * FACTOR, rel=0.01)
+
+
+def test_steps_that_are_not_learned_are_nobody_s() -> None:
+    """With ``scale_lr = 0`` they are in no group of the optimizer, which has no state of them."""
+    model, _, _ = _made()
+    other = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([other], 0.1, momentum=0.9)
+    other.grad = torch.ones(2)
+    with StepLimit(model, optimizer):
+        optimizer.step()
+    assert [*optimizer.state_dict()["state"]] == [0]

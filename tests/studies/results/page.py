@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mecq_cli.storage import atomic_write
 from tests.studies.results.curves import draw
 from tests.studies.results.queue import FOLDER
+from tests.studies.results.records import Record, drop, label, mean, records_in, runs_of, spread
 from tests.studies.results.summary import summary
-from tests.studies.results.tables import TABLES, Bits, Table
+from tests.studies.results.tables import TABLES, Table
 
 PAGE = FOLDER.parent / "results.md"
 README = FOLDER.parents[1] / "README.md"
-
-Record = Mapping[str, Any]
 
 
 def fill() -> None:
@@ -31,24 +28,19 @@ def fill() -> None:
 
 def summarised(text: str, folder: Path) -> str:
     """The front page with its table."""
-    return _put(text, README, {"measured": "\n".join(summary(_records(folder)))})
+    return _put(text, README, {"measured": "\n".join(summary(records_in(folder)))})
 
 
 def filled(text: str, folder: Path) -> str:
     """The page with each table, and the curves, of ``folder`` between their marks."""
-    records = _records(folder)
+    records = records_in(folder)
     parts = {"curves": "![How they learned](results/curves.svg)"}
     if not (folder / "curves.svg").exists():
         parts["curves"] = "No final model is finished yet."
     for name, table in TABLES.items():
-        mine = [r for r in records if r["table"] == name]
-        rows = _final(table, mine) if table.keep_artifact else _compare(table, mine)
+        rows = (_final if table.keep_artifact else _compare)(table, records)
         parts[name] = "\n".join(rows)
     return _put(text, PAGE, parts)
-
-
-def _records(folder: Path) -> list[Record]:
-    return [json.loads(p.read_text()) for p in sorted((folder / "runs").glob("*.json"))]
 
 
 def _put(text: str, page: Path, parts: Mapping[str, str]) -> str:
@@ -67,8 +59,8 @@ def _compare(table: Table, records: Sequence[Record]) -> Iterable[str]:
     yield f"|---|---|---|---|---|---|---|{'---|---|' if more else ''}"
     for bits, arms in table.arms.items():
         for arm in arms:
-            mine = _of(records, bits, arm.name)
-            cells = f"| {_label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
+            mine = runs_of(records, table, bits, arm.name)
+            cells = f"| {label(bits)} | {arm.name} | {_cells(mine, len(table.seeds))} |"
             yield f"{cells} {_divergence(mine)} | {_size(mine)} |" if more else cells
 
 
@@ -88,26 +80,14 @@ def _size(records: Sequence[Record]) -> str:
     return f"{statistics.fmean(int(r['weight_bytes']) for r in records) / 1000:.1f}"
 
 
-def _of(records: Sequence[Record], bits: Bits, arm: str) -> list[Record]:
-    mine = [r for r in records if (r["wbits"], r["abits"]) == bits and r["arm"] == arm]
-    return sorted(mine, key=lambda r: int(r["seed"]))
-
-
-def _label(bits: Bits) -> str:
-    return f"W{bits[0]:g} A{bits[1]}"
-
-
 def _cells(records: Sequence[Record], wanted: int) -> str:
     if not records:
         return "not run yet | | | | "
-    top1 = [float(r["top1"]) for r in records]
-    mean = statistics.fmean(top1)
-    spread = f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-    drop = float(records[0]["fp_top1"]) - mean
     minutes = statistics.fmean(float(r["seconds"]) for r in records) / 60
-    seeds = ", ".join(f"{v:.2f}" for v in top1)
-    missing = "" if len(top1) == wanted else f" ({len(top1)} of {wanted})"
-    return f"{seeds}{missing} | {mean:.2f} | {spread} | {drop:.2f} | {minutes:.1f}"
+    seeds = ", ".join(f"{float(r['top1']):.2f}" for r in records)
+    missing = "" if len(records) == wanted else f" ({len(records)} of {wanted})"
+    figures = f"{mean(records):.2f} | {spread(records, '{}')} | {drop(records):.2f}"
+    return f"{seeds}{missing} | {figures} | {minutes:.1f}"
 
 
 def _final(table: Table, records: Sequence[Record]) -> Iterable[str]:
@@ -115,15 +95,14 @@ def _final(table: Table, records: Sequence[Record]) -> Iterable[str]:
     yield "|---|---|---|---|---|---|"
     for bits, arms in table.arms.items():
         for arm in arms:
-            mine = _of(records, bits, arm.name)
+            mine = runs_of(records, table, bits, arm.name)
             if not mine:
-                yield f"| {_label(bits)} | | not run yet | | | |"
+                yield f"| {label(bits)} | | not run yet | | | |"
                 continue
-            top1 = statistics.fmean(float(r["top1"]) for r in mine)
-            drop = float(mine[0]["fp_top1"]) - top1
             hours = statistics.fmean(float(r["seconds"]) for r in mine) / 3600
             name = f"{table.model}-w{bits[0]}a{bits[1]}.safetensors"
             path = FOLDER / name
             size = f"[{path.stat().st_size / 1000:.0f} kB](results/{name})" if path.exists() else ""
             epochs = mine[0]["epochs"]
-            yield f"| {_label(bits)} | {epochs} | {top1:.2f} | {drop:.2f} | {size} | {hours:.1f} |"
+            top1 = f"{mean(mine):.2f} | {drop(mine):.2f}"
+            yield f"| {label(bits)} | {epochs} | {top1} | {size} | {hours:.1f} |"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from tests.studies.results.records import Record, drop, label, mean, runs_of, spread
 from tests.studies.results.tables import (
     COMPARE,
     DEEPER,
@@ -16,12 +16,9 @@ from tests.studies.results.tables import (
     LSQ,
     VIT,
     WITHOUT,
-    Arm,
     Bits,
     Table,
 )
-
-Record = Mapping[str, Any]
 
 
 class Part(NamedTuple):
@@ -57,34 +54,24 @@ def summary(records: Sequence[Record]) -> Iterable[str]:
     for part in PARTS:
         network = part.network
         for bits in part.bits or sorted(part.table.arms, key=sum, reverse=True):
-            found = _of(records, part.table, bits, DEFAULT)
+            found, *others = (
+                runs_of(records, part.table, bits, arm.name) for arm in (DEFAULT, WITHOUT, LSQ)
+            )
             if not found:
                 continue
-            fp = float(found[0]["fp_top1"])
-            drop = fp - statistics.fmean(float(r["top1"]) for r in found)
-            others = (_shown(_of(records, part.table, bits, arm)) for arm in (WITHOUT, LSQ))
             cells = (
                 network,
-                f"W{bits[0]:g} A{bits[1]}",
+                label(bits),
                 f"{part.images}, {found[0]['epochs']}",
-                f"{fp:.2f}",
+                f"{float(found[0]['fp_top1']):.2f}",
                 _shown(found),
-                f"{drop:.2f}",
-                *others,
+                f"{drop(found):.2f}",
+                *map(_shown, others),
             )
             yield f"| {' | '.join(cells)} |"
             network = ""
 
 
-def _of(records: Sequence[Record], table: Table, bits: Bits, arm: Arm) -> list[Record]:
-    wanted = (table.name, *bits, arm.name)
-    return [r for r in records if (r["table"], r["wbits"], r["abits"], r["arm"]) == wanted]
-
-
 def _shown(records: Sequence[Record]) -> str:
     """The mean and, in parentheses, the spread."""
-    top1 = [float(r["top1"]) for r in records]
-    if not top1:
-        return ""
-    spread = f" ({statistics.stdev(top1):.2f})" if len(top1) > 1 else ""
-    return f"{statistics.fmean(top1):.2f}{spread}"
+    return f"{mean(records):.2f}{spread(records, ' ({})')}" if records else ""
