@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 import mecq_cli.models.cifar_resnet  # noqa: F401  # registers the CIFAR networks
 from mecq_cli.capture import capture
@@ -123,6 +127,15 @@ def test_tensorflow_padding_of_a_real_family_is_folded() -> None:
             "layer middle.0: images of a batch cannot be joined",
         ),
         (Lambda(lambda x: x if float(x.detach().sum()) > 0 else -x), "torch.export"),
+        (Lambda(lambda x: x + x.shape[0]), "a number that depends on how many images there are"),
+        (Lambda(lambda x: x + x.mean(dim=None)), "layer middle.0: a mean over images"),
+        (Lambda(lambda x: (x * 100).int().float() / 100), "layer middle.0: .* into int32"),
+        (nn.Softplus(threshold=2), "layer middle.0: a softplus with so low a threshold"),
+        (StochasticDepth(0.2, "batch"), "layer middle.0: noise of shape"),
+        (
+            Lambda(lambda x: x * x.new_empty((x.shape[0], 8, 1, 1)).bernoulli_(0.8).div_(0.8)),
+            "layer middle.0: noise of shape",
+        ),
     ],
 )
 def test_what_has_no_integer_form_is_named(module: nn.Module, message: str | None) -> None:
@@ -132,6 +145,17 @@ def test_what_has_no_integer_form_is_named(module: nn.Module, message: str | Non
     with pytest.raises(UsageError, match=message) as caught:
         capture(Net(module), SHAPE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])  # the graph does not say what is the default
+@pytest.mark.parametrize(
+    "made", [DropPath, lambda share: StochasticDepth(share, "row")], ids=["timm", "torchvision"]
+)
+def test_stochastic_depth_drops_images(made: Callable[[float], nn.Module], share: float) -> None:
+    dropped = [layer for layer in capture(Net(made(share)), SHAPE) if layer.kind == "dropout"]
+    assert [layer.attributes for layer in dropped] == [{"images": True}]
+    assert isinstance(dropped[0].module, nn.Dropout)
+    assert dropped[0].module.p == pytest.approx(share)
 
 
 def test_weights_that_are_computed_from_weights_are_computed_once() -> None:

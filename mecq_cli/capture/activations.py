@@ -99,7 +99,14 @@ def elu(reader: Reader, node: FxNode) -> None:
 
 
 def softplus(reader: Reader, node: FxNode) -> None:
-    """Softplus; beyond its threshold it is the identity, and differs from it by nothing."""
+    """Softplus; beyond its threshold it is the identity, and differs from it by nothing there.
+
+    By less than 1e-6 from 14 on.
+    """
+    if float(reader.argument(node, 2, "threshold", 20.0)) < 14.0:
+        raise UsageError(
+            f"layer {module_path(node)}: a softplus with so low a threshold has no integer form"
+        )
     if float(reader.argument(node, 1, "beta", 1.0)) != 1.0:
         raise UsageError(f"layer {module_path(node)}: a softplus with a beta has no integer form")
     _function(reader, node, "softplus", [])
@@ -135,7 +142,13 @@ def noise(reader: Reader, node: FxNode) -> None:
     """Zeros and ones for stochastic depth: an empty tensor, drawn, and divided by their share."""
     source = node.args[0]
     drawn = str(node.target).startswith("aten.bernoulli")
-    share = float(node.args[1]) if drawn else 1.0  # type: ignore[arg-type]
+    share = float(reader.argument(node, 1, "p", 0.5)) if drawn else 1.0
+    shape = node.meta["val"].shape
+    if drawn and (not isinstance(shape[0], torch.SymInt) or any(size != 1 for size in shape[1:])):
+        raise UsageError(
+            f"layer {module_path(node) or '(root)'}: noise of shape {[str(s) for s in shape]} has "
+            "no integer form; one draw for each image does (stochastic depth), and dropout"
+        )
     if not drawn and isinstance(source, FxNode):
         share = reader.noise.get(source, 1.0)
     reader.noise[node] = share

@@ -66,6 +66,11 @@ def layout(node: FxNode, index: int | None = None) -> Layout:
         UsageError: it has not one axis with images.
     """
     value = node.meta["val"] if index is None else node.meta["val"][index]
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"{node.name}: a number that depends on how many images there are; this model cannot "
+            "be quantized"
+        )
     shape: list[Any] = list(value.shape)
     dynamic = [i for i, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     if len(dynamic) != 1:

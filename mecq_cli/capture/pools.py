@@ -61,7 +61,9 @@ def mean(reader: Reader, node: FxNode) -> None:
     assert isinstance(source, FxNode)
     rank = len(source.meta["val"].shape)
     axes = reader.argument(node, 1, "dim")
-    axes = sorted(int(d) % rank for d in (axes if isinstance(axes, (list, tuple)) else [axes]))
+    if axes is None:
+        axes = range(rank)
+    axes = sorted(int(d) % rank for d in ([axes] if isinstance(axes, int) else axes))
     if rank != 4 or axes != [2, 3] or not layout(source).plain:
         token_mean(reader, node)
         return

@@ -76,7 +76,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.roll.default: token_moves.roll,
     aten.expand.default: token_moves.same,
     aten.expand_as.default: token_moves.same,
-    aten.to.dtype: token_moves.same,
+    aten.to.dtype: token_moves.cast,
     aten.pad.default: moves.pad,
     aten.contiguous.default: moves.identity,
     aten.clone.default: moves.identity,

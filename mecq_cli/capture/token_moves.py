@@ -286,9 +286,9 @@ def mean(reader: Reader, node: FxNode) -> None:
     source = _value(node)
     place, base = layout(source), module_path(node)
     axes = reader.argument(node, 1, "dim")
-    axes = [
-        int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else [axes])
-    ]
+    if axes is None:
+        axes = range(len(place.sizes))
+    axes = [int(a) % len(place.sizes) for a in ([axes] if isinstance(axes, int) else axes)]
     if place.batch in axes:
         raise UsageError(f"layer {base}: a mean over images; this model cannot be quantized")
     where = sorted(place.axis(axis) for axis in axes)
@@ -307,6 +307,18 @@ def mean(reader: Reader, node: FxNode) -> None:
     if after != (channels, 1, 1):
         name = _shaped(reader, node, name, after)
     reader.alias[node] = name
+
+
+def cast(reader: Reader, node: FxNode) -> None:
+    """To another type of floats, which changes nothing; one to integers rounds, and is refused."""
+    kind = node.meta["val"].dtype
+    if not kind.is_floating_point:
+        raise UsageError(
+            f"layer {module_path(node) or '(root)'}: values are turned into "
+            f"{str(kind).removeprefix('torch.')}, which has no integer form here; this model "
+            "cannot be quantized"
+        )
+    same(reader, node)
 
 
 def same(reader: Reader, node: FxNode) -> None:
