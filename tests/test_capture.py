@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 import mecq_cli.models.cifar_resnet  # noqa: F401  # registers the CIFAR networks
 from mecq_cli.capture import capture
 from mecq_cli.errors import UsageError
+from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.insertion.plan import gate_layers
 from mecq_cli.integer.ir import INPUT
 
@@ -145,6 +146,40 @@ def test_what_has_no_integer_form_is_named(module: nn.Module, message: str | Non
     with pytest.raises(UsageError, match=message) as caught:
         capture(Net(module), SHAPE)
     assert "\n" not in str(caught.value)
+
+
+OTHER_NAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "concat": (lambda x: torch.concat([x, x], 1)[:, :8], lambda x: torch.cat([x, x], 1)[:, :8]),
+    "concatenate": (
+        lambda x: torch.concatenate([x, x], 1)[:, 4:12],
+        lambda x: torch.cat([x, x], 1)[:, 4:12],
+    ),
+    "swapaxes": (lambda x: x.swapaxes(2, -1), lambda x: x.transpose(2, 3)),
+    "swapdims": (lambda x: x.swapdims(-1, 2), lambda x: x.transpose(2, 3)),
+    "mH": (lambda x: x.mH, lambda x: x.transpose(2, 3)),
+    "adjoint": (lambda x: x.adjoint(), lambda x: x.transpose(2, 3)),
+    "clip": (lambda x: x.clip(0.0, 0.5), lambda x: x.clamp(0.0, 0.5)),
+    "multiply": (lambda x: torch.multiply(x, x.sigmoid()), lambda x: x * x.sigmoid()),
+    "subtract": (lambda x: torch.subtract(x, x.relu()), lambda x: x - x.relu()),
+    "divide": (lambda x: torch.divide(x, 2.5), lambda x: x / 2.5),
+    "true_divide": (lambda x: torch.true_divide(x, 2.5), lambda x: x / 2.5),
+    "negative": (lambda x: torch.negative(x), lambda x: -x),
+    "positive": (lambda x: +x + x.relu(), lambda x: x + x.relu()),
+    "type_as": (lambda x: x.relu().type_as(x), lambda x: x.relu()),
+    "cpu": (lambda x: x.relu().to("cpu"), lambda x: x.relu()),
+    "to_other": (lambda x: x.relu().to(x), lambda x: x.relu()),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_other_names_of_an_operation_are_known(name: str) -> None:
+    kinds = [[layer.kind for layer in capture(Net(Lambda(f)), SHAPE)] for f in OTHER_NAMES[name]]
+    assert kinds[0] == kinds[1]
+    torch.manual_seed(0)
+    net = Net(Lambda(OTHER_NAMES[name][0])).eval()
+    images = torch.randn(4, *SHAPE)
+    plain = insert(net, SHAPE, BitPlan(32, 32)).train()
+    torch.testing.assert_close(plain(images), net(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])  # the graph does not say what is the default

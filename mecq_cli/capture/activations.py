@@ -21,6 +21,8 @@ CLAMPS = (
     aten.clamp_.default,
     aten.clamp_min.default,
     aten.clamp_min_.default,
+    aten.clip.default,
+    aten.clip_.default,
 )
 
 PLAIN: dict[Any, str] = {
@@ -37,6 +39,8 @@ PLAIN: dict[Any, str] = {
     aten.mish.default: "mish",
     aten.mish_.default: "mish",
     aten.neg.default: "negative",
+    aten.neg_.default: "negative",
+    aten.negative.default: "negative",
 }
 """Operations without any setting, by the name of their function."""
 
