@@ -128,6 +128,7 @@ def test_tensorflow_padding_of_a_real_family_is_folded() -> None:
             "layer middle.0: images of a batch cannot be joined",
         ),
         (Lambda(lambda x: x if float(x.detach().sum()) > 0 else -x), "torch.export"),
+        (Lambda(lambda x: x.relu() ** 0.5), "layer middle.0: a power of 0.5"),
         (Lambda(lambda x: x + x.shape[0]), "a number that depends on how many images there are"),
         (Lambda(lambda x: x + x.mean(dim=None)), "layer middle.0: a mean over images"),
         (Lambda(lambda x: (x * 100).int().float() / 100), "layer middle.0: .* into int32"),
@@ -168,6 +169,10 @@ OTHER_NAMES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "type_as": (lambda x: x.relu().type_as(x), lambda x: x.relu()),
     "cpu": (lambda x: x.relu().to("cpu"), lambda x: x.relu()),
     "to_other": (lambda x: x.relu().to(x), lambda x: x.relu()),
+    "rsub": (lambda x: 1 - x.relu(), lambda x: -x.relu() + 1),
+    "square": (lambda x: x.square(), lambda x: x * x),
+    "pow": (lambda x: (x**2) * 0.5, lambda x: (x * x) * 0.5),
+    "pow_3": (lambda x: x**3, lambda x: x * x * x),
 }
 
 

@@ -26,8 +26,16 @@ def add(reader: Reader, node: FxNode) -> None:
 
 def subtract(reader: Reader, node: FxNode) -> None:
     """A sum with a negative; a value less a number."""
-    a, b = node.args[0], node.args[1]
-    if node.kwargs.get("alpha", 1) != 1 or reader.is_constant(a):
+    _difference(reader, node, node.args[0], node.args[1], node.kwargs.get("alpha", 1))
+
+
+def subtract_from(reader: Reader, node: FxNode) -> None:
+    """The other way round: ``1 - x``."""
+    _difference(reader, node, node.args[1], node.args[0], reader.argument(node, 2, "alpha", 1))
+
+
+def _difference(reader: Reader, node: FxNode, a: Any, b: Any, alpha: Any) -> None:
+    if alpha != 1:
         raise UsageError(f"layer {module_path(node)}: this subtraction has no integer form yet")
     if isinstance(b, (int, float)):
         reader.add(node, "add", [a, -b], suffix="add")
@@ -39,6 +47,22 @@ def subtract(reader: Reader, node: FxNode) -> None:
     given = {"name": "negative", "parameters": []}
     reader.add(b, "function", [b], suffix="negative", attributes=given, owner=node)
     reader.add(node, "add", [a, reader.layers[-1].name], suffix="add")
+
+
+def power(reader: Reader, node: FxNode) -> None:
+    """The second or third, as products."""
+    value, exponent = node.args[0], reader.argument(node, 1, "exponent", 2)
+    if exponent not in (2, 3):
+        raise UsageError(
+            f"layer {module_path(node)}: a power of {exponent} has no integer form here yet; this "
+            "model cannot be quantized"
+        )
+    factor: Any = value
+    if exponent == 3:
+        assert isinstance(value, FxNode)
+        reader.add(value, "mul", [value, value], suffix="square", owner=node)
+        factor = reader.layers[-1].name
+    reader.add(node, "mul", [factor, value], suffix="mul")
 
 
 def multiply(reader: Reader, node: FxNode) -> None:
