@@ -71,3 +71,8 @@ class Interrupted(MecqError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says first; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

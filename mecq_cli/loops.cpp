@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <omp.h>
 #include <type_traits>
@@ -512,8 +513,8 @@ class Chunk {
 // `sizes`: channels, height and width of the map, of the result; kernel, stride, padding, dilation.
 // Returns 0 where there is not enough memory.
 extern "C" int depthwise_backward(const uint16_t *grad, const uint16_t *x, const float *weight,
-                                   uint16_t *of_x, float *of_weight, const int64_t *sizes,
-                                   int64_t images, int threads) {
+                                  uint16_t *of_x, float *of_weight, const int64_t *sizes,
+                                  int64_t images, int threads) {
     Depthwise job{grad, x, of_x, weight, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
     for (int axis = 0; axis < 2; ++axis) {
         job.kernel[axis] = sizes[5 + axis], job.stride[axis] = sizes[7 + axis];
@@ -522,29 +523,33 @@ extern "C" int depthwise_backward(const uint16_t *grad, const uint16_t *x, const
     const int64_t chunks = (job.channels + LANES - 1) / LANES, width = chunks * LANES;
     const int64_t blocks = (images + IMAGES - 1) / IMAGES, taps = job.kernel[0] * job.kernel[1];
     std::vector<double> sums;
-    std::vector<Chunk> own; // of each thread
     try {
         sums.resize(blocks * taps * width, 0.0);
-        own.reserve(threads);
-        for (int thread = 0; thread < threads; ++thread)
-            own.emplace_back(job);
     } catch (const std::bad_alloc &) {
         return 0;
     }
+    int enough = 1;
 #pragma omp parallel num_threads(threads)
     {
-        Chunk &chunk = own[omp_get_thread_num()];
+        std::unique_ptr<Chunk> chunk; // made by the thread that uses it, of memory near to it
+        try {
+            chunk = std::make_unique<Chunk>(job);
+        } catch (const std::bad_alloc &) { // which may not leave the parallel part
+#pragma omp atomic write
+            enough = 0;
+        }
+#pragma omp barrier
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < blocks * chunks; ++task) {
+        for (int64_t task = 0; task < enough * blocks * chunks; ++task) {
             const int64_t block = task / chunks, c = task % chunks * LANES;
             const int64_t n = smaller(job.channels - c, LANES);
             double *total = sums.data() + block * taps * width + c;
             for (int64_t image = block * IMAGES; image < smaller(images, (block + 1) * IMAGES);
                  ++image) {
-                chunk.run(image, c, n);
+                chunk->run(image, c, n);
                 for (int64_t tap = 0; tap < taps; ++tap)
                     for (int64_t i = 0; i < n; ++i)
-                        total[tap * width + i] += chunk.sums[tap][i];
+                        total[tap * width + i] += chunk->sums[tap][i];
             }
         }
 #pragma omp for schedule(static)
@@ -557,5 +562,5 @@ extern "C" int depthwise_backward(const uint16_t *grad, const uint16_t *x, const
             }
         }
     }
-    return 1;
+    return enough;
 }

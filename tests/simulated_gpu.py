@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -60,38 +61,30 @@ class Watch(TorchDispatchMode):
 
 def put_on_gpu(module: nn.Module, simulated: FakeTensorMode) -> None:
     """Replace all tensors by those of a simulated GPU."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        plain = tensor.detach()
-        with simulated:
-            fake: Tensor = simulated.from_tensor(plain).to("cuda")
-            if isinstance(tensor, nn.Parameter):
-                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        return fake
-
-    _replace(module, moved)
+    _replace(module, lambda tensor: simulated.from_tensor(tensor).to("cuda"), simulated)
 
 
 def put_on_meta(module: nn.Module) -> None:
     """Replace all tensors by those of the device that PyTorch has for tensors without values."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        bare = tensor.detach().to("meta")
-        if isinstance(tensor, nn.Parameter):
-            bare = nn.Parameter(bare, requires_grad=tensor.requires_grad)
-        return bare
-
-    _replace(module, moved)
+    _replace(module, lambda tensor: tensor.to("meta"), nullcontext())
 
 
-def _replace(module: nn.Module, moved: Callable[[Tensor], Tensor]) -> None:
-    """What several modules share stays shared."""
+def _replace(
+    module: nn.Module, moved: Callable[[Tensor], Tensor], within: AbstractContextManager[object]
+) -> None:
+    """What several modules share stays shared; ``within`` is where the new ones are made."""
     known: dict[int, tuple[Tensor, Tensor]] = {}
     for part in module.modules():
         both: list[dict[str, Any]] = [part._parameters, part._buffers]
         for tensors in both:
             for name, tensor in tensors.items():
-                if tensor is not None:
-                    if id(tensor) not in known:
-                        known[id(tensor)] = tensor, moved(tensor)
-                    tensors[name] = known[id(tensor)][1]
+                if tensor is None:
+                    continue
+                if id(tensor) not in known:
+                    bare = tensor.detach()
+                    with within:
+                        fresh = moved(bare)
+                        if isinstance(tensor, nn.Parameter):
+                            fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+                    known[id(tensor)] = tensor, fresh
+                tensors[name] = known[id(tensor)][1]

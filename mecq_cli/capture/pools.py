@@ -8,6 +8,7 @@ from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
 from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.capture.token_moves import axes_of_mean
 from mecq_cli.capture.token_moves import mean as token_mean
 from mecq_cli.errors import UsageError
 from mecq_cli.layers import Layer
@@ -59,12 +60,8 @@ def mean(reader: Reader, node: FxNode) -> None:
     """A mean over the plane, written as a mean over axes."""
     source = node.args[0]
     assert isinstance(source, FxNode)
-    rank = len(source.meta["val"].shape)
-    axes = reader.argument(node, 1, "dim")
-    if axes is None:
-        axes = range(rank)
-    axes = sorted(int(d) % rank for d in ([axes] if isinstance(axes, int) else axes))
-    if rank != 4 or axes != [2, 3] or not layout(source).plain:
+    plane = len(source.meta["val"].shape) == 4 and axes_of_mean(reader, node) == [2, 3]
+    if not plane or not layout(source).plain:
         token_mean(reader, node)
         return
     reader.add(node, "global_avg_pool", [source])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from mecq_cli.capture.multihead import images_first
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import UsageError, first_line
 
 
 def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
@@ -35,10 +35,9 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
                     break
             graph = program.module()
     except Exception as error:
-        first = str(error).strip().splitlines()[:1]
         raise UsageError(
             f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: "
-            f"{first[0] if first else type(error).__name__}"
+            f"{first_line(error)}"
         ) from error
     finally:
         model.train(was_training)

@@ -281,14 +281,20 @@ def total(reader: Reader, node: FxNode) -> None:
     reader.alias[node] = found if after == one else _shaped(reader, node, found, after)
 
 
+def axes_of_mean(reader: Reader, node: FxNode) -> list[int]:
+    """One, several, or all where none is named; counted from 0."""
+    rank = len(_value(node).meta["val"].shape)
+    axes = reader.argument(node, 1, "dim")
+    if axes is None:
+        return [*range(rank)]
+    return sorted(int(axis) % rank for axis in ([axes] if isinstance(axes, int) else axes))
+
+
 def mean(reader: Reader, node: FxNode) -> None:
     """A mean over any axes, as one over the plane of [N, C, positions, 1]."""
     source = _value(node)
     place, base = layout(source), module_path(node)
-    axes = reader.argument(node, 1, "dim")
-    if axes is None:
-        axes = range(len(place.sizes))
-    axes = [int(a) % len(place.sizes) for a in ([axes] if isinstance(axes, int) else axes)]
+    axes = axes_of_mean(reader, node)
     if place.batch in axes:
         raise UsageError(f"layer {base}: a mean over images; this model cannot be quantized")
     where = sorted(place.axis(axis) for axis in axes)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -253,7 +252,7 @@ def normalize(
     return pixels.sub_(mean).div_(std)
 
 
-@functools.lru_cache(maxsize=16)
+@lru_cache(maxsize=16)
 def _constant(values: tuple[float, ...], device: torch.device | str) -> torch.Tensor:
     """A number for each channel; kept, since a copy to a GPU waits for it."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

@@ -107,9 +107,3 @@ def _metadata(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
                 raise ArtifactError(f"{path}: its metadata is no JSON; export it again") from error
             return document if isinstance(document, dict) else {}
     return {}
-
-
-def first_line(error: Exception) -> str:
-    """The message without the parts that follow it."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

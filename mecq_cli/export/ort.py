@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from mecq_cli.errors import ArtifactError
-from mecq_cli.export.onnx_file import check_shape, first_line, operations, read
+from mecq_cli.errors import ArtifactError, first_line
+from mecq_cli.export.onnx_file import check_shape, operations, read
 
 _SILENT = 4
 """Log severity: fatal errors only; all others reach us as exceptions."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mecq_cli.errors import ArtifactError, EnvironmentFailure, VerificationError
-from mecq_cli.export.onnx_file import check_shape, first_line, operations, read
+from mecq_cli.errors import ArtifactError, EnvironmentFailure, VerificationError, first_line
+from mecq_cli.export.onnx_file import check_shape, operations, read
 from mecq_cli.integer.ir import IntegerModel
 
 INSTALL = "pip install 'mecq[qonnx]'"

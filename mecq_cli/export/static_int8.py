@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mecq_cli.errors import ArtifactError
+from mecq_cli.errors import ArtifactError, first_line
 from mecq_cli.integer.ir import INPUT
 
 Array = NDArray[np.float32]
@@ -59,9 +59,8 @@ def static_int8(model: onnx.ModelProto, images: Sequence[Array]) -> bytes:
                 weight_type=quantization.QuantType.QInt8,
             )
         except Exception as error:  # onnxruntime has no common base class for its errors
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ArtifactError(
-                f"onnxruntime cannot quantize this model itself: {first}"
+                f"onnxruntime cannot quantize this model itself: {first_line(error)}"
             ) from error
         return target.read_bytes()
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mecq_cli import errors
 from mecq_cli.errors import CheckpointError
 from mecq_cli.layout import check_weight_file
 
@@ -217,5 +218,4 @@ def _shortened(names: list[str]) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error of somebody else's has to say, cut to fit into a line of ours."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:120].rstrip(" .:") if lines else type(error).__name__
+    return errors.first_line(error)[:120].rstrip(" .:")

@@ -135,7 +135,7 @@ class ProductSite(Site):
             scale, steps = source.effective_scale(), quantizer.steps(self.weight)
             y = integer_conv2d(x, scale, source.offset, weight, steps, geometry)
             return y if self.bias is None else y + self.bias.to(y.dtype).view(1, -1, 1, 1)
-        if self._slow_backward and x.dtype == torch.bfloat16 and self._may_use_loops():
+        if self._may_use_loops() and self._slow_backward and x.dtype == torch.bfloat16:
             return depthwise_conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"])
         return F.conv2d(x, weight, self.bias, a["stride"], padding, a["dilation"], a["groups"])
 

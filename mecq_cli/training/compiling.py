@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
+from mecq_cli.errors import first_line
 from mecq_cli.events import Listener
 from mecq_cli.quantizers import Kernels, Quantizer
 
@@ -48,9 +49,8 @@ class Compiler:
                     return fast(*arguments)
             except (TorchDynamoException, InductorError) as error:
                 self.works = False
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self.listener.warn(
-                    f"torch.compile does not work here ({first}); going on without it"
+                    f"torch.compile does not work here ({first_line(error)}); going on without it"
                 )
                 return function(*arguments)
 

@@ -87,7 +87,7 @@ def bench_train(bench: Bench, listener: Listener) -> dict[str, Any]:
     task = "rounds"
     listener.start(task, bench.rounds)
     for i in range(bench.rounds):
-        for name in steps:
+        for name in steps:  # by name: the last one would outlive the table
             times[name].append(timed(steps[name], device))
         listener.advance(task, i + 1)
     listener.finish(task)

@@ -10,7 +10,7 @@ import torch
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import ImageDataset, Split, dataset_of
-from mecq_cli.errors import EnvironmentFailure, UsageError
+from mecq_cli.errors import EnvironmentFailure, UsageError, first_line
 from mecq_cli.insertion import BitPlan, QuantizedModel, Tap, insert
 from mecq_cli.models import libraries
 from mecq_cli.models.classes import ClassMap
@@ -58,11 +58,6 @@ def compute_on(device: torch.device) -> None:
         RuntimeError: it cannot.
     """
     (torch.ones(1, device=device) + 1).item()
-
-
-def first_line(error: Exception) -> str:
-    """Of what it says, or its name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def task_for(asked: str, name: str, model: LoadedModel | None = None) -> Task:

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from packaging.requirements import Requirement
 
+from mecq_cli.errors import first_line
 from mecq_cli.storage import free_space
 from mecq_cli.training.recipe import use_bf16
-from mecq_cli.workflow.common import compute_on, first_line
+from mecq_cli.workflow.common import compute_on
 from mecq_cli.workflow.disk import readable
 from mecq_cli.workflow.machine import available_memory, cores, cpu_features, cpu_name
 

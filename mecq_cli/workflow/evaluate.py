@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from torch import nn
 
 from mecq_cli.config import EvalConfig, QuantizeConfig
@@ -46,7 +45,7 @@ def evaluate(config: EvalConfig, listener: Listener) -> dict[str, Any]:
     stored = None if config.simulator else _stored(target)
     task = _task(config, target, stored, settings)
     split = evaluation_split(target.owner, config.data, config.split, task)
-    opened = stored or _with_weights(config, target, split, device)
+    opened = stored or _with_weights(config, target, split)
     task = opened.task
     if opened.kind == "model":  # whose classes are known by their number alone
         classes = task.match_classes(split.classes, len(opened.classes), imagenet=opened.imagenet)
@@ -107,10 +106,10 @@ def _task(
     return task_for(config.task, target.name if settings is None else settings.model)
 
 
-def _with_weights(config: EvalConfig, target: Target, split: Split, device: torch.device) -> Opened:
+def _with_weights(config: EvalConfig, target: Target, split: Split) -> Opened:
     if target.run is not None:
-        return open_simulator(target.run, split.classes, device)
-    return _fp_model(config, target.name, split, device)
+        return open_simulator(target.run, split.classes)
+    return _fp_model(config, target.name, split)
 
 
 def _refuse_preprocessing(config: EvalConfig, target: Target) -> None:
@@ -124,7 +123,7 @@ def _refuse_preprocessing(config: EvalConfig, target: Target) -> None:
             raise UsageError(f"{flag} is for FP models; {target.name} carries its own")
 
 
-def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device) -> Opened:
+def _fp_model(config: EvalConfig, name: str, split: Split) -> Opened:
     loaded, classes = load_for_data(
         name,
         split.classes,
@@ -134,7 +133,7 @@ def _fp_model(config: EvalConfig, name: str, split: Split, device: torch.device)
         crop_pct=config.crop_pct,
         advice="give --data of the model's classes",
     )
-    module: nn.Module = channels_last(loaded.module.to(device)).eval()
+    module: nn.Module = channels_last(loaded.module).eval()
     return Opened(
         "model", module, loaded.preprocessing, classes.names, loaded.imagenet,
         task_of(loaded),

@@ -88,7 +88,7 @@ def _detected(runner: OrtRunner, images: Tensor) -> Tensor:
     return torch.from_numpy(detections_of(runner, np.ascontiguousarray(images.cpu().numpy())))
 
 
-def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.device) -> Opened:
+def open_simulator(run: RunFolder, folders: tuple[str, ...]) -> Opened:
     """The network of a run's last checkpoint, in evaluation mode."""
     config = run_config(run)
     if config.lower_from and not run.summary.is_file():
@@ -99,7 +99,7 @@ def open_simulator(run: RunFolder, folders: tuple[str, ...], device: torch.devic
     loaded, classes = load_float(config, folders)
     model: QuantizedModel = insert_quantizers(loaded, config)
     state.load_model(run.checkpoints, model)
-    model.to(device).eval()
+    model.eval()
     return Opened(
         "simulator", model, loaded.preprocessing, classes.names, loaded.imagenet,
         registry.task_of(loaded),

@@ -84,4 +84,4 @@ def test_a_simulator_with_bits_that_are_not_lowered_yet_is_refused(tmp_path: Pat
     config = QuantizeConfig(model="resnet20_cifar", wbits=2, abits=2, data="d", lower_from=4)
     (tmp_path / "config.toml").write_text(to_toml(config))
     with pytest.raises(UsageError, match=r"lowered step by step .* finish it by"):
-        open_simulator(RunFolder(tmp_path), ("a", "b"), torch.device("cpu"))
+        open_simulator(RunFolder(tmp_path), ("a", "b"))

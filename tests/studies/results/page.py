@@ -69,8 +69,8 @@ def _divergence(records: Sequence[Record]) -> str:
     if not records:
         return ""
     found = [float(r["divergence"]) for r in records]
-    spread = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.4f}{spread}"
+    width = f" +- {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.4f}{width}"
 
 
 def _size(records: Sequence[Record]) -> str:
