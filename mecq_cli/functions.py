@@ -23,4 +23,5 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "mish": F.mish,
     "clamp": torch.clamp,
     "negative": torch.neg,
+    "abs": torch.abs,
 }

@@ -318,6 +318,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "roll": token_kernels.roll,
     "matmul": token_kernels.matmul,
     "softmax": token_kernels.softmax,
+    "log_softmax": token_kernels.log_softmax,
     "l2_normalize": token_kernels.l2_normalize,
 }
 

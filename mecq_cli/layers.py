@@ -19,9 +19,10 @@ class Layer:
             function, concat, max_pool2d, avg_pool2d, adaptive_avg_pool2d, global_avg_pool,
             flatten, reshape, transpose, slice, pad, roll, upsample, resize (bilinear), relu,
             dropout; matmul, rescale (a product with a constant), constant, layer_norm, group_norm,
-            softmax, l2_normalize; and batch_norm, until it is fused.
+            softmax, log_softmax, l2_normalize; and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
-        attributes: as in integer/ir.py; dropout: images (whole ones are dropped).
+        attributes: as in integer/ir.py; dropout: axes (how many of the first
+            ones have a draw for each of their places).
         module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,
             what computes it.
         shape: of the output without the batch, (C, H, W), (K,) or tokens (..., K).

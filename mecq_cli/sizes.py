@@ -28,6 +28,7 @@ FLOATS = {
     "group_norm": "float: the mean and deviation of each image",
     "resize": "float: means of neighbouring pixels",
     "softmax": "float: exponentials; its result is quantized",
+    "log_softmax": "float: logarithms",
     "l2_normalize": "float: the length of each row",
 }
 """What stays in float whatever the bits, and why."""

@@ -55,6 +55,11 @@ def softmax(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) 
     return torch.softmax(inputs[0], -1)
 
 
+def log_softmax(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    """Over the last axis."""
+    return torch.log_softmax(inputs[0], -1)
+
+
 def l2_normalize(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     """Rows of length one."""
     return F.normalize(inputs[0], dim=-1, eps=node.attributes["eps"])

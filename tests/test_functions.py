@@ -13,6 +13,11 @@ from mecq_cli.integerize import integerize
 from tests.exactness import check, quantized, random_images
 
 
+class Absolute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
 class Functions(nn.Module):
     """Each function behind a convolution, as a gate, and in a residual branch."""
 
@@ -21,7 +26,7 @@ class Functions(nn.Module):
         functions = [
             *(nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Sigmoid(), nn.Tanh(), nn.Hardswish()),
             *(nn.Hardsigmoid(), nn.LeakyReLU(0.2), nn.ELU(), nn.Mish(), nn.Softplus()),
-            nn.Hardtanh(-2.0, 3.0),
+            *(nn.Hardtanh(-2.0, 3.0), Absolute()),
         ]
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.blocks = nn.ModuleList(

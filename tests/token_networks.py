@@ -254,6 +254,29 @@ class SmallShared(nn.Module):
         return logits
 
 
+class SmallCrossed(nn.Module):
+    """PyTorch's encoder with the tokens first, of which a learned query takes what it wants."""
+
+    def __init__(self, channels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(channels, width, 2, 2)
+        self.first = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(0.2 * torch.randn(1, 17, width))
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.norm, self.query = nn.LayerNorm(width), nn.Parameter(torch.randn(2, 1, width))
+        self.pool, self.head = nn.MultiheadAttention(width, 2), nn.Linear(2 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.shape[0]
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.repeat(images, 1, 1), x], 1) + self.places
+        x = self.norm(self.encoder(x.transpose(0, 1)))
+        pooled, _ = self.pool(self.query.expand(-1, images, -1), x, x)
+        logits: Tensor = self.head(pooled.transpose(0, 1).flatten(1))
+        return logits
+
+
 NETWORKS = {
     "vit": SmallViT,
     "swin": SmallSwin,
@@ -261,6 +284,7 @@ NETWORKS = {
     "mixer": SmallMixer,
     "branches": SmallBranches,
     "shared": SmallShared,
+    "crossed": SmallCrossed,
 }
 
 

@@ -4,8 +4,9 @@ Modules alone do not show what happens between them: residual adds, concatenatio
 The exported graph does. It is read in training mode, so that batch norm is still its own
 operation, and the float operations become `Layer` records with the original parameters.
 
-`reader.py` walks the graph; the handlers of its operations are in a file a family; `table.py` says
-which operation has which handler; `fusion.py` folds layers into their neighbours.
+`rewriting.py` writes out what is made of other operations; `reader.py` walks the graph; the
+handlers of its operations are in a file a family; `table.py` says which operation has which
+handler; `fusion.py` folds layers into their neighbours.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 from torch import nn
 
 from mecq_cli.capture.affine import to_affine
+from mecq_cli.capture.compositions import COMPOSITIONS
 from mecq_cli.capture.fusion import fuse
 from mecq_cli.capture.gains import fold_gains
 from mecq_cli.capture.parts import split_linears
 from mecq_cli.capture.program import export
 from mecq_cli.capture.reader import Reader
+from mecq_cli.capture.rewriting import Rewriter
 from mecq_cli.capture.table import HANDLERS
 from mecq_cli.layers import Layer
 
@@ -34,6 +37,8 @@ def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
     Raises:
         UsageError: the model cannot be exported, or has an operation without an integer form.
     """
-    layers = Reader(export(model, input_shape), HANDLERS).read()
+    graph = export(model, input_shape)
+    Rewriter(graph, HANDLERS, COMPOSITIONS).run()
+    layers = Reader(graph, HANDLERS).read()
     layers = fuse(fold_gains(to_affine(layers)))
     return split_linears(fold_gains(layers))

@@ -41,6 +41,8 @@ PLAIN: dict[Any, str] = {
     aten.neg.default: "negative",
     aten.neg_.default: "negative",
     aten.negative.default: "negative",
+    aten.abs.default: "abs",
+    aten.abs_.default: "abs",
 }
 """Operations without any setting, by the name of their function."""
 
@@ -94,10 +96,9 @@ def leaky_relu(reader: Reader, node: FxNode) -> None:
 
 
 def elu(reader: Reader, node: FxNode) -> None:
-    """ELU; with scales of its own, as SELU, it is refused."""
+    """ELU; a scale before it is refused."""
     alpha = float(reader.argument(node, 1, "alpha", 1.0))
-    scales = (reader.argument(node, 2, "scale", 1), reader.argument(node, 3, "input_scale", 1))
-    if any(float(scale) != 1.0 for scale in scales):
+    if float(reader.argument(node, 3, "input_scale", 1)) != 1.0:
         raise UsageError(f"layer {module_path(node)}: an ELU with scales has no integer form here")
     _function(reader, node, "elu", [alpha])
 
@@ -120,11 +121,6 @@ def prelu(reader: Reader, node: FxNode) -> None:
     """With one slope for all channels, which stays as it is."""
     slope = reader.parameter(node.args[1])
     assert slope is not None
-    if slope[1].numel() != 1:
-        raise UsageError(
-            f"layer {module_path(node)}: a PReLU with a slope for each channel has no integer form "
-            "here yet; this model cannot be quantized"
-        )
     _function(reader, node, "leaky_relu", [float(slope[1].detach())])
 
 
@@ -134,12 +130,15 @@ def _function(reader: Reader, node: FxNode, name: str, parameters: list[float]) 
 
 
 def dropout(reader: Reader, node: FxNode) -> None:
-    """Dropout; nothing at all where it drops nothing."""
+    """Dropout of values or whole channels; nothing at all where it drops nothing."""
     p = float(node.args[1])  # type: ignore[arg-type]
     if p == 0.0:
         reader.alias[node] = reader.source(node.args[0])
-    else:
-        reader.add(node, "dropout", [node.args[0]], module=nn.Dropout(p))
+        return
+    channels = {"axes": 2} if "feature" in str(node.target) else {}
+    if channels:
+        reader.require_plain(node, node.args[0])
+    reader.add(node, "dropout", [node.args[0]], module=nn.Dropout(p), attributes=channels)
 
 
 def noise(reader: Reader, node: FxNode) -> None:
@@ -160,6 +159,6 @@ def noise(reader: Reader, node: FxNode) -> None:
 
 def stochastic_depth(reader: Reader, node: FxNode, value: FxNode, share: float) -> None:
     """A value times such noise."""
-    whole = {"images": True}
+    whole = {"axes": 1}
     module = nn.Dropout(1.0 - share)
     reader.add(node, "dropout", [value], suffix="drop", module=module, attributes=whole)

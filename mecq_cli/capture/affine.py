@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mecq_cli.errors import UsageError
 from mecq_cli.layers import Layer
 
 FLOATS = ("layer_norm", "group_norm", "softmax", "l2_normalize")
@@ -108,10 +107,7 @@ def _affine(layer: Layer, value: str, constant: Layer) -> list[Layer]:
         return _turned(layer, value, constant, axes[0])
     channels = shape[0]
     if axes not in ([], [0]) or constant.shape[0] not in (1, channels):
-        raise UsageError(
-            f"layer {layer.name}: a constant {list(constant.shape)} that has more than one value "
-            f"for each channel of {list(shape)} has no integer form here yet"
-        )
+        return [layer]  # a map, such as of positions: an operation on values
     assert module is not None
     trained = constant.shape[0] == channels and any(p.requires_grad for p in module.parameters())
     given = module().detach().reshape(-1).expand(channels).clone().requires_grad_(trained)

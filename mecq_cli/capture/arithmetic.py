@@ -18,30 +18,26 @@ def add(reader: Reader, node: FxNode) -> None:
     a, b = node.args[0], node.args[1]
     if isinstance(a, FxNode) and a.op == "get_attr" and "num_batches_tracked" in str(a.target):
         return
-    if node.kwargs.get("alpha", 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: an add with a factor has no integer form yet")
     _same_rank(reader, node, a, b)
     reader.add(node, "add", [a, b], suffix="add")
 
 
 def subtract(reader: Reader, node: FxNode) -> None:
     """A sum with a negative; a value less a number."""
-    _difference(reader, node, node.args[0], node.args[1], node.kwargs.get("alpha", 1))
+    _difference(reader, node, node.args[0], node.args[1])
 
 
 def subtract_from(reader: Reader, node: FxNode) -> None:
     """The other way round: ``1 - x``."""
-    _difference(reader, node, node.args[1], node.args[0], reader.argument(node, 2, "alpha", 1))
-
-
-def _difference(reader: Reader, node: FxNode, a: Any, b: Any, alpha: Any) -> None:
-    if alpha != 1:
+    if reader.argument(node, 2, "alpha", 1) != 1:
         raise UsageError(f"layer {module_path(node)}: this subtraction has no integer form yet")
+    _difference(reader, node, node.args[1], node.args[0])
+
+
+def _difference(reader: Reader, node: FxNode, a: Any, b: Any) -> None:
     if isinstance(b, (int, float)):
         reader.add(node, "add", [a, -b], suffix="add")
         return
-    if reader.is_constant(b):
-        raise UsageError(f"layer {module_path(node)}: subtracting a weight has no integer form yet")
     _same_rank(reader, node, a, b)
     assert isinstance(b, FxNode)
     given = {"name": "negative", "parameters": []}
@@ -83,8 +79,6 @@ def multiply(reader: Reader, node: FxNode) -> None:
 def add_product(reader: Reader, node: FxNode) -> None:
     """addcmul: a value, or a constant, and the product of two."""
     a, b, c = node.args[:3]
-    if node.kwargs.get("value", 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: addcmul with a factor has no integer form")
     if reader.is_constant(b) or reader.is_constant(c):
         reader.add(node, "rescale", [b, c], suffix="scale")
     else:

@@ -88,8 +88,10 @@ class Number(nn.Module):
 
 
 def is_tensor(node: FxNode) -> bool:
-    """Whether a node of an exported graph yields a tensor; parameters have no meta."""
-    return node.op == "get_attr" or isinstance(node.meta.get("val"), Tensor)
+    """Whether a node of an exported graph yields tensors; parameters have no meta."""
+    value = node.meta.get("val")
+    several = isinstance(value, (list, tuple)) and all(isinstance(v, Tensor) for v in value)
+    return node.op == "get_attr" or isinstance(value, Tensor) or several
 
 
 def evaluated(graph: GraphModule, node: FxNode) -> Tensor:

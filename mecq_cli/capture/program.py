@@ -35,9 +35,14 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
                     break
             graph = program.module()
     except Exception as error:
+        why = first_line(error)
+        if why.startswith("Constraints violated"):
+            why = (
+                "it fixes the number of images, as len(x) and int(x.shape[0]) do; write x.shape[0] "
+                "or -1"
+            )
         raise UsageError(
-            f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: "
-            f"{first_line(error)}"
+            f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: {why}"
         ) from error
     finally:
         model.train(was_training)

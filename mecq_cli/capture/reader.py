@@ -13,6 +13,7 @@ from torch.fx import Node as FxNode
 
 from mecq_cli.capture.constants import Expression, Number, evaluated, is_tensor
 from mecq_cli.capture.layout import Layout, layout
+from mecq_cli.capture.rewriting import PART_OF
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
@@ -107,9 +108,12 @@ class Reader:
             return
         else:
             path = module_path(node)
-            name = getattr(target, "__name__", str(target))
+            name = _named(target)
             why = "has no integer form here yet"
-            if changes_in_place(node):
+            if PART_OF in node.meta:
+                why = f"has no integer form here yet (it takes {name})"
+                name = _named(node.meta[PART_OF])
+            elif changes_in_place(node):
                 why = "changes a value in place, which has no form here (torch.cat has)"
             raise UsageError(
                 f"layer {path or '(root)'}: the operation {name} {why}; this model cannot be "
@@ -119,7 +123,7 @@ class Reader:
     def _is_constant(self, node: FxNode) -> bool:
         """Whether a value depends on no image; numbers of them, as in shapes, count as none."""
         return (
-            isinstance(node.meta.get("val"), Tensor)
+            is_tensor(node)
             and node.target not in RANDOM
             and not any(i in self.alias or i in self.parts for i in node.all_input_nodes)
             and all(self.is_constant(i) for i in node.all_input_nodes if is_tensor(i))
@@ -252,6 +256,10 @@ class Reader:
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)
         return path, tensor
+
+
+def _named(target: Any) -> str:
+    return str(getattr(target, "__name__", target))
 
 
 def changes_in_place(node: FxNode) -> bool:

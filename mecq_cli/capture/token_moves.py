@@ -14,7 +14,10 @@ from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 
 aten = torch.ops.aten
-BROADCASTING = (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor)
+BROADCASTING = (
+    *(aten.mul.Tensor, aten.mul_.Tensor, aten.multiply.Tensor),
+    *(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.subtract.Tensor),
+)
 """Operations that repeat values by themselves."""
 
 _MOST_BRANCHES = 8

@@ -57,7 +57,7 @@ def group_norm(reader: Reader, node: FxNode) -> None:
 
 
 def softmax(reader: Reader, node: FxNode) -> None:
-    """A softmax; one over another axis than the last is turned there and back."""
+    """A softmax or its logarithm; over another axis than the last it is turned there and back."""
     place = layout(node)
     index = int(reader.argument(node, 1, "dim", -1)) % len(place.sizes)
     base, last = module_path(node), len(place.shape)
@@ -68,7 +68,8 @@ def softmax(reader: Reader, node: FxNode) -> None:
     order[axis - 1], order[-1] = order[-1], order[axis - 1]
     name = transposed(reader, base, reader.source(node.args[0]), place.shape, order)
     shape = tuple(place.shape[i - 1] for i in order)
-    name = reader.append(f"{base}.softmax".lstrip("."), "softmax", [name], shape)
+    kind = "log_softmax" if "log" in str(node.target) else "softmax"
+    name = reader.append(f"{base}.{kind}".lstrip("."), kind, [name], shape)
     reader.alias[node] = transposed(reader, base, name, shape, order)
 
 
@@ -104,7 +105,7 @@ def attention(reader: Reader, node: FxNode) -> None:
             "quantized"
         )
     shape, keys = layout(q).shape, layout(k).shape
-    query = reader.source(q)
+    query = reader.source(q, node)
     if _one_for_all_heads(shape, keys) and mask is None:
         shape = (*keys[:-2], math.prod(shape[:-1]), shape[-1])
         query = reshaped(reader, f"{base}.queries", query, shape)

@@ -94,4 +94,5 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
     "mish": _gated(_mish_gate),
     "clamp": _clamp,
     "negative": _single("Neg"),
+    "abs": _single("Abs"),
 }

@@ -105,6 +105,10 @@ def _softmax(builder: Builder, node: Node) -> None:
     builder.emit("Softmax", node.inputs, node.name, axis=-1)
 
 
+def _log_softmax(builder: Builder, node: Node) -> None:
+    builder.emit("LogSoftmax", node.inputs, node.name, axis=-1)
+
+
 def _l2_normalize(builder: Builder, node: Node) -> None:
     name, x = node.name, node.inputs[0]
     axes = builder.constant(np.array([-1], np.int64), f"{name}::axes")
@@ -121,5 +125,6 @@ TOKENS: dict[str, Callable[[Builder, Node], None]] = {
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "l2_normalize": _l2_normalize,
 }

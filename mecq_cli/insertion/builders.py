@@ -217,8 +217,8 @@ def _passing(inserter: Inserter, layer: Layer) -> None:
     sources = [q for _, q in reached]
     if layer.kind == "dropout":
         assert isinstance(layer.module, nn.Dropout)
-        whole = bool(layer.attributes.get("images"))
-        site: Site = DropoutSite(layer.name, sources, layer.module.p, images=whole)
+        axes = layer.attributes.get("axes")
+        site: Site = DropoutSite(layer.name, sources, layer.module.p, axes=axes)
     else:
         site = PassSite(layer.name, sources, op=layer.kind, attributes=layer.attributes)
     node = inserter.place(site, [n for n, _ in reached])

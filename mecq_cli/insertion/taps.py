@@ -115,7 +115,7 @@ def channel_axes(layers: list[Layer]) -> dict[str, int]:
             axes[layer.name] = len(layer.shape)
         elif layer.kind in ("conv2d", "group_norm", *POOLS):
             axes[layer.name] = 1
-        elif not known or layer.kind in ("matmul", "softmax"):
+        elif not known or layer.kind in ("matmul", "softmax", "log_softmax"):
             continue
         elif layer.kind == "transpose":
             axes[layer.name] = list(layer.attributes["axes"]).index(known[0]) + 1

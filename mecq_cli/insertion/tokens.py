@@ -11,6 +11,7 @@ from mecq_cli.insertion.needs import EDGE_BITS, FLOAT, FLOATING, Need
 from mecq_cli.layers import Layer
 from mecq_cli.sites import (
     ConstantSite,
+    LogSoftmaxSite,
     MatmulSite,
     MulSite,
     NormalizeSite,
@@ -59,6 +60,7 @@ TOKEN_NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
     "group_norm": _norm_need,
     "l2_normalize": _norm_need,
     "softmax": _float_need,
+    "log_softmax": _float_need,
     "resize": _resize_need,
     "rescale": _float_need,
     "constant": _float_need,
@@ -86,6 +88,8 @@ def _site(layer: Layer) -> Site:
         return ConstantSite(layer.name, module=layer.module)
     if layer.kind == "softmax":
         return SoftmaxSite(layer.name)
+    if layer.kind == "log_softmax":
+        return LogSoftmaxSite(layer.name)
     if layer.kind == "l2_normalize":
         return NormalizeSite(layer.name, eps=layer.attributes["eps"])
     if layer.kind == "rescale":

@@ -53,6 +53,12 @@ def _softmax(node: Node, inputs: Sequence[Array]) -> Array:
     return shares
 
 
+def _log_softmax(node: Node, inputs: Sequence[Array]) -> Array:
+    below = inputs[0] - inputs[0].max(-1, keepdims=True)
+    logarithms: Array = below - np.log(np.exp(below).sum(-1, keepdims=True))
+    return logarithms
+
+
 def _l2_normalize(node: Node, inputs: Sequence[Array]) -> Array:
     length = np.sqrt(np.square(inputs[0]).sum(-1, keepdims=True))
     unit: Array = inputs[0] / np.maximum(length, np.float32(node.attributes["eps"]))
@@ -68,6 +74,7 @@ FLOAT_OPERATIONS: Mapping[str, Callable[[Node, Sequence[Array]], Array]] = {
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "l2_normalize": _l2_normalize,
     "resize": _resize,
 }

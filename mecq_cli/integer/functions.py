@@ -62,6 +62,7 @@ FUNCTIONS = {
     "mish": Function(lambda x: x * np.tanh(_softplus(x))),
     "clamp": Function(lambda x, low, high: np.clip(x, low, high), 2),
     "negative": Function(np.negative),
+    "abs": Function(np.abs),
 }
 """On arrays of any float type, in that type. mecq_cli.functions has the same for torch."""
 

@@ -58,11 +58,13 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | group_norm      | float  | the same over each of ``groups`` equal parts of axis 1 and all axes   |
 |                 |        | behind it; weight and bias are for axis 1            (float output)   |
 | softmax         | float  | exp(x - max) / sum over the last axis                (float output)   |
+| log_softmax     | float  | x - max - log sum exp(x - max) over the last axis    (float output)   |
 | l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
 
 A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`,
-`l2_normalize`, `resize` and float products compute is said up to the order of their sums, so their
-last bits are a runtime's own; the integer operations behind them are exact given what they read.
+`log_softmax`, `l2_normalize`, `resize` and float products compute is said up to the order of their
+sums, so their last bits are a runtime's own; the integer operations behind them are exact given
+what they read.
 Where all steps are powers of two, resizing by a power of two is exact, too.
 
 Inputs of add and mul are of one rank, and an axis of length 1 is repeated.

@@ -400,6 +400,7 @@ RULES = {
         tensors=("weight", "bias"),
     ),
     "softmax": Rule(_unchanged, 1, "float", "float", {}),
+    "log_softmax": Rule(_unchanged, 1, "float", "float", {}),
     "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""

@@ -17,6 +17,7 @@ from mecq_cli.sites.products import ProductSite
 from mecq_cli.sites.tokens import (
     ConstantSite,
     FloatSite,
+    LogSoftmaxSite,
     MatmulSite,
     NormalizeSite,
     NormSite,
@@ -35,6 +36,7 @@ __all__ = [
     "FloatSite",
     "FunctionSite",
     "GlobalAveragePoolSite",
+    "LogSoftmaxSite",
     "MatmulSite",
     "MulSite",
     "NormSite",

@@ -51,7 +51,8 @@ class DropoutSite(Site):
 
     Args:
         p: share of what is dropped.
-        images: drop the values of whole images, as stochastic depth does.
+        axes: how many of the first axes have a draw for each of their places: 1 drops whole images,
+            as stochastic depth does, 2 whole channels; None: each value.
     """
 
     def __init__(
@@ -60,15 +61,16 @@ class DropoutSite(Site):
         sources: Sequence[ActivationQuantizer | None],
         p: float,
         *,
-        images: bool = False,
+        axes: int | None = None,
     ) -> None:
         super().__init__(name, sources)
-        self.p, self.images = p, images
+        self.p, self.axes = p, axes
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Same shape."""
         x = inputs[0]
-        if not self.images or not self.training:
+        if self.axes is None or not self.training:
             return F.dropout(x, self.p, self.training)
-        kept = F.dropout(x.new_ones((len(x), *[1] * (x.dim() - 1))), self.p, self.training)
+        whole = [n if axis < self.axes else 1 for axis, n in enumerate(x.shape)]
+        kept = F.dropout(x.new_ones(whole), self.p, self.training)
         return x * kept

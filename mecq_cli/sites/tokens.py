@@ -94,6 +94,16 @@ class SoftmaxSite(FloatSite):
         return torch.softmax(inputs[0], -1)
 
 
+class LogSoftmaxSite(FloatSite):
+    """The logarithm of a softmax over the last axis."""
+
+    op = "log_softmax"
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """Same shape."""
+        return torch.log_softmax(inputs[0], -1)
+
+
 class NormalizeSite(FloatSite):
     """Rows of length one.
 
