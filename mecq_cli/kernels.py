@@ -320,6 +320,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "softmax": token_kernels.softmax,
     "log_softmax": token_kernels.log_softmax,
     "l2_normalize": token_kernels.l2_normalize,
+    "rms_norm": token_kernels.rms_norm,
 }
 
 

@@ -19,7 +19,7 @@ class Layer:
             function, concat, max_pool2d, avg_pool2d, adaptive_avg_pool2d, global_avg_pool,
             flatten, reshape, transpose, slice, pad, roll, upsample, resize (bilinear), relu,
             dropout; matmul, rescale (a product with a constant), constant, layer_norm, group_norm,
-            softmax, log_softmax, l2_normalize; and batch_norm, until it is fused.
+            softmax, log_softmax, l2_normalize, rms_norm; and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py; dropout: axes (how many of the first
             ones have a draw for each of their places).

@@ -30,6 +30,7 @@ FLOATS = {
     "softmax": "float: exponentials; its result is quantized",
     "log_softmax": "float: logarithms",
     "l2_normalize": "float: the length of each row",
+    "rms_norm": "float: the size of each token",
 }
 """What stays in float whatever the bits, and why."""
 

@@ -65,6 +65,11 @@ def l2_normalize(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | No
     return F.normalize(inputs[0], dim=-1, eps=node.attributes["eps"])
 
 
+def rms_norm(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
+    """Rows whose values have a mean square of one."""
+    return F.rms_norm(inputs[0], inputs[0].shape[-1:], eps=node.attributes["eps"])
+
+
 def _constant(node: Node, x: Tensor, tensors: Tensors) -> Tensor:
     value = tensors["value"]
     return value.expand(x.shape[0], *value.shape)

@@ -260,6 +260,7 @@ class SmallCrossed(nn.Module):
     def __init__(self, channels: int = 3, width: int = 16) -> None:
         super().__init__()
         self.embed = nn.Conv2d(channels, width, 2, 2)
+        self.scaled = nn.RMSNorm(width)
         self.first = nn.Parameter(torch.randn(1, 1, width))
         self.places = nn.Parameter(0.2 * torch.randn(1, 17, width))
         layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0)
@@ -270,7 +271,7 @@ class SmallCrossed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         images = x.shape[0]
         x = self.embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.first.repeat(images, 1, 1), x], 1) + self.places
+        x = torch.cat([self.first.repeat(images, 1, 1), self.scaled(x)], 1) + self.places
         x = self.norm(self.encoder(x.transpose(0, 1)))
         pooled, _ = self.pool(self.query.expand(-1, images, -1), x, x)
         logits: Tensor = self.head(pooled.transpose(0, 1).flatten(1))

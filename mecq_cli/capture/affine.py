@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mecq_cli.layers import Layer
 
-FLOATS = ("layer_norm", "group_norm", "softmax", "l2_normalize")
+FLOATS = ("layer_norm", "group_norm", "softmax", "l2_normalize", "rms_norm")
 AFFINE_BITS = 8
 NORM_BITS = 1
 

@@ -17,7 +17,7 @@ from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
 from mecq_cli.capture.rewriting import Composition, Constant
-from mecq_cli.capture.token_moves import BROADCASTING
+from mecq_cli.capture.token_moves import BROADCASTING, MOST_BRANCHES
 
 aten = torch.ops.aten
 
@@ -173,6 +173,33 @@ def _padded(x: Tensor, around: Sequence[int]) -> Tensor:
         if (start, end) != (0, x.shape[axis]):
             x = x.narrow(axis, start, end - start)
     return F.pad(x, [max(n, 0) for n in around]) if max(around) > 0 else x
+
+
+# -- norms and sums ------------------------------------------------------------------------------
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float | None = None) -> Tensor:
+    return F.rms_norm(x, list(shape), eps=eps) * weight
+
+
+def _has_weight(node: FxNode, constant: Constant) -> bool:
+    return len(node.args) > 2 and node.args[2] is not None
+
+
+def _sum(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
+    """By the mean."""
+    axes = {int(axis) % x.dim() for axis in dim or range(x.dim())}
+    if any(isinstance(x.shape[axis], torch.SymInt) for axis in axes):
+        return None
+    return x.mean(tuple(axes), keepdim) * math.prod(x.shape[axis] for axis in axes)
+
+
+def _is_no_branch(node: FxNode, constant: Constant) -> bool:
+    """Whether it is more than a sum of a few values, which have a sum as such."""
+    source, axes = node.args[0], node.args[1]
+    assert isinstance(source, FxNode)
+    several = isinstance(axes, (list, tuple)) and len(axes) == 1
+    return not several or bool(source.meta["val"].shape[axes[0]] > MOST_BRANCHES)  # type: ignore[index]
 
 
 # -- functions -----------------------------------------------------------------------------------
@@ -389,6 +416,8 @@ COMPOSITIONS: Mapping[Any, Composition] = {
     aten.mm.default: Composition(_matmul, _with_a_weight),
     aten.addmm.default: Composition(_addmm),
     aten.conv_transpose2d.input: Composition(_conv_transpose2d, _by_a_weight),
+    aten.rms_norm.default: Composition(_rms_norm, _has_weight),
+    aten.sum.dim_IntList: Composition(_sum, _is_no_branch),
     aten.prelu.default: Composition(_prelu),
     aten.elu.default: Composition(_elu, _elu_has_scale),
     aten.celu.default: Composition(_celu),

@@ -38,6 +38,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.add_.Tensor: arithmetic.add,
     aten.layer_norm.default: tokens.layer_norm,
     aten.group_norm.default: tokens.group_norm,
+    aten.rms_norm.default: tokens.rms_norm,
     aten.softmax.int: tokens.softmax,
     aten.log_softmax.int: tokens.softmax,
     aten.matmul.default: tokens.matmul,

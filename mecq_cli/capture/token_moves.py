@@ -17,10 +17,11 @@ aten = torch.ops.aten
 BROADCASTING = (
     *(aten.mul.Tensor, aten.mul_.Tensor, aten.multiply.Tensor),
     *(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.subtract.Tensor),
+    *(aten.div.Tensor, aten.div_.Tensor, aten.divide.Tensor, aten.true_divide.Tensor),
 )
 """Operations that repeat values by themselves."""
 
-_MOST_BRANCHES = 8
+MOST_BRANCHES = 8
 """Longer sums are no sums of branches, and would be as many layers."""
 
 
@@ -266,11 +267,8 @@ def total(reader: Reader, node: FxNode) -> None:
     place, base = layout(source), module_path(node)
     axes = reader.argument(node, 1, "dim")
     axes = [int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else ())]
-    if len(axes) != 1 or axes[0] == place.batch or place.sizes[axes[0]] > _MOST_BRANCHES:
-        raise UsageError(
-            f"layer {base}: only sums of up to {_MOST_BRANCHES} values along one axis have an "
-            "integer form; this model cannot be quantized"
-        )
+    if len(axes) != 1 or axes[0] == place.batch or place.sizes[axes[0]] > MOST_BRANCHES:
+        raise UsageError(f"layer {base}: a sum over images; this model cannot be quantized")
     where, name = place.axis(axes[0]), reader.source(source)
     one = (*place.shape[: where - 1], 1, *place.shape[where:])
     branches = [

@@ -56,6 +56,16 @@ def group_norm(reader: Reader, node: FxNode) -> None:
     reader.add(node, "group_norm", [node.args[0]], module=module)
 
 
+def rms_norm(reader: Reader, node: FxNode) -> None:
+    """A norm of the last axis by the mean of the squares; its weight is multiplied later."""
+    sizes = list(node.args[1])  # type: ignore[arg-type]
+    if len(sizes) != 1:
+        raise UsageError(f"layer {module_path(node)}: an RMS norm over {len(sizes)} axes")
+    eps = reader.argument(node, 3, "eps")
+    attributes = {"eps": torch.finfo(torch.float32).eps if eps is None else float(eps)}
+    reader.add(node, "rms_norm", [node.args[0]], attributes=attributes)
+
+
 def softmax(reader: Reader, node: FxNode) -> None:
     """A softmax or its logarithm; over another axis than the last it is turned there and back."""
     place = layout(node)

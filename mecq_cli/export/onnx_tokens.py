@@ -119,6 +119,19 @@ def _l2_normalize(builder: Builder, node: Node) -> None:
     builder.emit("Div", [x, builder.emit("Max", [length, least], f"{name}::bounded")], name)
 
 
+def _rms_norm(builder: Builder, node: Node) -> None:
+    name, x = node.name, node.inputs[0]
+    squares = builder.emit("Mul", [x, x], f"{name}::squares")
+    # The mean by a sum: what ReduceMean takes has changed between opsets.
+    axes = builder.constant(np.array([-1], np.int64), f"{name}::axes")
+    total = builder.emit("ReduceSum", [squares, axes], f"{name}::sum", keepdims=1)
+    count = builder.scalar(np.float32(builder.shapes[x][-1]))
+    mean = builder.emit("Div", [total, count], f"{name}::mean")
+    eps = builder.scalar(np.float32(node.attributes["eps"]))
+    length = builder.emit("Add", [mean, eps], f"{name}::bounded")
+    builder.emit("Div", [x, builder.emit("Sqrt", [length], f"{name}::length")], name)
+
+
 TOKENS: dict[str, Callable[[Builder, Node], None]] = {
     "matmul": _matmul,
     "constant": _constant,
@@ -127,4 +140,5 @@ TOKENS: dict[str, Callable[[Builder, Node], None]] = {
     "softmax": _softmax,
     "log_softmax": _log_softmax,
     "l2_normalize": _l2_normalize,
+    "rms_norm": _rms_norm,
 }

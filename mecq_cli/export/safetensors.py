@@ -27,7 +27,8 @@ from mecq_cli.tensorfile import FileKind, RawTensor, canonical_json, decode, enc
 VERSION_2 = (
     *("threshold", "lookup", "function", "mul", "adaptive_avg_pool2d", "reshape", "transpose"),
     *("upsample", "roll", "matmul", "constant"),
-    *("layer_norm", "group_norm", "softmax", "log_softmax", "l2_normalize", "resize"),
+    *("layer_norm", "group_norm", "softmax", "log_softmax", "l2_normalize"),
+    *("rms_norm", "resize"),
 )
 """Operations that version 1 of the format does not have."""
 KIND = FileKind("mecq-integer", 2, ArtifactError)

@@ -11,7 +11,8 @@ PASSING = (
 )
 POOLS = ("global_avg_pool", "avg_pool2d", "adaptive_avg_pool2d")
 FLOATING = (
-    *("layer_norm", "group_norm", "softmax", "log_softmax", "l2_normalize", "rescale", "constant"),
+    *("layer_norm", "group_norm", "softmax", "log_softmax", "l2_normalize", "rms_norm"),
+    *("rescale", "constant"),
     "resize",
 )
 """Kinds of layers that compute in float, whatever the bits."""

@@ -17,6 +17,7 @@ from mecq_cli.sites import (
     NormalizeSite,
     NormSite,
     ResizeSite,
+    RmsNormSite,
     Site,
     SoftmaxSite,
 )
@@ -59,6 +60,7 @@ TOKEN_NEEDS: Mapping[str, Callable[[Inserter, Layer, Need], Need]] = {
     "layer_norm": _norm_need,
     "group_norm": _norm_need,
     "l2_normalize": _norm_need,
+    "rms_norm": _norm_need,
     "softmax": _float_need,
     "log_softmax": _float_need,
     "resize": _resize_need,
@@ -90,6 +92,8 @@ def _site(layer: Layer) -> Site:
         return SoftmaxSite(layer.name)
     if layer.kind == "log_softmax":
         return LogSoftmaxSite(layer.name)
+    if layer.kind == "rms_norm":
+        return RmsNormSite(layer.name, eps=layer.attributes["eps"])
     if layer.kind == "l2_normalize":
         return NormalizeSite(layer.name, eps=layer.attributes["eps"])
     if layer.kind == "rescale":

@@ -65,6 +65,13 @@ def _l2_normalize(node: Node, inputs: Sequence[Array]) -> Array:
     return unit
 
 
+def _rms_norm(node: Node, inputs: Sequence[Array]) -> Array:
+    wide = inputs[0].astype(np.float64)
+    mean = np.square(wide).mean(-1, keepdims=True)
+    normal: Array = (wide / np.sqrt(mean + node.attributes["eps"])).astype(np.float32)
+    return normal
+
+
 def _resize(node: Node, inputs: Sequence[Array]) -> Array:
     return resize(node, inputs[0])
 
@@ -76,6 +83,7 @@ FLOAT_OPERATIONS: Mapping[str, Callable[[Node, Sequence[Array]], Array]] = {
     "softmax": _softmax,
     "log_softmax": _log_softmax,
     "l2_normalize": _l2_normalize,
+    "rms_norm": _rms_norm,
     "resize": _resize,
 }
 """By name; inputs and output are float32 and have the batch axis."""

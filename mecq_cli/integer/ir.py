@@ -60,11 +60,12 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | softmax         | float  | exp(x - max) / sum over the last axis                (float output)   |
 | log_softmax     | float  | x - max - log sum exp(x - max) over the last axis    (float output)   |
 | l2_normalize    | float  | x / max(sqrt(sum x^2), eps) over the last axis       (float output)   |
+| rms_norm        | float  | x / sqrt(mean x^2 + eps) over the last axis          (float output)   |
 
 A linear layer takes [N, ..., I] to [N, ..., O]. What `layer_norm`, `group_norm`, `softmax`,
-`log_softmax`, `l2_normalize`, `resize` and float products compute is said up to the order of their
-sums, so their last bits are a runtime's own; the integer operations behind them are exact given
-what they read.
+`log_softmax`, `l2_normalize`, `rms_norm`, `resize` and float products compute is said up to the
+order of their sums, so their last bits are a runtime's own; the integer operations behind them are
+exact given what they read.
 Where all steps are powers of two, resizing by a power of two is exact, too.
 
 Inputs of add and mul are of one rank, and an axis of length 1 is repeated.
@@ -162,7 +163,7 @@ class Node:
             upsample, adaptive_avg_pool2d, resize: size (two ints: H, W of the output);
             resize: align_corners (bool; see integer/resizing.py);
             roll: axes, shifts (lists of ints of one length); matmul: factor (a float32);
-            layer_norm, l2_normalize: eps; group_norm: groups, eps;
+            layer_norm, l2_normalize, rms_norm: eps; group_norm: groups, eps;
             threshold: thresholds (2^bits - 1 ints from 1 to 256, of which 256 is never reached;
             the grid of the node has all of its codes, and the zero point 0 or no zero).
         weight_bits: bits a weight takes (conv2d, linear); 32 for float weights.

@@ -299,7 +299,7 @@ def _group_norm(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     return inputs[0].shape
 
 
-def _l2_normalize(node: Node, inputs: list[Value]) -> tuple[int, ...]:
+def _normalized(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     if not 0 < node.attributes["eps"] < 1:
         raise ValueError("eps is a small positive number")
     return inputs[0].shape
@@ -401,6 +401,7 @@ RULES = {
     ),
     "softmax": Rule(_unchanged, 1, "float", "float", {}),
     "log_softmax": Rule(_unchanged, 1, "float", "float", {}),
-    "l2_normalize": Rule(_l2_normalize, 1, "float", "float", {"eps": "number"}),
+    "l2_normalize": Rule(_normalized, 1, "float", "float", {"eps": "number"}),
+    "rms_norm": Rule(_normalized, 1, "float", "float", {"eps": "number"}),
 }
 """By the name of the operation; integer/ir.py says what they compute."""

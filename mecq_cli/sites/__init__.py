@@ -22,6 +22,7 @@ from mecq_cli.sites.tokens import (
     NormalizeSite,
     NormSite,
     ResizeSite,
+    RmsNormSite,
     SoftmaxSite,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "QuantizeSite",
     "Reference",
     "ResizeSite",
+    "RmsNormSite",
     "Site",
     "SoftmaxSite",
     "threshold",

@@ -108,7 +108,7 @@ class NormalizeSite(FloatSite):
     """Rows of length one.
 
     Args:
-        eps: the least length that is divided by.
+        eps: of the node.
     """
 
     op = "l2_normalize"
@@ -122,8 +122,18 @@ class NormalizeSite(FloatSite):
         return F.normalize(inputs[0], dim=-1, eps=self.eps)
 
     def node(self, inputs: tuple[str, ...]) -> Node:
-        """With the bound."""
+        """With the least length, or what is added to it."""
         return Node(self.name, self.op, inputs, None, {"eps": self.eps})
+
+
+class RmsNormSite(NormalizeSite):
+    """Rows whose values have a mean square of one."""
+
+    op = "rms_norm"
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """Same shape."""
+        return F.rms_norm(inputs[0], inputs[0].shape[-1:], eps=self.eps)
 
 
 class ResizeSite(FloatSite):
