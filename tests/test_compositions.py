@@ -1,4 +1,4 @@
-"""Operations that are made of others: read as such, the same to the last digit, and exported."""
+"""Operations that are made of others: read as such, computed as PyTorch does, and exported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,24 @@ from mecq_cli.errors import UsageError
 from mecq_cli.insertion import BitPlan, insert
 from mecq_cli.sites import DropoutSite
 from tests.exactness import check, quantized, random_images
-from tests.test_capture import SHAPE, Lambda, Net
+from tests.test_capture import Lambda, Net
+
+SHAPE = (3, 12, 16)
+
+
+class Placed(nn.Module):
+    """A convolution, what a test wants, and a head that knows where each value is."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(3, 8, 3, padding=1), middle
+        with torch.no_grad():
+            size = self.middle.eval()(torch.zeros(2, 8, *SHAPE[1:]))[0].numel()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(size, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.middle(self.stem(x)))
+        return logits
 
 
 class With(nn.Module):
@@ -42,6 +59,12 @@ class InContexts(nn.Module):
             return x + scaled
 
 
+def _partly_changed(x: Tensor) -> Tensor:
+    x = x * 1.5
+    x[:, :4].mul_(3.0)
+    return x
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
@@ -49,7 +72,9 @@ def _mean(x: Tensor) -> Tensor:
 CASES: dict[str, nn.Module] = {
     "PReLU of channels": nn.PReLU(8),
     "SELU": nn.SELU(),
+    "SELU in place": nn.SELU(inplace=True),
     "CELU": nn.CELU(0.7),
+    "CELU in place": nn.CELU(0.7, inplace=True),
     "GLU": nn.GLU(1),
     "log sigmoid": nn.LogSigmoid(),
     "softshrink": nn.Softshrink(0.2),
@@ -67,12 +92,14 @@ CASES: dict[str, nn.Module] = {
     "pixel shuffle": nn.PixelShuffle(2),
     "pixel unshuffle": nn.PixelUnshuffle(2),
     "channel shuffle": nn.ChannelShuffle(4),
-    "expand": Lambda(lambda x: torch.cat([x, _mean(x).expand(-1, -1, 16, 16)], 1)),
+    "expand": Lambda(lambda x: torch.cat([x, _mean(x).expand(-1, -1, 12, 16)], 1)),
     "expand along rows": Lambda(lambda x: torch.cat([x, x[..., :1].expand_as(x)], 1)),
-    "repeat": Lambda(lambda x: torch.cat([x, _mean(x).repeat(1, 1, 16, 16)], 1)),
+    "repeat": Lambda(lambda x: torch.cat([x, _mean(x).repeat(1, 1, 12, 16)], 1)),
     "repeat channels": Lambda(lambda x: x.repeat(1, 2, 1, 1)),
     "repeat each": Lambda(lambda x: x.repeat_interleave(2, dim=1)),
     "add with a factor": Lambda(lambda x: torch.add(x, x.relu(), alpha=0.5)),
+    "add with a factor in place": Lambda(lambda x: (x * 1.5).add_(x.relu(), alpha=0.5)),
+    "sub with a factor in place": Lambda(lambda x: (x * 1.5).sub_(x.relu(), alpha=0.5)),
     "sub with a factor": Lambda(lambda x: torch.sub(x, x.relu(), alpha=0.5)),
     "addcmul with a factor": Lambda(lambda x: torch.addcmul(x, x, x.sigmoid(), value=0.3)),
     "sum of rows": Lambda(lambda x: x + x.sum(3, keepdim=True)),
@@ -81,9 +108,12 @@ CASES: dict[str, nn.Module] = {
     "RMS norm with a weight": With(lambda x, p: F.rms_norm(x, (16,), p), (16,)),
     "less a weight": With(lambda x, p: x - p, (8, 1, 1)),
     "a weight less it": With(lambda x, p: p - x, (8, 1, 1)),
+    "rsub with a weight": With(lambda x, p: torch.rsub(x, p), (8, 1, 1)),
+    "one channel, several gains": With(lambda x, p: x[:, :1] * p, (8, 1, 1)),
+    "divided by a weight in place": With(lambda x, p: (x * 1.5).div_(p), (8, 1, 1)),
     "divided by a weight": With(lambda x, p: x / p, (8, 1, 1)),
     "value @ weight": With(lambda x, p: x @ p, (16, 16)),
-    "weight @ value": With(lambda x, p: p @ x, (16, 16)),
+    "weight @ value": With(lambda x, p: p @ x, (12, 12)),
     "addmm": With(lambda x, p, b: torch.addmm(b, x.mean((2, 3)), p)[..., None, None], (8, 8), (8,)),
     "einsum with a weight": With(lambda x, p: torch.einsum("nchw,cd->ndhw", x, p), (8, 8)),
     "einsum": Lambda(lambda x: torch.einsum("nchw,nchv->ncwv", x, x.sigmoid())),
@@ -106,17 +136,52 @@ CASES: dict[str, nn.Module] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_composed_operation_is_what_pytorch_computes(name: str) -> None:
     torch.manual_seed(0)
-    module = CASES[name].eval()
-    with torch.no_grad():
-        channels = module(torch.zeros(2, 8, 16, 16)).shape[1]
-    net = Net(module, channels=channels).eval()
+    net = Placed(CASES[name]).eval()
     images = torch.randn(3, *SHAPE)
     plain = insert(net, SHAPE, BitPlan(32, 32)).train()
-    for site in plain.sites():
-        if isinstance(site, DropoutSite):
-            assert site.axes == 2
-            site.eval()
+    dropped = [site for site in plain.sites() if isinstance(site, DropoutSite)]
+    assert [site.axes for site in dropped] == ([2] if "dropped" in name else [])
+    for site in dropped:
+        site.eval()
     torch.testing.assert_close(plain(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_run_twice_has_one_weight() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.up(self.up(x).sigmoid())
+            return y
+
+    first, second = (
+        layer.module
+        for layer in capture(Placed(Twice()), SHAPE)
+        if layer.name.startswith("middle") and layer.kind == "conv2d"
+    )
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    assert first.weight is second.weight
+    assert first.bias is second.bias
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [nn.ConvTranspose2d(8, 8, 2, 2), nn.ConvTranspose2d(8, 8, 3, 2, 1, 1), CASES["value @ weight"],
+     CASES["less a weight"], CASES["a weight less it"]],
+)  # fmt: skip
+def test_frozen_weights_stay_frozen(middle: nn.Module) -> None:
+    net = Placed(middle)
+    model = insert(net, SHAPE, BitPlan(4, 4))
+    ends = (".site.weight", ".site.bias")
+    middle_of = [(n, p) for n, p in model.named_parameters() if n.endswith(ends) and ".middle" in n]
+    assert any(p.requires_grad for _, p in middle_of)
+    plain = insert(net.requires_grad_(False), SHAPE, BitPlan(4, 4))
+    trained = {n for n, p in plain.named_parameters() if p.requires_grad}
+    net.requires_grad_(True)
+    assert not {n for n in trained if n.endswith(ends)}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +194,25 @@ def test_a_composed_operation_is_what_pytorch_computes(name: str) -> None:
         (nn.AdaptiveMaxPool2d(5), "layer middle.0: the operation adaptive_max_pool2d"),
         (Lambda(lambda x: x.flip(3)), "layer middle.0: the operation flip"),
         (Lambda(lambda x: x.repeat(1, 1, 9, 1)), "layer middle.0: the operation repeat"),
+        (
+            Lambda(lambda x: torch.cat([x, x.repeat(1, 0, 1, 1)], 1)),
+            "layer middle.0: the operation repeat",
+        ),
+        (Lambda(lambda x: x / x.shape[0]), "layer middle.0: this division"),
+        (Lambda(lambda x: x + (x > 0).sum((2, 3), True)), "layer middle.0: the operation"),
+        (
+            Lambda(lambda x: x * x.flatten(1).amax(1)[:, None, None, None]),
+            "layer middle.0.*: a single number for each image",
+        ),
+        (
+            Lambda(lambda x: x.transpose(0, 1)[:1].expand(8, -1, -1, -1).sigmoid().transpose(0, 1)),
+            "layer middle.0: ",
+        ),
+        (
+            With(lambda x, p: F.linear(x, p)[..., None], (16,)),
+            "layer middle.0: a linear layer of one row",
+        ),
+        (Lambda(lambda x: _partly_changed(x)), "layer middle.0: .* changes a part of a value"),
     ],
 )
 def test_what_cannot_be_composed_is_refused_by_its_own_name(
@@ -166,10 +250,14 @@ class Decoder(nn.Module):
         return F.log_softmax(logits, dim=1)
 
 
-@pytest.mark.parametrize("plan", [BitPlan(4, 4), BitPlan(2, 8), BitPlan(1, 2, quantizer="auto")])
+@pytest.mark.parametrize("plan", [BitPlan(8, 8), BitPlan(2, 4), BitPlan(1, 2, quantizer="auto")])
 def test_composed_operations_go_all_the_way(plan: BitPlan, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, images = Decoder().eval(), random_images(4, 16)
+    with torch.no_grad():
+        expected = network(images)
     model = quantized(network, plan, images)
     check(model, images, tmp_path)
     assert torch.allclose(model(images).exp().sum(1), torch.ones(4))
+    if plan.wbits == 8:
+        assert (model(images) - expected).square().mean().sqrt() < 0.1 * expected.std()

@@ -149,3 +149,12 @@ def test_an_activation_leaves_zero_to_a_grid_that_clips_there(ceiling: float) ->
     inside = [0.0, 0.25, 0.5, 0.5 + 1 / 3, 1.0]
     above = [1.0, 1.0] if math.isinf(ceiling) else [0.0, 0.0]
     torch.testing.assert_close(x.grad, torch.tensor(inside + above))
+
+
+def test_whole_channels_are_dropped() -> None:
+    torch.manual_seed(0)
+    site = DropoutSite("drop", [None], 0.5, axes=2).train()
+    means = site(torch.ones(8, 16, 3, 5)).mean((2, 3))
+    assert {*means.flatten().tolist()} == {0.0, 2.0}
+    images = DropoutSite("drop", [None], 0.5, axes=1).train()(torch.ones(64, 16, 3))
+    assert {*images.mean((1, 2)).tolist()} == {0.0, 2.0}

@@ -40,5 +40,5 @@ def capture(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
     graph = export(model, input_shape)
     Rewriter(graph, HANDLERS, COMPOSITIONS).run()
     layers = Reader(graph, HANDLERS).read()
-    layers = fuse(fold_gains(to_affine(layers)))
+    layers = fuse(fold_gains(to_affine(layers, input_shape)))
     return split_linears(fold_gains(layers))

@@ -96,9 +96,10 @@ def leaky_relu(reader: Reader, node: FxNode) -> None:
 
 
 def elu(reader: Reader, node: FxNode) -> None:
-    """ELU; a scale before it is refused."""
+    """ELU; with a scale before or behind it, which is not written out already, it is refused."""
     alpha = float(reader.argument(node, 1, "alpha", 1.0))
-    if float(reader.argument(node, 3, "input_scale", 1)) != 1.0:
+    scales = (reader.argument(node, 2, "scale", 1), reader.argument(node, 3, "input_scale", 1))
+    if any(float(scale) != 1.0 for scale in scales):
         raise UsageError(f"layer {module_path(node)}: an ELU with scales has no integer form here")
     _function(reader, node, "elu", [alpha])
 

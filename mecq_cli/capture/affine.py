@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mecq_cli.integer.ir import INPUT
 from mecq_cli.layers import Layer
 
 FLOATS = ("layer_norm", "group_norm", "softmax", "l2_normalize", "rms_norm")
@@ -30,7 +31,8 @@ def depthwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     shaped = weight.detach().reshape(channels, 1, 1, 1)
     module.weight = nn.Parameter(shaped, requires_grad=weight.requires_grad)
     if bias is not None:
-        module.bias = nn.Parameter(bias.detach().reshape(channels))
+        shaped = bias.detach().reshape(channels)
+        module.bias = nn.Parameter(shaped, requires_grad=bias.requires_grad)
     return module
 
 
@@ -76,7 +78,7 @@ def in_a_plane(affine: Layer) -> list[Layer]:
     return [before, affine, after]
 
 
-def to_affine(layers: list[Layer]) -> list[Layer]:
+def to_affine(layers: list[Layer], input_shape: tuple[int, ...]) -> list[Layer]:
     """Products and sums with a constant of each channel, in networks of integers alone.
 
     Beside norms and attention, which are floats, these stay operations on floats.
@@ -84,11 +86,15 @@ def to_affine(layers: list[Layer]) -> list[Layer]:
     if any(layer.kind in FLOATS for layer in layers):
         return layers
     by_name = {layer.name: layer for layer in layers}
+    shapes = {INPUT: input_shape} | {layer.name: layer.shape for layer in layers}
     made: list[Layer] = []
     for layer in layers:
         constants = [by_name[n] for n in layer.inputs if _is_constant(n, by_name)]
         values = [name for name in layer.inputs if not _is_constant(name, by_name)]
         if layer.kind in ("rescale", "add") and len(constants) == len(values) == 1:
+            if shapes[values[0]] != layer.shape:  # it makes several channels of one
+                made.append(layer)
+                continue
             made += _affine(layer, values[0], constants[0])
         else:
             made.append(layer)

@@ -18,12 +18,20 @@ def add(reader: Reader, node: FxNode) -> None:
     a, b = node.args[0], node.args[1]
     if isinstance(a, FxNode) and a.op == "get_attr" and "num_batches_tracked" in str(a.target):
         return
+    _without_factor(node, "alpha")
     _same_rank(reader, node, a, b)
     reader.add(node, "add", [a, b], suffix="add")
 
 
+def _without_factor(node: FxNode, name: str) -> None:
+    """One that is not written out already, as of an operation in place that is unknown."""
+    if node.kwargs.get(name, 1) != 1:
+        raise UsageError(f"layer {module_path(node)}: a sum with a factor has no integer form yet")
+
+
 def subtract(reader: Reader, node: FxNode) -> None:
     """A sum with a negative; a value less a number."""
+    _without_factor(node, "alpha")
     _difference(reader, node, node.args[0], node.args[1])
 
 
@@ -79,6 +87,7 @@ def multiply(reader: Reader, node: FxNode) -> None:
 def add_product(reader: Reader, node: FxNode) -> None:
     """addcmul: a value, or a constant, and the product of two."""
     a, b, c = node.args[:3]
+    _without_factor(node, "value")
     if reader.is_constant(b) or reader.is_constant(c):
         reader.add(node, "rescale", [b, c], suffix="scale")
     else:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node as FxNode
 
+from mecq_cli.capture.constants import is_tensor
 from mecq_cli.capture.layout import layout
 from mecq_cli.capture.rewriting import Composition, Constant
 from mecq_cli.capture.token_moves import BROADCASTING, MOST_BRANCHES
@@ -40,8 +41,7 @@ def _add(a: Tensor, b: Any, *, alpha: float) -> Tensor:
 
 
 def _subtracts(node: FxNode, constant: Constant) -> bool:
-    weight = isinstance(node.args[1], FxNode) and constant(node.args[1])
-    return weight or bool(node.kwargs.get("alpha", 1) != 1)
+    return _by_a_weight(node, constant) or bool(node.kwargs.get("alpha", 1) != 1)
 
 
 def _sub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
@@ -49,12 +49,18 @@ def _sub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
     return difference
 
 
-def _addcmul(a: Tensor, b: Tensor, c: Tensor, *, value: float) -> Tensor:
+def _rsub(a: Tensor, b: Tensor, *, alpha: float = 1) -> Tensor:
+    return b - a * alpha
+
+
+def _addcmul(a: Tensor, b: Tensor, c: Tensor, *, value: float = 1) -> Tensor:
     return a + b * c * value
 
 
 def _by_a_weight(node: FxNode, constant: Constant) -> bool:
-    return isinstance(node.args[1], FxNode) and constant(node.args[1])
+    """A tensor, not the number of images."""
+    by = node.args[1]
+    return isinstance(by, FxNode) and constant(by) and is_tensor(by)
 
 
 def _div(a: Tensor, b: Tensor) -> Tensor:
@@ -189,7 +195,8 @@ def _has_weight(node: FxNode, constant: Constant) -> bool:
 def _sum(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
     """By the mean."""
     axes = {int(axis) % x.dim() for axis in dim or range(x.dim())}
-    if any(isinstance(x.shape[axis], torch.SymInt) for axis in axes):
+    of_images = any(isinstance(x.shape[axis], torch.SymInt) for axis in axes)
+    if of_images or not x.is_floating_point():
         return None
     return x.mean(tuple(axes), keepdim) * math.prod(x.shape[axis] for axis in axes)
 
@@ -360,6 +367,8 @@ def _is_copied(node: FxNode, constant: Constant) -> bool:
     """Whether an expansion is read by something that does not repeat values by itself."""
     source = node.args[0]
     assert isinstance(source, FxNode)
+    if constant(source):
+        return False
     shapes = source.meta["val"].shape, node.meta["val"].shape
     repeats = len(shapes[0]) == len(shapes[1]) and layout(source).shape != layout(node).shape
     return repeats and any(user.target not in BROADCASTING for user in node.users)
@@ -373,6 +382,8 @@ def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor | None:
     for axis, count in enumerate(repeats):
         if count == 1:
             continue
+        if count < 1:
+            return None
         if x.shape[axis] == 1:
             x = _spread(x, axis, count)
         elif count <= _MOST_COPIES:
@@ -407,10 +418,20 @@ def _spread(x: Tensor, axis: int, count: int) -> Tensor:
 
 COMPOSITIONS: Mapping[Any, Composition] = {
     aten.add.Tensor: Composition(_add, _has_factor("alpha")),
+    aten.add_.Tensor: Composition(_add, _has_factor("alpha")),
     aten.sub.Tensor: Composition(_sub, _subtracts),
+    aten.sub_.Tensor: Composition(_sub, _subtracts),
     aten.subtract.Tensor: Composition(_sub, _subtracts),
+    aten.rsub.Tensor: Composition(_rsub),
     aten.addcmul.default: Composition(_addcmul, _has_factor("value")),
-    aten.div.Tensor: Composition(_div, _by_a_weight),
+    aten.addcmul_.default: Composition(_addcmul),
+    **dict.fromkeys(
+        (
+            *(aten.div.Tensor, aten.div_.Tensor),
+            *(aten.divide.Tensor, aten.true_divide.Tensor),
+        ),
+        Composition(_div, _by_a_weight),
+    ),
     aten.matmul.default: Composition(_matmul, _with_a_weight),
     aten.bmm.default: Composition(_matmul, _with_a_weight),
     aten.mm.default: Composition(_matmul, _with_a_weight),
@@ -420,11 +441,14 @@ COMPOSITIONS: Mapping[Any, Composition] = {
     aten.sum.dim_IntList: Composition(_sum, _is_no_branch),
     aten.prelu.default: Composition(_prelu),
     aten.elu.default: Composition(_elu, _elu_has_scale),
+    aten.elu_.default: Composition(_elu, _elu_has_scale),
     aten.celu.default: Composition(_celu),
+    aten.celu_.default: Composition(_celu),
     aten.glu.default: Composition(_glu),
     aten.log_sigmoid.default: Composition(_log_sigmoid),
     aten.softshrink.default: Composition(_softshrink),
     aten.threshold.default: Composition(_threshold),
+    aten.threshold_.default: Composition(_threshold),
     aten.amax.default: Composition(_amax),
     aten.amin.default: Composition(_amin),
     aten.max.dim: Composition(_max_dim),

@@ -101,9 +101,18 @@ def evaluated(graph: GraphModule, node: FxNode) -> Tensor:
     return nn.Parameter(value, requires_grad=_trainable(graph, node))
 
 
+def written(node: FxNode) -> str:
+    """How a value is computed from parameters, as a key."""
+    if node.op == "get_attr":
+        return str(node.target)
+    arguments = fx.node.map_arg((node.args, node.kwargs), written)
+    return f"{node.target}{arguments}"
+
+
 def _trainable(graph: GraphModule, node: FxNode) -> bool:
     if node.op == "get_attr":
-        return isinstance(operator.attrgetter(str(node.target))(graph), nn.Parameter)
+        tensor: Tensor = operator.attrgetter(str(node.target))(graph)
+        return tensor.requires_grad
     return any(_trainable(graph, source) for source in node.all_input_nodes)
 
 

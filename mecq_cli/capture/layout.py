@@ -79,11 +79,12 @@ def layout(node: FxNode, index: int | None = None) -> Layout:
             "of images; this model cannot be quantized"
         )
     sizes = [
-        _hint(size) // IMAGES if isinstance(size, torch.SymInt) else int(size) for size in shape
+        size_of(size) // IMAGES if isinstance(size, torch.SymInt) else int(size) for size in shape
     ]
     return Layout(tuple(sizes), dynamic[0])
 
 
-def _hint(size: Any) -> int:
+def size_of(size: Any) -> int:
     """What a size was in the example."""
-    return int(size.node.hint)
+    hint: Any = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(hint)

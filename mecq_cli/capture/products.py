@@ -100,6 +100,8 @@ def linear(reader: Reader, node: FxNode) -> None:
     weight = reader.parameter(node.args[1])
     bias = reader.parameter(reader.argument(node, 2, "bias"))
     assert weight is not None
+    if weight[1].dim() != 2:
+        raise UsageError(f"layer {module_path(node)}: a linear layer of one row without an axis")
     with torch.device("meta"):
         module = nn.Linear(weight[1].shape[1], weight[1].shape[0], bias=bias is not None)
     set_parameter(module, "weight", weight[1])

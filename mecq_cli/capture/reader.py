@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
-from mecq_cli.capture.constants import Expression, Number, evaluated, is_tensor
+from mecq_cli.capture.constants import Expression, Number, evaluated, is_tensor, written
 from mecq_cli.capture.layout import Layout, layout
 from mecq_cli.capture.rewriting import PART_OF
 from mecq_cli.errors import UsageError
@@ -62,6 +62,7 @@ class Reader:
         self.parts: set[FxNode] = set()
         self.notes: dict[FxNode, Any] = {}
         self.noise: dict[FxNode, float] = {}
+        self._evaluated: dict[str, Tensor] = {}
         self._made: dict[tuple[Any, tuple[int, ...]], str] = {}
 
     def read(self) -> list[Layer]:
@@ -102,6 +103,12 @@ class Reader:
             self.constants.add(node)
             return
         handler = self.handlers.get(target)
+        if changes_in_place(node) and _changes_what_is_read(node):
+            raise UsageError(
+                f"layer {module_path(node) or '(root)'}: the operation {_named(target)} changes a "
+                "part of a value in place, which has no form here (torch.cat has); this model "
+                "cannot be quantized"
+            )
         if handler is not None:
             handler(self, node)
         elif target in IGNORED or not (node.users or changes_in_place(node)):
@@ -187,6 +194,11 @@ class Reader:
         self, name: str, kind: str, sources: list[str], shape: tuple[int, ...], **rest: Any
     ) -> str:
         """Append a layer that reads others by name; returns its name, which is made unique."""
+        if not shape:
+            raise UsageError(
+                f"layer {name or '(root)'}: a single number for each image, on no axis of its own, "
+                "has no integer form here (with keepdim it has); this model cannot be quantized"
+            )
         # The root has no name; two colons are for names that the program makes.
         name = name.lstrip(".").replace("::", ":")
         unique, count = name, 1
@@ -246,7 +258,10 @@ class Reader:
         if value is None:
             return None
         if isinstance(value, FxNode) and value in self.constants:
-            return module_path(value), evaluated(self.graph, value)
+            key = written(value)
+            if key not in self._evaluated:  # a layer that is run twice has one weight
+                self._evaluated[key] = evaluated(self.graph, value)
+            return module_path(value), self._evaluated[key]
         if not isinstance(value, FxNode) or value.op != "get_attr":
             where = module_path(value) if isinstance(value, FxNode) else ""
             raise UsageError(
@@ -266,6 +281,26 @@ def changes_in_place(node: FxNode) -> bool:
     """Whether an operation writes to one of its operands, which others may read later."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
+
+
+def _changes_what_is_read(node: FxNode) -> bool:
+    """Whether an operation in place writes to a view of a value that is read later."""
+    view = node.args[0]
+    while isinstance(view, FxNode) and _is_view(view):
+        base = view.args[0]
+        assert isinstance(base, FxNode)
+        if any(node < user for user in base.users):
+            return True
+        view = base
+    return False
+
+
+def _is_view(node: FxNode) -> bool:
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    alias = schema.returns[0].alias_info if schema is not None and schema.returns else None
+    return alias is not None and not alias.is_write
 
 
 def module_path(node: FxNode) -> str:

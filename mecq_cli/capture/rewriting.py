@@ -18,6 +18,8 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mecq_cli.capture.layout import size_of
+
 PART_OF = "mecq_part_of"
 """Key under which a node says which operation of the model it belongs to."""
 
@@ -110,15 +112,22 @@ class Rewriter:
     ) -> bool:
         """Put the operations of a function of PyTorch in the place of a node.
 
-        It stays where the function gives None, or the operation itself again.
+        It stays where the function gives None, fails, or gives something of another shape, and
+        where PyTorch composes the operation of itself; the reader refuses it then.
         """
-        body, leaves = self._traced(node, call, table)
+        try:
+            body, leaves = self._traced(node, call, table)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            # The function does not expect what the operation was given.
+            return False
         result = body.output_node().args[0]
         again = any(inner.target is node.target for inner in body.nodes)
         if result is None or (again and not self.compositions.get(node.target)):
             return False
         taken = [u for u in node.users if u.target is operator.getitem and u.users]
         if isinstance(result, (tuple, list)) and any(result[int(u.args[1])] is None for u in taken):  # type: ignore[arg-type]
+            return False
+        if not _alike(result, node.meta["val"]):
             return False
         self._put(node, body, leaves)
         return True
@@ -188,6 +197,15 @@ class Rewriter:
 
     def _name_of(self, node: FxNode) -> str:
         return str(node.args[_BLOCKS[node.target]].target)  # type: ignore[index, union-attr]
+
+
+def _alike(result: Any, value: Any) -> bool:
+    """Whether nodes yield tensors of these shapes, as far as they yield any."""
+    if isinstance(result, (tuple, list)):
+        pairs = zip(result, value, strict=True)
+        return all(made is None or _alike(made, wanted) for made, wanted in pairs)
+    made, wanted = ([size_of(n) for n in v.shape] for v in (result.meta["val"], value))
+    return made == wanted
 
 
 def _mode(graph: GraphModule) -> Any:
