@@ -5,8 +5,9 @@ from __future__ import annotations
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.tasks.base import Task
+from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.lowering import fewest_bits, stages
-from mecq_cli.training.recipe import Recipe
+from mecq_cli.training.recipe import FEW_BITS, Recipe
 from mecq_cli.workflow import allot
 from mecq_cli.workflow.job import Job
 
@@ -77,10 +78,25 @@ def describe(job: Job, model: QuantizedModel) -> None:
     parts = ", ".join(e for e in extras if e and recipe.total_steps)
     if recipe.total_steps and recipe.reasons:
         job.listener.note("; ".join(recipe.reasons))
+        if _gains_by_a_target(job):
+            few = config.wbits
+            job.listener.note(
+                f"--target-avg-bits {few} in the place of --wbits {few} takes as much room, and "
+                "gives each layer bits of its own: most networks with depthwise convolutions gain "
+                "much by it"
+            )
     job.listener.note(
         f"{config.model} {bits} on {job.device}, task {job.task.name}: {how}"
         f"{'; ' + parts if parts else ''}"
     )
+
+
+def _gains_by_a_target(job: Job) -> bool:
+    """Networks whose depthwise layers hold few weights and suffer most (docs/results.md)."""
+    config = job.config
+    own = config.target is not None or any(rule.wbits is not None for rule in config.layers)
+    few = config.wbits <= FEW_BITS and not own
+    return few and family_of(job.loaded.module) is Family.DEPTHWISE
 
 
 def _weighed(job: Job) -> str:

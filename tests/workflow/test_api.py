@@ -104,6 +104,25 @@ def test_a_target_in_the_place_of_wbits() -> None:
         mecq_cli.quantize(Net(), data, wbits=4, **settings)
 
 
+class Notes(mecq_cli.Listener):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("bits", [{"wbits": 2}, {"wbits": 3}, {"target_avg_bits": 2.5}])
+def test_depthwise_networks_are_told_of_targets(groups: int, bits: dict[str, Any]) -> None:
+    net, heard = Net(), Notes()
+    net.second = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    data = (Pictures(16, floats), Pictures(8, floats))
+    mecq_cli.quantize(net, data, abits=4, listener=heard, **{**QUICK, "epochs": 1, **bits})
+    told = [text for text in heard.said if text.startswith("--target-avg-bits 2 in the place")]
+    assert len(told) == (groups > 1 and bits == {"wbits": 2})
+
+
 def test_decoded_images_train_as_a_folder_does() -> None:
     """The same pixels by three ways: the same weights, to the last bit."""
 
