@@ -22,7 +22,8 @@ class Layer:
             softmax, log_softmax, l2_normalize, rms_norm; and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
         attributes: as in integer/ir.py; dropout: axes (how many of the first
-            ones have a draw for each of their places).
+            ones have a draw for each of their places,
+            that of the images counted).
         module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,
             what computes it.
         shape: of the output without the batch, (C, H, W), (K,) or tokens (..., K).

@@ -223,6 +223,11 @@ def test_the_mode_of_the_model_is_kept() -> None:
         assert net.training is training
 
 
+def test_a_fixed_number_of_images_is_explained() -> None:
+    with pytest.raises(UsageError, match=r"it fixes the number of images, as len\(x\)"):
+        capture(Net(Lambda(lambda x: x.reshape(len(x), 8, 16, 16))), SHAPE)
+
+
 def test_a_classifier_has_one_output() -> None:
     with pytest.raises(UsageError, match="one output"):
         capture(Two(), SHAPE)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.fx import Node as FxNode
 
-from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.tokens import bounded_norm
 from mecq_cli.errors import UsageError
 
@@ -21,8 +22,6 @@ CLAMPS = (
     aten.clamp_.default,
     aten.clamp_min.default,
     aten.clamp_min_.default,
-    aten.clip.default,
-    aten.clip_.default,
 )
 
 PLAIN: dict[Any, str] = {
@@ -40,7 +39,6 @@ PLAIN: dict[Any, str] = {
     aten.mish_.default: "mish",
     aten.neg.default: "negative",
     aten.neg_.default: "negative",
-    aten.negative.default: "negative",
     aten.abs.default: "abs",
     aten.abs_.default: "abs",
 }
@@ -48,7 +46,7 @@ PLAIN: dict[Any, str] = {
 
 
 def activation(reader: Reader, node: FxNode) -> None:
-    """ReLU, ReLU6, and clamps."""
+    """ReLU and clamps, of which ReLU6 is one."""
     if node.args[0] in reader.notes:
         bounded_norm(reader, node)
         return
@@ -69,8 +67,6 @@ def activation(reader: Reader, node: FxNode) -> None:
             _function(reader, node, "clamp", bounds)
             return
         ceiling = float("inf") if high is None else float(high)
-    elif node.target in (aten.relu6.default, aten.relu6_.default):
-        ceiling = 6.0
     reader.add(node, "relu", [node.args[0]], suffix="", ceiling=ceiling)
 
 
@@ -96,7 +92,7 @@ def leaky_relu(reader: Reader, node: FxNode) -> None:
 
 
 def elu(reader: Reader, node: FxNode) -> None:
-    """ELU; with a scale before or behind it, which is not written out already, it is refused."""
+    """ELU; one whose input is scaled is refused."""
     alpha = float(reader.argument(node, 1, "alpha", 1.0))
     scales = (reader.argument(node, 2, "scale", 1), reader.argument(node, 3, "input_scale", 1))
     if any(float(scale) != 1.0 for scale in scales):

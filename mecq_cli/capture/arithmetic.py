@@ -8,7 +8,8 @@ from torch.fx import Node as FxNode
 
 from mecq_cli.capture.activations import noise, stochastic_depth
 from mecq_cli.capture.layout import layout
-from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.token_moves import transposed
 from mecq_cli.errors import UsageError
 
@@ -18,27 +19,17 @@ def add(reader: Reader, node: FxNode) -> None:
     a, b = node.args[0], node.args[1]
     if isinstance(a, FxNode) and a.op == "get_attr" and "num_batches_tracked" in str(a.target):
         return
-    _without_factor(node, "alpha")
     _same_rank(reader, node, a, b)
     reader.add(node, "add", [a, b], suffix="add")
 
 
-def _without_factor(node: FxNode, name: str) -> None:
-    """One that is not written out already, as of an operation in place that is unknown."""
-    if node.kwargs.get(name, 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: a sum with a factor has no integer form yet")
-
-
 def subtract(reader: Reader, node: FxNode) -> None:
     """A sum with a negative; a value less a number."""
-    _without_factor(node, "alpha")
     _difference(reader, node, node.args[0], node.args[1])
 
 
 def subtract_from(reader: Reader, node: FxNode) -> None:
     """The other way round: ``1 - x``."""
-    if reader.argument(node, 2, "alpha", 1) != 1:
-        raise UsageError(f"layer {module_path(node)}: this subtraction has no integer form yet")
     _difference(reader, node, node.args[1], node.args[0])
 
 
@@ -82,19 +73,6 @@ def multiply(reader: Reader, node: FxNode) -> None:
         return
     _same_rank(reader, node, a, b)
     reader.add(node, "mul", [a, b], suffix="mul")
-
-
-def add_product(reader: Reader, node: FxNode) -> None:
-    """addcmul: a value, or a constant, and the product of two."""
-    a, b, c = node.args[:3]
-    _without_factor(node, "value")
-    if reader.is_constant(b) or reader.is_constant(c):
-        reader.add(node, "rescale", [b, c], suffix="scale")
-    else:
-        _same_rank(reader, node, b, c)
-        reader.add(node, "mul", [b, c], suffix="mul")
-    product = reader.alias[node]
-    reader.add(node, "add", [a, product], suffix="add")
 
 
 def divide(reader: Reader, node: FxNode) -> None:

@@ -49,12 +49,13 @@ def _sub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
     return difference
 
 
-def _rsub(a: Tensor, b: Tensor, *, alpha: float = 1) -> Tensor:
-    return b - a * alpha
+def _rsub(a: Tensor, b: Any, alpha: float = 1) -> Tensor:
+    difference: Tensor = b - (a if alpha == 1 else a * alpha)
+    return difference
 
 
 def _addcmul(a: Tensor, b: Tensor, c: Tensor, *, value: float = 1) -> Tensor:
-    return a + b * c * value
+    return a + (b * c if value == 1 else b * c * value)
 
 
 def _by_a_weight(node: FxNode, constant: Constant) -> bool:
@@ -75,7 +76,7 @@ def _with_a_weight(node: FxNode, constant: Constant) -> bool:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor | None:
-    """The weight is the one whose first axis, if it has that many, is not that of the images."""
+    """The weight is the operand whose sizes are all fixed: [..., I, O], of ones before the last."""
     if _is_weight(b):
         return F.linear(a, _matrix(b).t())
     if _is_weight(a) and b.dim() > 2:
@@ -193,7 +194,7 @@ def _has_weight(node: FxNode, constant: Constant) -> bool:
 
 
 def _sum(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
-    """By the mean."""
+    """The mean times the count; None of sums over images."""
     axes = {int(axis) % x.dim() for axis in dim or range(x.dim())}
     of_images = any(isinstance(x.shape[axis], torch.SymInt) for axis in axes)
     if of_images or not x.is_floating_point():
@@ -283,7 +284,7 @@ def _amin(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor | None:
 
 
 def _with_places(found: Tensor | None) -> tuple[Tensor, None] | None:
-    """Where the values are nobody may ask."""
+    """Without the indices."""
     return None if found is None else (found, None)
 
 
@@ -351,16 +352,12 @@ def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def _expand(x: Tensor, size: Sequence[Any], *, implicit: bool = False) -> Tensor | None:
     if len(size) != x.dim():
         return None
-    if x.dim() == 4 and tuple(x.shape[2:]) == (1, 1) and min(size[2:]) > 0:
+    if _is_a_point(x) and min(size[2:]) > 0:
         x = _over_a_plane(x, size[2:])
     for axis in range(1, x.dim()):
         if x.shape[axis] == 1 and size[axis] not in (1, -1):
             x = _spread(x, axis, int(size[axis]))
     return x
-
-
-def _expand_as(x: Tensor, other: Tensor) -> Tensor | None:
-    return _expand(x, other.shape)
 
 
 def _is_copied(node: FxNode, constant: Constant) -> bool:
@@ -371,13 +368,22 @@ def _is_copied(node: FxNode, constant: Constant) -> bool:
         return False
     shapes = source.meta["val"].shape, node.meta["val"].shape
     repeats = len(shapes[0]) == len(shapes[1]) and layout(source).shape != layout(node).shape
-    return repeats and any(user.target not in BROADCASTING for user in node.users)
+    return repeats and not all(_repeats(user, node, constant) for user in node.users)
+
+
+def _repeats(user: FxNode, node: FxNode, constant: Constant) -> bool:
+    """Whether one repeats the values of a node by itself, since another operand has them all."""
+    others = [i for i in user.all_input_nodes if i is not node and is_tensor(i) and not constant(i)]
+    return user.target in BROADCASTING and any(
+        i.target is not aten.expand.default and layout(i).shape == layout(user).shape
+        for i in others
+    )
 
 
 def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor | None:
     if len(repeats) != x.dim() or repeats[0] != 1:
         return None
-    if x.dim() == 4 and tuple(x.shape[2:]) == (1, 1):
+    if _is_a_point(x):
         x, repeats = _over_a_plane(x, repeats[2:]), [*repeats[:2], 1, 1]
     for axis, count in enumerate(repeats):
         if count == 1:
@@ -402,8 +408,14 @@ def _repeat_interleave(
     return _spread(x.unsqueeze(axis + 1), axis + 1, repeats).flatten(axis, axis + 1)
 
 
+def _is_a_point(x: Tensor) -> bool:
+    return x.dim() == 4 and tuple(x.shape[2:]) == (1, 1)
+
+
 def _over_a_plane(x: Tensor, size: Sequence[Any]) -> Tensor:
     """One value of each channel, repeated."""
+    if tuple(size) == (1, 1):
+        return x
     return F.interpolate(x, [int(n) for n in size], mode="nearest")
 
 
@@ -421,17 +433,12 @@ COMPOSITIONS: Mapping[Any, Composition] = {
     aten.add_.Tensor: Composition(_add, _has_factor("alpha")),
     aten.sub.Tensor: Composition(_sub, _subtracts),
     aten.sub_.Tensor: Composition(_sub, _subtracts),
-    aten.subtract.Tensor: Composition(_sub, _subtracts),
     aten.rsub.Tensor: Composition(_rsub),
-    aten.addcmul.default: Composition(_addcmul, _has_factor("value")),
+    aten.rsub.Scalar: Composition(_rsub, lambda node, constant: len(node.args) > 2),
+    aten.addcmul.default: Composition(_addcmul),
     aten.addcmul_.default: Composition(_addcmul),
-    **dict.fromkeys(
-        (
-            *(aten.div.Tensor, aten.div_.Tensor),
-            *(aten.divide.Tensor, aten.true_divide.Tensor),
-        ),
-        Composition(_div, _by_a_weight),
-    ),
+    aten.div.Tensor: Composition(_div, _by_a_weight),
+    aten.div_.Tensor: Composition(_div, _by_a_weight),
     aten.matmul.default: Composition(_matmul, _with_a_weight),
     aten.bmm.default: Composition(_matmul, _with_a_weight),
     aten.mm.default: Composition(_matmul, _with_a_weight),
@@ -460,7 +467,6 @@ COMPOSITIONS: Mapping[Any, Composition] = {
     aten.pixel_unshuffle.default: Composition(_pixel_unshuffle),
     aten.channel_shuffle.default: Composition(_channel_shuffle),
     aten.expand.default: Composition(_expand, _is_copied),
-    aten.expand_as.default: Composition(_expand_as, _is_copied),
     aten.repeat.default: Composition(_repeat),
     aten.repeat_interleave.self_int: Composition(_repeat_interleave),
 }

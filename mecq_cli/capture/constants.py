@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from typing import Any
 
@@ -101,12 +102,13 @@ def evaluated(graph: GraphModule, node: FxNode) -> Tensor:
     return nn.Parameter(value, requires_grad=_trainable(graph, node))
 
 
-def written(node: FxNode) -> str:
-    """How a value is computed from parameters, as a key."""
-    if node.op == "get_attr":
-        return str(node.target)
-    arguments = fx.node.map_arg((node.args, node.kwargs), written)
-    return f"{node.target}{arguments}"
+def written(node: FxNode, done: dict[FxNode, str]) -> str:
+    """A digest of how a value is computed from parameters; ``done`` has those that are known."""
+    if node not in done:
+        operands = fx.node.map_arg((node.args, node.kwargs), lambda n: written(n, done))
+        text = f"{node.op} {node.target} {operands}"
+        done[node] = hashlib.sha256(text.encode()).hexdigest()
+    return done[node]
 
 
 def _trainable(graph: GraphModule, node: FxNode) -> bool:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
-from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.token_moves import joined, sliced
 from mecq_cli.errors import UsageError
 

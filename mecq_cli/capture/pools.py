@@ -7,7 +7,8 @@ from typing import Any
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
-from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader, pair
 from mecq_cli.capture.token_moves import axes_of_mean
 from mecq_cli.capture.token_moves import mean as token_mean
 from mecq_cli.errors import UsageError

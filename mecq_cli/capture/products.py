@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node as FxNode
 
-from mecq_cli.capture.reader import Reader, module_path, pair
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader, pair
 from mecq_cli.errors import UsageError
 
 

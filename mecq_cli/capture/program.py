@@ -38,8 +38,8 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
         why = first_line(error)
         if why.startswith("Constraints violated"):
             why = (
-                "it fixes the number of images, as len(x) and int(x.shape[0]) do; write x.shape[0] "
-                "or -1"
+                "it fixes the number of images, as len(x) and int(x.shape[0]) do (write x.shape[0] "
+                "or -1), or needs a certain one"
             )
         raise UsageError(
             f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: {why}"

@@ -12,7 +12,9 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.constants import Expression, Number, evaluated, is_tensor, written
+from mecq_cli.capture.in_place import changes_in_place
 from mecq_cli.capture.layout import Layout, layout
+from mecq_cli.capture.names import module_path, named
 from mecq_cli.capture.rewriting import PART_OF
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
@@ -63,6 +65,7 @@ class Reader:
         self.notes: dict[FxNode, Any] = {}
         self.noise: dict[FxNode, float] = {}
         self._evaluated: dict[str, Tensor] = {}
+        self._written: dict[FxNode, str] = {}
         self._made: dict[tuple[Any, tuple[int, ...]], str] = {}
 
     def read(self) -> list[Layer]:
@@ -103,29 +106,31 @@ class Reader:
             self.constants.add(node)
             return
         handler = self.handlers.get(target)
-        if changes_in_place(node) and _changes_what_is_read(node):
-            raise UsageError(
-                f"layer {module_path(node) or '(root)'}: the operation {_named(target)} changes a "
-                "part of a value in place, which has no form here (torch.cat has); this model "
-                "cannot be quantized"
-            )
         if handler is not None:
-            handler(self, node)
+            self._handled(node, handler)
         elif target in IGNORED or not (node.users or changes_in_place(node)):
             return
         else:
             path = module_path(node)
-            name = _named(target)
+            name = named(target)
             why = "has no integer form here yet"
             if PART_OF in node.meta:
                 why = f"has no integer form here yet (it takes {name})"
-                name = _named(node.meta[PART_OF])
+                name = named(node.meta[PART_OF])
             elif changes_in_place(node):
                 why = "changes a value in place, which has no form here (torch.cat has)"
             raise UsageError(
                 f"layer {path or '(root)'}: the operation {name} {why}; this model cannot be "
                 "quantized"
             )
+
+    def _handled(self, node: FxNode, handler: Handler) -> None:
+        try:
+            handler(self, node)
+        except UsageError as error:
+            if PART_OF not in node.meta:
+                raise
+            raise UsageError(f"{error} (a part of {named(node.meta[PART_OF])})") from None
 
     def _is_constant(self, node: FxNode) -> bool:
         """Whether a value depends on no image; numbers of them, as in shapes, count as none."""
@@ -258,7 +263,7 @@ class Reader:
         if value is None:
             return None
         if isinstance(value, FxNode) and value in self.constants:
-            key = written(value)
+            key = written(value, self._written)
             if key not in self._evaluated:  # a layer that is run twice has one weight
                 self._evaluated[key] = evaluated(self.graph, value)
             return module_path(value), self._evaluated[key]
@@ -271,43 +276,6 @@ class Reader:
         path = str(value.target)
         tensor = operator.attrgetter(path)(self.graph)
         return path, tensor
-
-
-def _named(target: Any) -> str:
-    return str(getattr(target, "__name__", target))
-
-
-def changes_in_place(node: FxNode) -> bool:
-    """Whether an operation writes to one of its operands, which others may read later."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
-
-
-def _changes_what_is_read(node: FxNode) -> bool:
-    """Whether an operation in place writes to a view of a value that is read later."""
-    view = node.args[0]
-    while isinstance(view, FxNode) and _is_view(view):
-        base = view.args[0]
-        assert isinstance(base, FxNode)
-        if any(node < user for user in base.users):
-            return True
-        view = base
-    return False
-
-
-def _is_view(node: FxNode) -> bool:
-    if node.target is operator.getitem:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    alias = schema.returns[0].alias_info if schema is not None and schema.returns else None
-    return alias is not None and not alias.is_write
-
-
-def module_path(node: FxNode) -> str:
-    """Path of the innermost module a node comes from."""
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = [path for path, _ in stack.values()]
-    return str(entries[-1]) if entries else ""
 
 
 def pair(value: Any) -> list[int]:

@@ -18,7 +18,10 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mecq_cli.capture.in_place import changes_a_part
 from mecq_cli.capture.layout import size_of
+from mecq_cli.capture.names import module_path, named
+from mecq_cli.errors import UsageError
 
 PART_OF = "mecq_part_of"
 """Key under which a node says which operation of the model it belongs to."""
@@ -70,9 +73,11 @@ class Rewriter:
         node = next(iter(self.graph.graph.nodes))
         while node.op != "output":
             before = node.prev
-            if node.op == "call_function" and self._written_out(node):
-                node = before.next
-                continue
+            if node.op == "call_function":
+                _require_whole(node)
+                if self._written_out(node):
+                    node = before.next
+                    continue
             if node.op == "placeholder" or self._reads_images(node):
                 self._varying.add(node)
             node = node.next
@@ -82,7 +87,10 @@ class Rewriter:
         self.graph.recompile()
 
     def constant(self, value: Any) -> bool:
-        """Whether a value depends on no image."""
+        """Whether a value depends on no image, as far as it has been read.
+
+        Noise, which the reader looks after, counts as none that does.
+        """
         return not isinstance(value, FxNode) or value not in self._varying
 
     def _reads_images(self, node: FxNode) -> bool:
@@ -94,7 +102,10 @@ class Rewriter:
         target = node.target
         if target in _BLOCKS:
             where = _BLOCKS[target]
-            self._put(node, self._attribute(node.args[where]), list(node.args[where + 1 :]))
+            block = node.args[where]
+            assert isinstance(block, FxNode)
+            inputs = list(node.args[where + 1 :])
+            self._put(node, self._attribute(block).graph, inputs, prefix=f"{block.target}.")
             return True
         if not self._reads_images(node):
             return False  # it is computed as it is
@@ -159,7 +170,7 @@ class Rewriter:
         tensor: Tensor = self._attribute(leaf)
         return _mode(self.graph).from_tensor(tensor, static_shapes=True)
 
-    def _attribute(self, node: Any) -> Any:
+    def _attribute(self, node: FxNode) -> Any:
         return operator.attrgetter(str(node.target))(self.graph)
 
     def _stored(self, tensor: Tensor) -> str:
@@ -168,15 +179,13 @@ class Rewriter:
         self.graph.register_buffer(name, tensor)
         return name
 
-    def _put(self, node: FxNode, body: Any, inputs: list[Any]) -> None:
+    def _put(self, node: FxNode, body: fx.Graph, inputs: list[Any], prefix: str = "") -> None:
         """The nodes of a graph in the place of one that it stands for."""
-        inner_graph = body.graph if isinstance(body, GraphModule) else body
-        prefix = f"{self._name_of(node)}." if isinstance(body, GraphModule) else ""
         values: dict[FxNode, Any] = {}
         left = iter(inputs)
         result: Any = None
         with self.graph.graph.inserting_before(node):
-            for inner in inner_graph.nodes:
+            for inner in body.nodes:
                 if inner.op == "placeholder":
                     values[inner] = next(left)
                 elif inner.op == "output":
@@ -195,8 +204,15 @@ class Rewriter:
                 self.graph.graph.erase_node(user)
         self.graph.graph.erase_node(node)
 
-    def _name_of(self, node: FxNode) -> str:
-        return str(node.args[_BLOCKS[node.target]].target)  # type: ignore[index, union-attr]
+
+def _require_whole(node: FxNode) -> None:
+    """Before an operation in place becomes one that is not."""
+    if changes_a_part(node):
+        raise UsageError(
+            f"layer {module_path(node) or '(root)'}: the operation {named(node.target)} changes a "
+            "part of a value in place, which has no form here (torch.cat has); this model cannot "
+            "be quantized"
+        )
 
 
 def _alike(result: Any, value: Any) -> bool:

@@ -9,15 +9,15 @@ import torch
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import Layout, layout
-from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.names import module_path
+from mecq_cli.capture.reader import Reader
 from mecq_cli.errors import UsageError
 from mecq_cli.integer.ir import INPUT
 
 aten = torch.ops.aten
 BROADCASTING = (
-    *(aten.mul.Tensor, aten.mul_.Tensor, aten.multiply.Tensor),
-    *(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.subtract.Tensor),
-    *(aten.div.Tensor, aten.div_.Tensor, aten.divide.Tensor, aten.true_divide.Tensor),
+    *(aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor),
+    *(aten.sub.Tensor, aten.sub_.Tensor, aten.div.Tensor, aten.div_.Tensor),
 )
 """Operations that repeat values by themselves."""
 
@@ -88,15 +88,7 @@ def permute(reader: Reader, node: FxNode) -> None:
 
 def transpose(reader: Reader, node: FxNode) -> None:
     """Two axes change places."""
-    _swap(reader, node, *(int(reader.argument(node, i, f"dim{i - 1}")) for i in (1, 2)))
-
-
-def matrix_transpose(reader: Reader, node: FxNode) -> None:
-    """The last two axes change places: ``x.mT``."""
-    _swap(reader, node, -2, -1)
-
-
-def _swap(reader: Reader, node: FxNode, a: int, b: int) -> None:
+    a, b = (int(reader.argument(node, i, f"dim{i - 1}")) for i in (1, 2))
     order = [*range(len(_value(node).meta["val"].shape))]
     order[a], order[b] = b, a
     _ordered(reader, node, order)
@@ -267,7 +259,7 @@ def total(reader: Reader, node: FxNode) -> None:
     place, base = layout(source), module_path(node)
     axes = reader.argument(node, 1, "dim")
     axes = [int(a) % len(place.sizes) for a in (axes if isinstance(axes, (list, tuple)) else ())]
-    if len(axes) != 1 or axes[0] == place.batch or place.sizes[axes[0]] > MOST_BRANCHES:
+    if len(axes) != 1 or axes[0] == place.batch:
         raise UsageError(f"layer {base}: a sum over images; this model cannot be quantized")
     where, name = place.axis(axes[0]), reader.source(source)
     one = (*place.shape[: where - 1], 1, *place.shape[where:])
@@ -329,15 +321,16 @@ def cast(reader: Reader, node: FxNode) -> None:
 
 
 def same(reader: Reader, node: FxNode) -> None:
-    """What keeps values as they are; an expansion only where nothing is repeated."""
+    """What keeps values as they are; an expansion only where its readers repeat them."""
     source = _value(node)
     if source in reader.notes:
         reader.notes[node] = reader.notes[source]
         return
-    repeats = layout(source).shape != layout(node).shape
-    if repeats and any(user.target not in BROADCASTING for user in node.users):
+    a, b = layout(source), layout(node)
+    expands = a.shape != b.shape
+    if expands and any(user.target not in BROADCASTING for user in node.users):
         raise UsageError(
-            f"layer {module_path(node)}: repeating values has no integer form here yet; this model "
-            "cannot be quantized"
+            f"layer {module_path(node)}: expanding {list(a.sizes)} to {list(b.sizes)} has no "
+            "integer form here; this model cannot be quantized"
         )
     reader.alias[node] = reader.source(source)

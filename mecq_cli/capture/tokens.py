@@ -10,8 +10,9 @@ from torch import nn
 from torch.fx import Node as FxNode
 
 from mecq_cli.capture.layout import layout
+from mecq_cli.capture.names import module_path
 from mecq_cli.capture.products import set_parameter
-from mecq_cli.capture.reader import Reader, module_path
+from mecq_cli.capture.reader import Reader
 from mecq_cli.capture.token_moves import reshaped, transposed
 from mecq_cli.errors import UsageError
 

@@ -108,7 +108,7 @@ class NormalizeSite(FloatSite):
     """Rows of length one.
 
     Args:
-        eps: of the node.
+        eps: the least length that is divided by.
     """
 
     op = "l2_normalize"
@@ -122,12 +122,16 @@ class NormalizeSite(FloatSite):
         return F.normalize(inputs[0], dim=-1, eps=self.eps)
 
     def node(self, inputs: tuple[str, ...]) -> Node:
-        """With the least length, or what is added to it."""
+        """With the bound."""
         return Node(self.name, self.op, inputs, None, {"eps": self.eps})
 
 
 class RmsNormSite(NormalizeSite):
-    """Rows whose values have a mean square of one."""
+    """Rows whose values have a mean square of one.
+
+    Args:
+        eps: what is added to the mean square.
+    """
 
     op = "rms_norm"
 

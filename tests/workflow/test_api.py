@@ -113,7 +113,9 @@ class Notes(mecq_cli.Listener):
 
 
 @pytest.mark.parametrize("groups", [1, 8])
-@pytest.mark.parametrize("bits", [{"wbits": 2}, {"wbits": 3}, {"target_avg_bits": 2.5}])
+@pytest.mark.parametrize(
+    "bits", [{"wbits": 1}, {"wbits": 2}, {"wbits": 3}, {"target_avg_bits": 2.5}]
+)
 def test_depthwise_networks_are_told_of_targets(groups: int, bits: dict[str, Any]) -> None:
     net, heard = Net(), Notes()
     net.second = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
