@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from mecq_cli import launch
-from mecq_cli.errors import EnvironmentFailure, MecqError, UsageError
+from mecq_cli.errors import EnvironmentFailure, MecqError, UsageError, first_line
 
 TIMEOUT_VARIABLE = "MECQ_TIMEOUT"
 TIMEOUT = 600.0
@@ -239,7 +239,7 @@ def _meet(backend: str) -> None:
     except (RuntimeError, ValueError) as error:
         raise EnvironmentFailure(
             f"process {launch.rank()} of {launch.processes()}: the processes cannot reach each "
-            f"other ({str(error).splitlines()[0]}); check the addresses given to the launcher"
+            f"other ({first_line(error)}); check the addresses given to the launcher"
         ) from error
 
 

@@ -21,9 +21,8 @@ class Layer:
             dropout; matmul, rescale (a product with a constant), constant, layer_norm, group_norm,
             softmax, log_softmax, l2_normalize, rms_norm; and batch_norm, until it is fused.
         inputs: names of other layers or INPUT.
-        attributes: as in integer/ir.py; dropout: axes (how many of the first
-            ones have a draw for each of their places,
-            that of the images counted).
+        attributes: as in integer/ir.py; dropout: axes (how many of the first ones, that
+            of the images counted, have a draw for each of their places).
         module: nn.Conv2d, nn.Linear, nn.Dropout or a norm holding the parameters; of a constant,
             what computes it.
         shape: of the output without the batch, (C, H, W), (K,) or tokens (..., K).

@@ -68,6 +68,22 @@ def quantized(model: nn.Module, plan: BitPlan, images: Tensor) -> QuantizedModel
     return network.eval()
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, in standard deviations of what is expected."""
+    return float((found - expected).square().mean().sqrt() / expected.std())
+
+
+def taken_all_the_way(
+    model: nn.Module, plan: BitPlan, images: Tensor, path: Path
+) -> tuple[QuantizedModel, float]:
+    """A network that `check` has passed, and how far it is from the float one."""
+    with torch.no_grad():
+        expected = model(images)
+    network = quantized(model, plan, images)
+    check(network, images, path)
+    return network, relative_error(network(images), expected)
+
+
 @torch.no_grad()
 def simulate(network: QuantizedModel, images: Tensor) -> Values:
     """What every operation of the simulator puts out in evaluation mode."""

@@ -91,10 +91,8 @@ def to_affine(layers: list[Layer], input_shape: tuple[int, ...]) -> list[Layer]:
     for layer in layers:
         constants = [by_name[n] for n in layer.inputs if _is_constant(n, by_name)]
         values = [name for name in layer.inputs if not _is_constant(name, by_name)]
-        if layer.kind in ("rescale", "add") and len(constants) == len(values) == 1:
-            if shapes[values[0]] != layer.shape:  # it makes several channels of one
-                made.append(layer)
-                continue
+        pairs = layer.kind in ("rescale", "add") and len(constants) == len(values) == 1
+        if pairs and shapes[values[0]] == layer.shape:  # not several channels made of one
             made += _affine(layer, values[0], constants[0])
         else:
             made.append(layer)

@@ -17,13 +17,12 @@ from torch.fx import Node as FxNode
 
 from mecq_cli.capture.constants import is_tensor
 from mecq_cli.capture.layout import layout
+from mecq_cli.capture.reader import pair
 from mecq_cli.capture.rewriting import Composition, Constant
 from mecq_cli.capture.token_moves import BROADCASTING, MOST_BRANCHES
+from mecq_cli.integer.operations import LARGEST_WINDOW
 
 aten = torch.ops.aten
-
-LARGEST_WINDOW = 256
-"""Of a pool, in either direction."""
 
 _MOST_COPIES = 8
 """Of a value of several positions beside itself, which are joined one by one."""
@@ -111,12 +110,12 @@ def _conv_transpose2d(
 ) -> Tensor:
     """A convolution that computes all values of a square of strides as channels, where it can."""
     stride, padding, extra, dilation = (
-        _two(v) for v in (stride, padding, output_padding, dilation)
+        pair(v) for v in (stride, padding, output_padding, dilation)
     )
     kernel = weight.shape[2:]
     whole = all(k % s == 0 for k, s in zip(kernel, stride, strict=True))
     inside = all(p >= e for p, e in zip(padding, extra, strict=True))
-    if math.prod(stride) > 1 and whole and inside and dilation == (1, 1):
+    if math.prod(stride) > 1 and whole and inside and dilation == [1, 1]:
         return _by_channels(x, weight, bias, stride, padding, extra, groups)
     for axis, s in ((2, stride[0]), (3, stride[1])):
         x = _with_zeros_between(x, axis, s)
@@ -128,17 +127,13 @@ def _conv_transpose2d(
     return F.conv2d(x, _turned(weight, groups), bias, dilation=dilation, groups=groups)
 
 
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
 def _by_channels(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    extra: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    extra: Sequence[int],
     groups: int,
 ) -> Tensor:
     """Where the kernel is a multiple of the stride: value q s + r is channel r at position q."""
@@ -265,10 +260,8 @@ def _amax(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor | None:
         found = F.max_pool2d(x, sizes)
         return found if keepdim else found.flatten(1)
     others = [axis for axis in range(1, rank) if axis not in along]
-    y = x.permute(0, *others, *along)
-    y = y.flatten(len(others) + 1) if others else y.flatten(1).unsqueeze(1)
-    y = (y.flatten(1, -2) if len(others) > 1 else y).unsqueeze(-1)
-    count = y.shape[2]
+    rows, count = math.prod(x.shape[axis] for axis in others), math.prod(sizes)
+    y = x.permute(0, *others, *along).reshape(x.shape[0], rows, count, 1)
     while count > 1:
         window = max(n for n in range(1, LARGEST_WINDOW + 1) if count % n == 0)
         if window == 1:
@@ -312,11 +305,11 @@ def _of_two_values(node: FxNode, constant: Constant) -> bool:
 
 
 def _adaptive_max_pool2d(x: Tensor, size: Any) -> Any:
-    sizes, wanted = x.shape[2:], _two(size)
+    sizes, wanted = x.shape[2:], pair(size)
     if x.dim() != 4 or any(n % m for n, m in zip(sizes, wanted, strict=True)):
         return None
     kernel = [n // m for n, m in zip(sizes, wanted, strict=True)]
-    if wanted == (1, 1):
+    if wanted == [1, 1]:
         return _with_places(_amax(x, (2, 3), True))
     return (F.max_pool2d(x, kernel), None) if max(kernel) <= LARGEST_WINDOW else None
 
@@ -333,7 +326,8 @@ def _pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor | None:
 
 def _tiled(parts: Tensor) -> Tensor:
     """Parts [N, C, r, s, H, W] as [N, C, H r, W s]."""
-    return parts.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    n, c, r, s, height, width = parts.shape
+    return parts.permute(0, 1, 4, 2, 5, 3).reshape(n, c, height * r, width * s)
 
 
 def _pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor | None:

@@ -65,6 +65,7 @@ class Rewriter:
         compositions: Mapping[Any, Composition],
     ) -> None:
         self.graph, self.known, self.compositions = graph, known, compositions
+        self._mode = _mode(graph)
         self._varying: set[FxNode] = set()
         self._made = 0
 
@@ -154,7 +155,7 @@ class Rewriter:
             args = fx.node.map_arg(node.args, by_node.__getitem__)
             return call(*args, **fx.node.map_arg(node.kwargs, by_node.__getitem__))
 
-        with _mode(self.graph):
+        with self._mode:
             body = make_fx(function, decomposition_table=table, pre_dispatch=True)(*values)
         for inner in body.graph.nodes:
             if inner.op == "get_attr":  # a tensor that the function made
@@ -168,7 +169,7 @@ class Rewriter:
         if "val" in leaf.meta:
             return leaf.meta["val"]
         tensor: Tensor = self._attribute(leaf)
-        return _mode(self.graph).from_tensor(tensor, static_shapes=True)
+        return self._mode.from_tensor(tensor, static_shapes=True)
 
     def _attribute(self, node: FxNode) -> Any:
         return operator.attrgetter(str(node.target))(self.graph)

@@ -34,7 +34,7 @@ from mecq_cli.data.augmentation import (
 from mecq_cli.data.images import open_rgb
 from mecq_cli.data.order import Purpose, permutation, random_words
 from mecq_cli.data.split import Split
-from mecq_cli.errors import DataError, EnvironmentFailure, UsageError
+from mecq_cli.errors import DataError, EnvironmentFailure, UsageError, first_line
 from mecq_cli.events import Listener
 from mecq_cli.models.preprocessing import Preprocessing
 
@@ -310,10 +310,9 @@ def _checked(loader: DataLoader[Batch | str]) -> Iterator[Batch]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
         raise EnvironmentFailure(
-            f"a process that loads images died ({reason}); this is most often a lack of memory "
-            "or of /dev/shm: try fewer --workers, or --workers 0"
+            f"a process that loads images died ({first_line(error)}); this is most often a lack of "
+            "memory or of /dev/shm: try fewer --workers, or --workers 0"
         ) from error
 
 

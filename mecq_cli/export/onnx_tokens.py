@@ -109,22 +109,24 @@ def _log_softmax(builder: Builder, node: Node) -> None:
     builder.emit("LogSoftmax", node.inputs, node.name, axis=-1)
 
 
-def _l2_normalize(builder: Builder, node: Node) -> None:
-    name, x = node.name, node.inputs[0]
+def _sum_of_squares(builder: Builder, x: str, name: str) -> str:
+    """Over the last axis."""
     axes = builder.constant(np.array([-1], np.int64), f"{name}::axes")
     squares = builder.emit("Mul", [x, x], f"{name}::squares")
-    total = builder.emit("ReduceSum", [squares, axes], f"{name}::sum", keepdims=1)
-    length = builder.emit("Sqrt", [total], f"{name}::length")
+    return builder.emit("ReduceSum", [squares, axes], f"{name}::sum", keepdims=1)
+
+
+def _l2_normalize(builder: Builder, node: Node) -> None:
+    name, x = node.name, node.inputs[0]
+    length = builder.emit("Sqrt", [_sum_of_squares(builder, x, name)], f"{name}::length")
     least = builder.scalar(np.float32(node.attributes["eps"]))
     builder.emit("Div", [x, builder.emit("Max", [length, least], f"{name}::bounded")], name)
 
 
 def _rms_norm(builder: Builder, node: Node) -> None:
     name, x = node.name, node.inputs[0]
-    squares = builder.emit("Mul", [x, x], f"{name}::squares")
     # The mean by a sum: what ReduceMean takes has changed between opsets.
-    axes = builder.constant(np.array([-1], np.int64), f"{name}::axes")
-    total = builder.emit("ReduceSum", [squares, axes], f"{name}::sum", keepdims=1)
+    total = _sum_of_squares(builder, x, name)
     count = builder.scalar(np.float32(builder.shapes[x][-1]))
     mean = builder.emit("Div", [total, count], f"{name}::mean")
     eps = builder.scalar(np.float32(node.attributes["eps"]))

@@ -329,8 +329,10 @@ MOST_AXES = 6
 """Beside the batch."""
 LARGEST_EXPONENT = 32
 """Of the powers of two between which a product is exact, and far from the ends of float32."""
+LARGEST_WINDOW = 256
+"""Of a pool, in either direction."""
 _KERNEL: dict[str, Kind] = {
-    "kernel": Ints(2, 1, 256),
+    "kernel": Ints(2, 1, LARGEST_WINDOW),
     "stride": Ints(2, 1),
     "padding": Ints(2, 0),
     "ceil_mode": "bool",
