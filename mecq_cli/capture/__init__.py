@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import nn
 
 from mecq_cli.capture.affine import to_affine
-from mecq_cli.capture.compositions import COMPOSITIONS
+from mecq_cli.capture.composed import COMPOSITIONS
 from mecq_cli.capture.fusion import fuse
 from mecq_cli.capture.gains import fold_gains
 from mecq_cli.capture.parts import split_linears

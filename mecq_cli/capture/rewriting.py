@@ -1,9 +1,9 @@
 """Operations that are made of others, written out in the exported graph before it is read.
 
 What PyTorch itself composes of other operations (``einsum``, ``movedim``, ``narrow``, ...) is
-replaced by these, what `compositions.py` composes by what it says. Blocks of a context, such as
-``torch.no_grad()``, are put where they stand. So `table.py` needs a handler only for what has a
-form of its own.
+replaced by these; what `composed/` has a function for, by the operations of that function. Blocks
+of a context, such as ``torch.no_grad()``, are put where they stand. So `table.py` needs a handler
+only for what has a form of its own.
 """
 
 from __future__ import annotations
