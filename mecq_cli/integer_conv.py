@@ -1,7 +1,9 @@
 """Convolutions whose forward pass in training is one of integers.
 
 In training, too, activations and weights lie on integer grids, and a CPU with VNNI multiplies bytes
-about twice as fast as bfloat16. The sums are exact then, as they will be after the export. The
+about twice as fast as bfloat16. The sums are exact then, as they will be after the export: those of
+the values given, whose integers are found again from bfloat16, which holds a grid of up to 7 bits
+(or one whose step is a power of two) exactly, and is off by one now and then on one of 8. The
 backward pass is the usual one in bfloat16 or float32; it needs the activations and weights,
 of which one byte a value is kept.
 """

@@ -103,6 +103,24 @@ def test_every_setting_that_may_be_none_is_none_by_default() -> None:
             "fp+quantized",
         ),
         (
+            {"mec_term": "alignment", "mec_on": "weights"},
+            "--mec-term alignment compares with the float model: it needs features, such as "
+            "--mec-on stages, beside weights or instead of them",
+        ),
+        (
+            {"mec_experts": "exact", "mec_estimator": "taylor"},
+            "--mec-experts are those of --mec-estimator moe, not of taylor",
+        ),
+        (
+            {"mec_order": 6},
+            "--mec-order is that of --mec-estimator taylor, not of moe",
+        ),
+        (
+            {"ema": 0.99, "bn_images": 0},
+            "--ema needs --bn-images above 0: the batch norm statistics that training leaves are "
+            "not those of averaged weights",
+        ),
+        (
             {"resume": True},
             "--resume: which run? give --output RUN; runs/latest names the latest",
         ),
@@ -372,7 +390,8 @@ def test_every_setting_either_may_change_on_resume_or_is_refused_by_name(tmp_pat
     write(tmp_path / "config.toml", to_toml(started))
     assert {*OTHER} == {*QuantizeConfig.model_fields} - FLAG_ONLY
     for key, value in OTHER.items():
-        if key in ("output", "allotted"):  # bits that are not of this target are forgotten
+        # Bits that are not of this target are forgotten; the order needs its estimator.
+        if key in ("output", "allotted", "mec_order"):
             continue
         changed = {"resume": True, "output": tmp_path, key: value}
         if key in CHANGEABLE_ON_RESUME:

@@ -91,6 +91,9 @@ class Allotment(Settings):
 OF_BOTH_VIEWS = ("divergence", "target", "alignment")
 """Values of ``mec_term`` that need the features of the float model, too."""
 
+ORDER = 4
+"""Of the series of the estimator taylor."""
+
 TARGETS = ("target_avg_bits", "target_size")
 
 
@@ -219,7 +222,7 @@ class QuantizeConfig(Settings):
     mec_grid: Count = 1
     mec_estimator: Name = "moe"
     mec_experts: Experts = "all"
-    mec_order: Count = 4
+    mec_order: Count = ORDER
     mec_term: Literal["entropy", "divergence", "target", "alignment", "centring"] | None = None
     output: UserPath | None = None
     checkpoint_every: Count | None = None
@@ -255,6 +258,32 @@ class QuantizeConfig(Settings):
             )
         if self.mec_term == "centring" and self.mec_views != "quantized":
             raise ValueError("--mec-term centring is of one view: it needs --mec-views quantized")
+        if self.mec_term in OF_BOTH_VIEWS and self.mec_on == "weights":
+            raise ValueError(
+                f"--mec-term {self.mec_term} compares with the float model: it needs features, "
+                "such as --mec-on stages, beside weights or instead of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _estimator_has_it(self) -> QuantizeConfig:
+        if self.mec_experts != "all" and self.mec_estimator != "moe":
+            raise ValueError(
+                f"--mec-experts are those of --mec-estimator moe, not of {self.mec_estimator}"
+            )
+        if self.mec_order != ORDER and self.mec_estimator != "taylor":
+            raise ValueError(
+                f"--mec-order is that of --mec-estimator taylor, not of {self.mec_estimator}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_of_the_average(self) -> QuantizeConfig:
+        if self.ema and not self.bn_images:
+            raise ValueError(
+                "--ema needs --bn-images above 0: the batch norm statistics that training leaves "
+                "are not those of averaged weights"
+            )
         return self
 
 

@@ -33,6 +33,7 @@ class EntropySettings:
             "target" pulls the coding length of the quantized features to that of the FP features
             instead of upwards; "alignment" is the cosine between the views without a coding
             length; "centring" only removes what all rows have in common.
+        lone: beside sites of two views, factor of those that have one.
     """
 
     distortion: float = 0.06
@@ -42,6 +43,7 @@ class EntropySettings:
     order: int = 4
     align: float = 1.0
     term: str = "entropy"
+    lone: float = 1.0
 
     def distortion_at(self, progress: float) -> float:
         """eps_d^2 after ``progress`` (0 to 1) of the training."""
@@ -66,6 +68,9 @@ class EntropyTerm:
 
 class EntropyRegularizer(nn.Module):
     """Minus the coding length of quantized representations, averaged over the sites.
+
+    Where some sites have two views and others, such as weights, one, each kind is averaged for
+    itself.
 
     One view: loss = - eps_d^2 * logdet(I + Z Z^T / (m eps_d^2)), which is the objective of MEC
     (arXiv 2210.11464) divided by m and multiplied by 1/lambda; Z are centred rows of unit
@@ -97,7 +102,7 @@ class EntropyRegularizer(nn.Module):
         Args:
             sites: quantized features as rows [N, d] (`as_rows`) by name.
             reference: the FP network's features by the same names: two views. Sites without
-                one (weights) are coded alone.
+                one (weights) are coded alone, and have the factor ``settings.lone``.
             progress: share of the training that is over.
         """
         distortion = self.settings.distortion_at(progress)
@@ -114,12 +119,12 @@ class EntropyRegularizer(nn.Module):
             losses.append(loss)
             if length is not None:
                 lengths[name] = length.detach()
-        if pairs:
-            of_pairs, found = self._two_views(pairs, distortion)
-            losses += of_pairs.unbind()
-            lengths |= found
         # A single layer reads images and puts out logits: nothing is in between.
         loss = torch.stack(losses).mean() if losses else torch.zeros(())
+        if pairs:
+            of_pairs, found = self._two_views(pairs, distortion)
+            lengths |= found
+            loss = of_pairs.mean() + (self.settings.lone * loss if losses else 0.0)
         return EntropyTerm(loss, lengths)
 
     def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:

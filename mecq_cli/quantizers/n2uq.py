@@ -174,12 +174,12 @@ class N2uqActivation(ActivationQuantizer):
         return self.scale
 
     def positive(self) -> list[Tensor]:
-        """The step."""
-        return [self.scale]
+        """The step and the widths."""
+        return [self.scale, self.widths]
 
     @torch.no_grad()
     def project(self) -> None:
-        """Keep the widths positive, and so the thresholds in order."""
+        """Keep the widths comparable, and so the thresholds in order."""
         floor = (self.widths.amax() * _NARROWEST).clamp_min(MIN_SCALE)
         self.widths.clamp_min_(floor)
 

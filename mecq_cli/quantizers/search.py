@@ -13,7 +13,10 @@ CANDIDATES = 60
 """Fractions of the largest value that are tried; finer grids changed nothing we measured."""
 
 ENOUGH = 30_000
-"""Values that decide among grids without zero, of which there are three times as many."""
+"""Values that decide where the zero point is one more choice."""
+
+ZERO_POINTS = 16
+"""So many are tried at each step, and some more."""
 
 
 def best_weight_scale(weight: Tensor, qmin: int, qmax: int, mid_rise: bool = False) -> Tensor:
@@ -44,6 +47,9 @@ def best_weight_scale(weight: Tensor, qmin: int, qmax: int, mid_rise: bool = Fal
 def best_activation_grid(values: Tensor, qmax: int, power_of_two: bool) -> tuple[float, int]:
     """Step and zero point of least squared error on the grid [0, qmax].
 
+    A sample with negative values may get the zero point 0: of the few levels that 2 bits have, the
+    small negative values of a GELU are seldom worth one.
+
     Args:
         values: sample of one activation, flat, float32.
         qmax: largest integer.
@@ -61,31 +67,41 @@ def best_activation_grid(values: Tensor, qmax: int, power_of_two: bool) -> tuple
         # which every value would be clipped.
         scale = 1.0 / qmax
         return (2.0 ** round(math.log2(scale)) if power_of_two else scale), 0
+    if low < 0.0:
+        values = _some(values)
     span = max(high - low, 1e-6)
-    best = (span / qmax, 0)
-    best_error = float("inf")
-    tried: set[tuple[float, int]] = set()
     steps = [span * (i / CANDIDATES) / qmax for i in range(1, CANDIDATES + 1)]
     if power_of_two:
         # Up to the one that holds the largest value: the nearest may end at 0.71 of it, which is
         # the middle of what a gate puts out, or below.
         steps = [2.0 ** round(math.log2(step)) for step in steps]
         steps.append(2.0 ** math.ceil(math.log2(span / qmax)))
+    grids: dict[tuple[float, int], None] = {}  # each once, in this order
     for scale in steps:
-        share = -low / span
-        zero_point = min(max(round(share * qmax), 0), qmax)
-        if low < 0.0 and zero_point == 0 and qmax > 1:
-            zero_point = 1
-        if power_of_two:
+        for zero_point in _zero_points(low / scale, high / scale, qmax):
             # Even, so that halves round alike before and after the zero point is added.
-            zero_point = min(zero_point + zero_point % 2, qmax - 1)
-        if (scale, zero_point) in tried:
-            continue
-        tried.add((scale, zero_point))
-        error = squared_error(values, scale, zero_point, qmax)
-        if error < best_error:
-            best, best_error = (scale, zero_point), error
-    return best
+            even = min(zero_point + zero_point % 2, qmax - 1) if power_of_two else zero_point
+            grids[scale, even] = None
+    return min(grids, key=lambda grid: squared_error(values, grid[0], grid[1], qmax))
+
+
+def _zero_points(low: float, high: float, qmax: int) -> list[int]:
+    """From the one that clips only above to the one that clips only below, but not too many.
+
+    Args:
+        low, high: the least and the largest value, in units of the step.
+        qmax: largest integer.
+
+    Returns:
+        Of equally good ones the first is to be taken: it leaves room on both sides.
+    """
+    if low == 0.0:
+        return [0]
+    ends = min(round(-low), qmax), max(qmax - round(high), 0)
+    least, most = min(ends), max(ends)
+    stride = max(-(-(most - least) // ZERO_POINTS), 1)
+    middle = min(max(round(-low / (high - low) * qmax), 0), qmax)
+    return sorted({*range(least, most, stride), most, middle}, key=lambda z: abs(z - middle))
 
 
 def best_grid_without_zero(values: Tensor, qmax: int) -> tuple[float, int]:
@@ -99,13 +115,17 @@ def best_grid_without_zero(values: Tensor, qmax: int) -> tuple[float, int]:
         (half the distance between two levels, zero_point).
     """
     span = float(values.max() - values.min())
-    values = values[:: len(values) // ENOUGH + 1]
+    values = _some(values)
     grids = [
         (span * (i / CANDIDATES) / (2 * qmax), zero_point)
         for i in range(1, CANDIDATES + 1)
         for zero_point in range(1, 2 * qmax, 2)
     ]
     return min(grids, key=lambda g: squared_error(values, g[0], g[1], 2 * qmax, mid_rise=True))
+
+
+def _some(values: Tensor) -> Tensor:
+    return values[:: len(values) // ENOUGH + 1]
 
 
 def squared_error(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mecq_cli.integer.ir import MID_RISE_BITS, Grid
 from mecq_cli.quantizers.base import ActivationQuantizer, WeightQuantizer
-from mecq_cli.quantizers.rounding import straight_through, to_integers
+from mecq_cli.quantizers.rounding import straight_through, to_integers, units
 from mecq_cli.quantizers.search import best_activation_grid, best_weight_scale
 
 
@@ -54,7 +54,7 @@ class UniformWeight(WeightQuantizer):
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """int8 weight [O, ...] and float32 step [O]."""
         scale = self.steps(weight).detach().float()
-        v = weight.detach().float() / per_channel(scale, weight)
+        v = units(weight.detach(), per_channel(scale, weight))
         q = to_integers(v, torch.clamp(v, self.qmin, self.qmax), self.mid_rise)
         return q.to(torch.int8), scale.clone()
 

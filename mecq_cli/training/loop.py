@@ -145,8 +145,11 @@ class Trainer:
 
     def _use_bits_of(self, step: int) -> None:
         """Of the stage that was on when this step's checkpoint was written."""
-        begun = [s for s in self.stages if s.first_step < step] or self.stages[:1]
-        raise_bits(self.model, begun[-1].bits)
+        raise_bits(self.model, self._bits_at(max(step - 1, 0)))
+
+    def _bits_at(self, step: int) -> int:
+        """Of the stage that this step is in."""
+        return [stage for stage in self.stages if stage.first_step <= step][-1].bits
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint, which the first process reads; False without one."""
@@ -339,6 +342,8 @@ class Trainer:
         done = self.progress.step
         if self.evaluation is None or not done or done % self.eval_every:
             return {}
+        if self._bits_at(done):
+            return {}  # the integer network has the bits that were asked for, and no others yet
         self.model.eval()
         value, of = self.evaluation(), self.step.task.figures
         self.model.train()

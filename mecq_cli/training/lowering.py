@@ -9,6 +9,7 @@ has become, with its weights rounded (`calibrate`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,9 +48,23 @@ def require_lowering(model: nn.Module, recipe: Recipe) -> None:
     """Whether a training may lower the bits of this network as the recipe says.
 
     Raises:
-        UsageError: one of its quantizers cannot.
+        UsageError: one of its quantizers cannot, or there is nothing to lower or no time to.
     """
-    for stage in stages(recipe, fewest_bits(model)):
+    fewest = fewest_bits(model)
+    found = stages(recipe, fewest)
+    if recipe.lower_from and len(found) == 1:
+        count = recipe.lower_from - fewest
+        raise UsageError(
+            f"--lower-from {recipe.lower_from}: "
+            + (
+                f"the fewest bits of this network are {fewest}, which is no less"
+                if count <= 0
+                else f"{recipe.total_steps} steps are too few to lower the bits "
+                f"{'once' if count == 1 else f'{count} times'}; it takes "
+                f"{math.ceil(count / SHARE)} or more"
+            )
+        )
+    for stage in found:
         raise_bits(model, stage.bits)
 
 

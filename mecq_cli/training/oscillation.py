@@ -7,8 +7,10 @@ which falls along a cosine (section 4.3, "annealing"), the weight is set to the 
 moving average of its integers and never changes again. It matters most in depthwise layers, of
 which each output depends on a few weights only.
 
-Departure: the latent weight of a frozen one follows its step, which is still learned, so that the
-integer stays.
+Departures: the latent weight of a frozen one follows its step, which is still learned, so that the
+integer stays. Weights of more than `MOST_BITS` bits are not watched: their steps are smaller than
+an update, so that integers go back and forth as the weights do, and freezing those would only stop
+what is still learning.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ MOMENTUM = 0.01
 
 START = 4.0
 """The threshold begins at so many times its final value, before which little is decided."""
+
+MOST_BITS = 4
+"""The paper freezes weights of 3 and 4 bits."""
 
 REMEMBERED = (1, 1, 4, 4, 1)
 """Bytes a checkpoint holds of each weight, tensor by tensor (`_Weight.tensors`)."""
@@ -80,7 +85,8 @@ class OscillationFreezing:
     """Watches the weights of a network after each update.
 
     Args:
-        model: calibrated; weights whose integers are not w / step rounded are left alone.
+        model: calibrated; weights whose integers are not w / step rounded are left alone, and those
+            of more than `MOST_BITS` bits.
         threshold: final frequency above which a weight is frozen, such as 0.02.
     """
 
@@ -136,16 +142,19 @@ def require_freezing(model: nn.Module) -> None:
     """
     if next(_watched(model), None) is None:
         raise UsageError(
-            "--freeze-oscillations: weights of this quantizer are not on a grid of equal steps; "
-            "leave it out, or give another --quantizer"
+            f"--freeze-oscillations: no weight of this network is on a grid of equal steps of "
+            f"{MOST_BITS} bits or fewer; leave it out, or give fewer bits or another --quantizer"
         )
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
     seen: set[tuple[int, int]] = set()
     for module in model.modules():
-        if isinstance(module, ProductSite) and isinstance(module.weight_quantizer, UniformWeight):
-            both = (id(module.weight), id(module.weight_quantizer))
+        if not isinstance(module, ProductSite):
+            continue
+        quantizer = module.weight_quantizer
+        if isinstance(quantizer, UniformWeight) and quantizer.bits <= MOST_BITS:
+            both = (id(module.weight), id(quantizer))
             if both not in seen:  # else it is shared with a layer before
                 seen.add(both)
-                yield module.name, _Weight(module.weight, module.weight_quantizer)
+                yield module.name, _Weight(module.weight, quantizer)

@@ -17,7 +17,7 @@ from mecq_cli.entropy import EntropySettings
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.quantizers import Quantizer, quantizers_named
 from mecq_cli.training.family import Family
-from mecq_cli.training.oscillation import can_freeze
+from mecq_cli.training.oscillation import MOST_BITS, can_freeze
 
 WEIGHT_DECAY = {1: 0.0, 2: 2.5e-5, 3: 5e-5}
 """By weight bits; 1e-4 from 4 bits on. The fewer bits, the less the weights should shrink."""
@@ -193,7 +193,7 @@ def choose(
     mec_weight, mec = choose_entropy(config)
     freezes = (
         config.freeze_oscillations is None
-        and config.wbits != 32
+        and config.wbits <= MOST_BITS
         and family in FREEZE_OSCILLATIONS
         and can_freeze(quantizers_named(config.quantizer))
     )
@@ -300,6 +300,7 @@ def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:
     """Weight and settings of the regularizer."""
     two_views = _has_two_views(config)
     term = config.mec_term or ("divergence" if two_views else "entropy")
+    of_one_view, _ = MEC_DEFAULTS["one view"]
     weight, align = MEC_DEFAULTS.get(term if two_views else "one view", (1.0, 1.0))
     settings = EntropySettings(
         distortion=config.mec_distortion,
@@ -309,6 +310,8 @@ def choose_entropy(config: QuantizeConfig) -> tuple[float, EntropySettings]:
         order=config.mec_order,
         align=align if config.mec_align is None else config.mec_align,
         term=term,
+        # What has one view beside those of two is as strong as it would be alone.
+        lone=of_one_view / weight if two_views else 1.0,
     )
     return weight if config.mec_weight is None else config.mec_weight, settings
 
@@ -370,7 +373,10 @@ def make_optimizer(
         optimizer,
         t_initial=max(recipe.total_steps, 2),  # of one step timm says that it is none
         warmup_t=recipe.warmup_steps,
-        warmup_lr_init=recipe.lr / 100 if recipe.warmup_steps else 0.0,
+        # One number for all groups: none may begin above what it is to reach.
+        warmup_lr_init=min(group.get("lr", recipe.lr) for group in groups) / 100
+        if recipe.warmup_steps
+        else 0.0,
         t_in_epochs=False,
         warmup_prefix=False,
     )

@@ -283,8 +283,8 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
     }  # fmt: skip
     words = {
         "checkpoint": "w.pth", "device": "cpu", "amp": "off", "compile": "model", "output": "out",
-        "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "exact",
-        "mec-experts": "exact+linear", "mec-term": "divergence", "quantizer": "lsq+",
+        "mec-on": "stages+weights", "mec-views": "fp+quantized", "mec-estimator": "taylor",
+        "mec-term": "divergence", "quantizer": "lsq+",
         "recipe": "quick", "task": "classify",
         "log": "tensorboard",
     }  # fmt: skip
@@ -312,6 +312,9 @@ def test_all_flags_of_quantize_arrive(replace: Replace) -> None:
     )
     flagged = {key for key, origin in origins.items() if origin == "flag"}
     assert len(flagged) == len(given) + 5
+    assert run([*QUANTIZE, "--mec-experts", "exact+linear", "--quiet", "--json"]) == 0
+    assert calls[-1][0].mec_experts == "exact+linear"
+    flagged |= {key for key, origin in calls[-1][1].items() if origin == "flag"}
     # These take the place of --wbits, one of them at a time.
     for key, value in (("target_avg_bits", 2.5), ("target_size", "90kB")):
         target = [f"--{key.replace('_', '-')}", str(value), "--sensitivity", "loss"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,16 @@ def test_two_processes_code_the_global_batch(tmp_path: Path) -> None:
     # The test would see a Gram matrix of each process's own half.
     half = next(trained(Network(), maps(0)[: BATCH // 2], rows(3)[: BATCH // 2]))
     assert not math.isclose(half[0], single[0, 0], rel_tol=1e-2)
+
+
+def test_sites_of_one_view_are_a_mean_of_their_own() -> None:
+    """Two weights and one pair: neither kind takes a share of the other."""
+    pair, weights = {"a": rows(0)}, {"w": rows(2), "v": rows(3)}
+    settings = EntropySettings(warmup=0.0, term="divergence")
+    plain = EntropyRegularizer(settings)
+    of_pair = plain(pair, {"a": rows(1)}).loss
+    of_weights = plain(weights).loss
+    both = EntropyRegularizer(replace(settings, lone=0.01))
+    found = both({**pair, **weights}, {"a": rows(1)})
+    assert found.loss.item() == pytest.approx(float(of_pair + 0.01 * of_weights), rel=1e-5)
+    assert found.coding_lengths.keys() == {"a", "w", "v"}

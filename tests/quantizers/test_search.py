@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mecq_cli.quantizers.search import best_activation_grid
+from mecq_cli.quantizers.search import CANDIDATES, best_activation_grid
 
 
 def _error(values: Tensor, scale: float, zero_point: int, qmax: int) -> float:
@@ -33,6 +33,27 @@ def test_no_other_power_of_two_is_better(name: str, bits: int) -> None:
     scale, zero_point = best_activation_grid(values, qmax, True)
     least = min(_error(values, 2.0**e, zero_point, qmax) for e in range(-24, 8))
     assert _error(values, scale, zero_point, qmax) <= least * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["gelu", "silu", "one far off", "skewed"])
+def test_no_other_zero_point_is_better(name: str, bits: int) -> None:
+    """Of all on all steps that are tried; what is not worth a level gets none."""
+    torch.manual_seed(0)
+    normal, qmax = torch.randn(20_000), 2**bits - 1
+    values = {
+        "gelu": torch.nn.functional.gelu(normal),
+        "silu": torch.nn.functional.silu(3 * normal),
+        "one far off": torch.cat([normal, torch.tensor([12.0])]),
+        "skewed": normal.exp() - 1.2,
+    }[name]
+    scale, zero_point = best_activation_grid(values, qmax, False)
+    span = float(values.max() - values.min())
+    steps = [span * i / CANDIDATES / qmax for i in range(1, CANDIDATES + 1)]
+    least = min(_error(values, step, z, qmax) for step in steps for z in range(qmax + 1))
+    assert _error(values, scale, zero_point, qmax) <= least * 1.001
+    if name == "gelu" and bits == 2:
+        assert zero_point == 0
 
 
 def test_a_gate_is_not_clipped_in_its_middle() -> None:

@@ -50,14 +50,16 @@ def test_oscillations_are_frozen_in_depthwise_networks_unless_told_otherwise() -
 
 
 def test_nothing_is_said_to_be_frozen_that_cannot_be() -> None:
-    for settings in ({"quantizer": "pact"}, {"quantizer": "n2uq"}, {"wbits": 32}):
+    for settings in ({"quantizer": "pact"}, {"quantizer": "n2uq"}, {"wbits": 32}, {"wbits": 8}):
         recipe = chosen(Family.DEPTHWISE, **settings)
         assert recipe.freeze_oscillations == 0
         assert not any("frozen" in reason for reason in recipe.reasons)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
-    require_freezing(insert(net, (1, 8, 8), BitPlan(4, 4, quantizer="auto"), ()))
-    with pytest.raises(UsageError, match="--freeze-oscillations: weights of this quantizer"):
-        require_freezing(insert(net, (1, 8, 8), BitPlan(4, 4, quantizer="pact"), ()))
+    few = BitPlan(4, 4, quantizer="auto", first_last_bits=4)
+    require_freezing(insert(net, (1, 8, 8), few, ()))
+    for plan in (BitPlan(4, 4, quantizer="pact"), BitPlan(8, 4, quantizer="auto")):
+        with pytest.raises(UsageError, match="--freeze-oscillations: no weight of this network"):
+            require_freezing(insert(net, (1, 8, 8), plan, ()))
 
 
 def test_what_is_coded_of_tokens_is_what_the_last_layer_reads() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mecq_cli.quantizers import LsqActivation, LsqWeight
+from mecq_cli.quantizers.n2uq import N2uqActivation
 from mecq_cli.training.limits import FACTOR, StepLimit
 
 
@@ -54,3 +55,16 @@ def test_steps_that_are_not_learned_are_nobody_s() -> None:
     with StepLimit(model, optimizer):
         optimizer.step()
     assert [*optimizer.state_dict()["state"]] == [0]
+
+
+def test_learned_widths_are_held_too() -> None:
+    quantizer = N2uqActivation(2)
+    quantizer.initialize(torch.full((100,), 1e-3))
+    before = quantizer.widths.detach().clone()
+    optimizer = torch.optim.SGD(quantizer.parameters(), 0.02)
+    for parameter in quantizer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with StepLimit(quantizer, optimizer):
+        optimizer.step()
+    quantizer.project()
+    torch.testing.assert_close(quantizer.widths.detach(), before / FACTOR)

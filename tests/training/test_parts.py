@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from mecq_cli.training import averaging, oscillation, state
 from mecq_cli.training.averaging import WeightAverage
 from mecq_cli.training.lowering import Stage, require_lowering
 from mecq_cli.training.oscillation import OscillationFreezing
-from mecq_cli.training.recipe import choose
+from mecq_cli.training.recipe import Recipe, choose
 from tests.exactness import float_network
-from tests.training.test_loop import Recorder, trainer
+from tests.training.test_loop import Recorder, metrics, trainer
 
 
 def test_the_average_is_the_exponential_one_and_forgets_its_beginning() -> None:
@@ -51,6 +52,8 @@ def test_a_weight_that_jumps_to_and_fro_is_frozen_where_it_is_most(quantizer: st
     flat = site.weight.data[0].flatten()  # a view: of one output channel
 
     freezing = OscillationFreezing(model, 0.02)
+    watched = [s.name for s in model.sites() if isinstance(s, ProductSite) and s.wbits == 2]
+    assert list(freezing.saved_states()) == watched, "not the first and the last layer of 8 bits"
     before, _ = rounding.integers(site.weight)
     for n in range(300):
         with torch.no_grad():
@@ -86,6 +89,34 @@ def test_bits_are_lowered_one_by_one(tmp_path: Path) -> None:
             assert site.weight_quantizer is not None
             integers, _ = site.weight_quantizer.integers(site.weight)
             assert (int(integers.min()), int(integers.max())) == (-2, 1)
+
+
+def test_a_network_whose_bits_are_still_lowered_is_not_evaluated(tmp_path: Path) -> None:
+    """Its integers would not fit those that were asked for."""
+    one = trainer(tmp_path, lower_from=4, epochs=10, mec_weight=0.0)
+    one.evaluation, one.eval_every = (lambda: 50.0), 4
+    one.train("")
+    rows = metrics(tmp_path)
+    key = one.step.task.figures.eval_key
+    assert [row["step"] for row in rows if key in row] == [12, 16, 20, 24, 28, 32, 36]
+
+
+def test_lowering_that_cannot_be_is_refused() -> None:
+    model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(2, 2))
+
+    def recipe(**settings: Any) -> Recipe:
+        values = {"model": "m", "wbits": 2, "abits": 2, "data": "d", **settings}
+        return choose(QuantizeConfig.model_validate(values), 2, 8, torch.device("cpu"))
+
+    require_lowering(model, recipe(lower_from=4, epochs=4))
+    require_lowering(model, recipe(lower_from=0, epochs=0))
+    with pytest.raises(UsageError, match=r"4: 6 steps are too few to lower the bits 2 times; .* 7"):
+        require_lowering(model, recipe(lower_from=4, epochs=3))
+    with pytest.raises(UsageError, match=r"3: 2 steps are too few to lower the bits once; .* 4"):
+        require_lowering(model, recipe(lower_from=3, epochs=1))
+    four = insert(float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(4, 4))
+    with pytest.raises(UsageError, match="4: the fewest bits of this network are 4"):
+        require_lowering(four, recipe(lower_from=4, epochs=10))
 
 
 def test_stopped_at_the_begin_of_a_stage(tmp_path: Path) -> None:

@@ -105,3 +105,22 @@ def test_groups_and_schedule() -> None:
     assert first[peak:] == sorted(first[peak:], reverse=True)
     assert first[-1] < 0.01
     assert rates[peak][-1] == pytest.approx(0.25 * rates[peak][0])
+
+
+def test_no_group_begins_above_the_learning_rate_it_is_to_reach() -> None:
+    model = insert(float_network("resnet20_cifar", 16), (3, 16, 16), BitPlan(2, 2))
+    recipe = choose(config(epochs=10, lr=0.02, scale_lr=1e-3), 10, 8, CPU)
+    assert recipe.warmup_steps > 1
+    optimizer, schedule = make_optimizer(model, recipe)
+    for step in range(recipe.warmup_steps):
+        schedule.step_update(step)
+        assert optimizer.param_groups[-1]["lr"] < 0.02 * 1e-3
+    schedule.step_update(recipe.warmup_steps)
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(0.02 * 1e-3, rel=0.05)
+
+
+def test_weights_beside_features_are_coded_as_strongly_as_alone() -> None:
+    alone = choose(config(mec_on="weights"), 10, 32, CPU)
+    for term in (None, "entropy", "alignment"):
+        beside = choose(config(mec_on="stages+weights", mec_term=term), 10, 32, CPU)
+        assert beside.mec_weight * beside.mec.lone == pytest.approx(alone.mec_weight)
