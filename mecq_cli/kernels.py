@@ -20,7 +20,7 @@ from torch import Tensor
 from mecq_cli import token_kernels
 from mecq_cli.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest
-from mecq_cli.integer.ir import INPUT, Grid, IntegerModel, Node
+from mecq_cli.integer.ir import INPUT, MOVES, SPREAD, Grid, IntegerModel, Node, spread
 from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors, scalar
 
 
@@ -59,7 +59,24 @@ def run_node(
         if tensors is None:
             tensors = node_tensors(node, inputs[0].device)
         return WITH_TENSORS[node.op](node, inputs[0], tensors)
-    return _OPERATIONS[node.op](node, inputs, grids)
+    out = _OPERATIONS[node.op](node, inputs, grids)
+    return _clipped(node, out, grids) if node.op in MOVES else out
+
+
+def _clipped(node: Node, out: Tensor, grids: Sequence[Grid | None]) -> Tensor:
+    """What was only moved, where that may lie outside of the node's range."""
+    grid = node.grid
+    if grid is None:
+        return out
+    sources = [_need(source) for source in grids]
+    ends = [end for source in sources for end in (source.qmin, source.qmax)]
+    if node.op == "pad":
+        ends.append(sources[0].zero_point)
+    return (
+        out
+        if grid.qmin <= min(ends) and max(ends) <= grid.qmax
+        else out.clamp(grid.qmin, grid.qmax)
+    )
 
 
 def node_tensors(node: Node, device: torch.device | None = None) -> dict[str, Tensor]:
@@ -138,7 +155,15 @@ def _product(node: Node, x: Tensor, grid: Grid | None, tensors: Tensors) -> Tens
 def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> Tensor:
     if node.grid is None:
         return inputs[0] + inputs[1]
-    a, b = (dequantize(q, _need(g)) for q, g in zip(inputs, grids, strict=True))
+    sources = [_need(g) for g in grids]
+    if spread(node.grid, *sources) > SPREAD:
+        steps = sum(
+            (q.double() - g.zero_point) * (g.scale / node.grid.scale)
+            for q, g in zip(inputs, sources, strict=True)
+        )
+        q = torch.round(torch.as_tensor(steps)) + node.grid.zero_point
+        return torch.clamp(q, node.grid.qmin, node.grid.qmax).float()
+    a, b = (dequantize(q, g) for q, g in zip(inputs, sources, strict=True))
     return quantize(a + b, node.grid)
 
 
@@ -176,8 +201,12 @@ def _global_avg_pool(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid 
     q, grid = inputs[0], grids[0]
     if grid is None:
         return q.mean((2, 3), keepdim=True)
-    acc = (q - grid.zero_point).sum((2, 3), keepdim=True)
-    return _mean(node, acc, scalar(float(q.shape[2] * q.shape[3]), q), grid)
+    count = q.shape[2] * q.shape[3]
+    centred = q - grid.zero_point
+    if count * grid.reach >= EXACT:
+        centred = centred.double()
+    acc = centred.sum((2, 3), keepdim=True).float()
+    return _mean(node, acc, scalar(float(count), q), grid)
 
 
 def _adaptive_avg_pool(
@@ -352,4 +381,6 @@ def run_model(
         for name in node.inputs:
             if last_use[name] == i:
                 values.pop(name, None)
-    return values[model.output.name]
+    output = model.output
+    logits = values[output.name]
+    return logits if output.grid is None else dequantize(logits, output.grid)

@@ -197,6 +197,9 @@ class Builder(GraphBuilder):
         if grid.zero_point:
             zero = self.scalar(np.float32(grid.zero_point))
             value = self.emit("Sub", [value, zero], f"{name}::steps")
+        elif grid.scale == 1.0:
+            # A product with 1 would be removed, and the Cast fused with a norm that takes no bytes.
+            return self.emit("Abs", [value], name)
         return self.emit("Mul", [value, self.scalar(np.float32(grid.scale))], name)
 
     def operands(self, node: Node, *, fused: bool) -> list[str]:

@@ -14,11 +14,12 @@ Each choice here was tried on onnxruntime 1.32 (CPU), with graph optimizations o
   pairs into one with another scale;
 * the convolution that reads the image is rewritten, see `mecq_cli.export.onnx_stem`, and one
   whose weights are larger than a cache is split, see `mecq_cli.export.onnx_products`;
-* average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats;
+* average pooling is a depthwise convolution with ones, since QLinearAveragePool adds floats, and
+  over a plane too large for that a sum of int64;
 * products with a float output go through ConvInteger or MatMulInteger, whose sums are exact;
 * a dequantization that float operations follow is spelled out, lest these be fused with a
-  later QuantizeLinear into operators that round otherwise; so is one before an add or a product on
-  grids that lie so far apart that QLinearAdd or QLinearMul would not be exact.
+  later QuantizeLinear into operators that round otherwise; so is one before a product on grids that
+  lie so far apart that QLinearMul would not be exact. An add on such grids is one of float64.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
@@ -40,7 +42,7 @@ from mecq_cli.export.onnx_resize import emit_resize
 from mecq_cli.export.onnx_thresholds import emit_threshold
 from mecq_cli.export.onnx_tokens import TOKENS
 from mecq_cli.integer.geometry import adaptive_places, windows
-from mecq_cli.integer.ir import Grid, IntegerModel, Node
+from mecq_cli.integer.ir import SPREAD, Grid, IntegerModel, Node, spread
 
 
 def build(model: IntegerModel, *, tuned: bool) -> onnx.GraphProto:
@@ -105,19 +107,31 @@ def _add(builder: Builder, node: Node) -> None:
     if node.grid is None:
         builder.emit("Add", node.inputs, node.name)
         return
-    terms = builder.operands(node, fused=_is_fusible(builder, node, node.grid))
-    builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
+    if spread(node.grid, *(builder.integer_grid(node, i) for i in (0, 1))) <= SPREAD:
+        # QLinearAdd adds q * s_x / s_y of both, and a constant of all zero points, in fixed point
+        # or float32.
+        terms = [builder.dequantized(node, i) for i in (0, 1)]
+        builder.quantized(node, builder.emit("Add", terms, f"{node.name}::sum"))
+    else:
+        _add_in_float64(builder, node, node.grid)
 
 
-def _is_fusible(builder: Builder, node: Node, target: Grid) -> bool:
-    """Whether QLinearAdd computes this sum exactly.
-
-    It adds q * r of both inputs, r = s_x / s_y, and a constant of all zero points, in fixed point
-    or float32 (24 bits), and lets sums of 2^31 and more wrap around. Three terms of 8 bits take 10
-    bits, which leaves 14 for how far their units r, r and 1 may lie apart.
-    """
-    ratios = [1.0, *(builder.integer_grid(node, i).scale / target.scale for i in (0, 1))]
-    return max(ratios) / min(ratios) <= 2.0**14
+def _add_in_float64(builder: Builder, node: Node, target: Grid) -> None:
+    """There is no QuantizeLinear of these, so it is written out."""
+    name, steps = node.name, []
+    for i in (0, 1):
+        grid, own = builder.integer_grid(node, i), f"{node.name}::{i}"
+        value = builder.emit("Cast", [node.inputs[i]], f"{own}::cast", to=TensorProto.DOUBLE)
+        zero = builder.scalar(np.float64(grid.zero_point))
+        value = builder.emit("Sub", [value, zero], f"{own}::centred")
+        ratio = builder.scalar(np.float64(grid.scale / target.scale))
+        steps.append(builder.emit("Mul", [value, ratio], f"{own}::steps"))
+    value = builder.emit("Round", [builder.emit("Add", steps, f"{name}::sum")], f"{name}::rounded")
+    zero = builder.scalar(np.float64(target.zero_point))
+    value = builder.emit("Add", [value, zero], f"{name}::moved")
+    ends = [builder.scalar(np.float64(end)) for end in (target.qmin, target.qmax)]
+    value = builder.emit("Clip", [value, *ends], f"{name}::clipped")
+    builder.emit("Cast", [value], name, to=TensorProto.UINT8)
 
 
 def _avg_pool2d(builder: Builder, node: Node) -> None:
@@ -172,7 +186,8 @@ def _global_avg_pool(builder: Builder, node: Node) -> None:
         return
     _, height, width = builder.shapes[node.inputs[0]]
     count = np.float32(height * width)
-    if node.grid is not None and not _ties(grid, node.grid):
+    exact = height * width * grid.reach < 2**24  # in float32
+    if exact and node.grid is not None and not _ties(grid, node.grid):
         factor = np.float32(grid.scale) / (np.float32(node.grid.scale) * count)
         # QLinearGlobalAveragePool refuses any other.
         if 2.0**-32 <= factor < 256:
@@ -180,8 +195,21 @@ def _global_avg_pool(builder: Builder, node: Node) -> None:
             builder.quantized(node, builder.emit("GlobalAveragePool", mean, f"{name}::mean"))
             return
     axes = builder.constant(np.array([2, 3]), f"{name}::axes")
-    acc = builder.emit("ReduceSum", [builder.counted(node), axes], f"{name}::sum")
+    if exact:
+        acc = builder.emit("ReduceSum", [builder.counted(node), axes], f"{name}::sum")
+    else:
+        acc = _sum_in_int64(builder, node, grid, axes)
     _scaled(builder, node, acc, grid, count)
+
+
+def _sum_in_int64(builder: Builder, node: Node, grid: Grid, axes: str) -> str:
+    """Of integers without their zero point, as float32."""
+    name = node.name
+    value = builder.emit("Cast", [node.inputs[0]], f"{name}::cast", to=TensorProto.INT64)
+    zero = builder.scalar(np.int64(grid.zero_point))
+    value = builder.emit("Sub", [value, zero], f"{name}::centred")
+    acc = builder.emit("ReduceSum", [value, axes], f"{name}::integers")
+    return builder.emit("Cast", [acc], f"{name}::sum", to=TensorProto.FLOAT)
 
 
 def _ties(source: Grid, target: Grid) -> bool:

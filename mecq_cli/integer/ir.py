@@ -23,7 +23,8 @@ Legend:  q  an integer on a grid        fl(.)  rounded to float32
 | conv2d, linear  | float  | float convolution with fl(w * s_w) and a float bias  (float output)   |
 | add             | 2 grid | rne(((q_a - z_a) s_a + (q_b - z_b) s_b) / s_y + z_y); the scales are  |
 |                 |        | powers of two and z_y is even, so that every way of computing this    |
-|                 |        | gives one answer (halves are common, and QLinearAdd rounds last)      |
+|                 |        | gives one answer (halves are common, and QLinearAdd rounds last);     |
+|                 |        | they lie apart by a factor of 2^40 at most, beyond 2^14 in float64    |
 |                 | 2 float| fl(a + b)                                            (float output)   |
 | mul             | 2 grid | rne((q_a - z_a) s_a (q_b - z_b) s_b / s_y + z_y), scales and z_y as   |
 |                 |        | in add                                                                |
@@ -196,6 +197,20 @@ MOVES = frozenset(
     ("max_pool2d", "concat", "flatten", "slice", "reshape", "transpose", "upsample", "pad", "roll")
 )
 """Operations that move integers and compute none."""
+
+SPREAD = 2.0**14
+"""How far the scales of an add may lie apart so that float32, of 24 bits, holds its sums exactly:
+three terms of 8 bits take 10. Beyond it is computed in float64."""
+
+LARGEST_SPREAD = 2.0**40
+"""How far they may lie apart at all."""
+
+
+def spread(*grids: Grid) -> float:
+    """The ratio of the largest of their scales to the least."""
+    scales = [grid.scale for grid in grids]
+    return max(scales) / min(scales)
+
 
 MID_RISE_BITS = range(2, 7)
 """Bits of weights that can be on either grid."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from mecq_cli.integer.functions import FUNCTIONS
-from mecq_cli.integer.ir import MOST_THRESHOLD_BITS, Grid, Node
+from mecq_cli.integer.ir import LARGEST_SPREAD, MOST_THRESHOLD_BITS, Grid, Node, spread
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,13 @@ def _conv2d(node: Node, inputs: list[Value]) -> tuple[int, ...]:
     kernel = weight.shape[2:]
     top, left, bottom, right = node.attributes["padding"]
     reach = [d * (k - 1) + 1 for d, k in zip(node.attributes["dilation"], kernel, strict=True)]
+    height, width = height + top + bottom, width + left + right
+    if channels * height * width > MOST_ELEMENTS:
+        raise ValueError("its padded input is too large")
     return (
         weight.shape[0],
-        _windows(height + top + bottom, reach[0], node.attributes["stride"][0]),
-        _windows(width + left + right, reach[1], node.attributes["stride"][1]),
+        _windows(height, reach[0], node.attributes["stride"][0]),
+        _windows(width, reach[1], node.attributes["stride"][1]),
     )
 
 
@@ -104,8 +107,8 @@ def _pool(node: Node, value: Value, dilation: tuple[int, int]) -> tuple[int, ...
     for axis, size in enumerate(sizes):
         kernel, stride, padding = (node.attributes[name][axis] for name in names)
         reach = dilation[axis] * (kernel - 1) + 1
-        if 2 * padding > reach:
-            raise ValueError(f"padding {padding} is more than half of the window {reach}")
+        if 2 * padding > kernel:
+            raise ValueError(f"padding {padding} is more than half of the kernel {kernel}")
         count = _windows(size + 2 * padding, reach, stride)
         if node.attributes["ceil_mode"] and count * stride < min(
             size + padding, size + 2 * padding - reach + stride
@@ -194,6 +197,9 @@ def _add(node: Node, inputs: list[Value]) -> tuple[int, ...]:
             raise ValueError(f"the scale {grid.scale!r} is not a power of two")
     if node.grid is not None and node.grid.zero_point % 2:
         raise ValueError(f"the zero point {node.grid.zero_point} is odd")
+    grids = [grid for grid in (node.grid, *(value.grid for value in inputs)) if grid is not None]
+    if node.op == "add" and grids and spread(*grids) > LARGEST_SPREAD:
+        raise ValueError("the scales lie too far apart")
     return shape
 
 
@@ -246,8 +252,11 @@ def _upsample(node: Node, inputs: list[Value]) -> tuple[int, ...]:
 
 
 def _sized(node: Node, inputs: list[Value]) -> tuple[int, ...]:
-    height, width = node.attributes["size"]
-    return _plane(inputs[0])[0], height, width
+    channels, *sizes = _plane(inputs[0])
+    wanted = node.attributes["size"]
+    if any(n * m > MOST_ELEMENTS for n, m in zip(sizes, wanted, strict=True)):
+        raise ValueError(f"from {sizes} to {list(wanted)} is too far")
+    return channels, *wanted
 
 
 def _pad(node: Node, inputs: list[Value]) -> tuple[int, ...]:
@@ -324,6 +333,8 @@ def _plane(value: Value) -> tuple[int, int, int]:
     return value.shape[0], value.shape[1], value.shape[2]
 
 
+MOST_ELEMENTS = 2**26
+"""Of one activation of one image, and of what is needed to compute it."""
 _INT64 = 2**63 - 1
 MOST_AXES = 6
 """Beside the batch."""

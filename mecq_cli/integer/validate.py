@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
 from mecq_cli.integer.ir import INPUT, MID_RISE_BITS, MOVES, Grid, IntegerModel, Node
-from mecq_cli.integer.operations import RULES, Kind, Rule, Value
+from mecq_cli.integer.operations import MOST_ELEMENTS, RULES, Kind, Rule, Value
 
-_MAX_ELEMENTS = 2**26
-"""Of one activation of one image."""
 _MAX_DIMS = 7
 """Of a tensor."""
 _LARGEST = 2.0**100
 """Of a scale or its inverse, so that float32 sums of what is scaled stay finite."""
+_LARGEST_FACTOR = 2.0**90
+"""Of what sums of integers, which are below 2^31, are multiplied by."""
 _KINDS = {
     "grid": "integers on a grid",
     "float": "float",
@@ -30,6 +30,9 @@ _KINDS = {
 }
 _COORDINATES = 4
 """Numbers that move an anchor, behind its logits."""
+_SUMS = {
+    "conv2d", "linear", "matmul", "avg_pool2d", "global_avg_pool", "adaptive_avg_pool2d"
+}  # fmt: skip
 _TENSORS = {"weight", "weight_scale", "bias"}
 
 
@@ -40,7 +43,7 @@ def validate(model: IntegerModel) -> None:
         ArtifactError: the first node (or field of the model) that is wrong, and why.
     """
     shape = model.input_shape
-    if not _are_ints(shape, 3, 1, _MAX_ELEMENTS) or math.prod(shape) > _MAX_ELEMENTS:
+    if not _are_ints(shape, 3, 1, MOST_ELEMENTS) or math.prod(shape) > MOST_ELEMENTS:
         raise ArtifactError(f"input_shape {_short(shape)} is not (channels, height, width)")
     if not model.nodes:
         raise ArtifactError("the model has no nodes")
@@ -91,8 +94,9 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
         raise ValueError("this operation has no weights")
     else:
         _check_tensors(node, rule.tensors)
+    _check_factors(node, inputs)
     shape = rule.shape(node, inputs)
-    if min(shape) < 1 or math.prod(shape) > _MAX_ELEMENTS:
+    if min(shape) < 1 or math.prod(shape) > MOST_ELEMENTS:
         raise ValueError(f"its output would have the shape {_short(shape)}")
     return Value(shape, node.grid)
 
@@ -208,6 +212,23 @@ def _check_weights(node: Node, value: Value, dims: int) -> None:
         _check_floats(rows * np.abs(scale[:, None].astype(np.float64)), bias)
     else:
         _check_accumulator(rows * node.multiplier, bias, value.grid)
+
+
+def _check_factors(node: Node, inputs: Sequence[Value]) -> None:
+    """What sums of integers are multiplied by is finite, and every step on the way there."""
+    grids = [value.grid for value in inputs if value.grid is not None]
+    if node.op not in _SUMS or not grids:
+        return
+    factors = [grids[0].scale]
+    if "weight_scale" in node.tensors:
+        factors.append(factors[-1] * float(np.abs(node.tensors["weight_scale"]).max()))
+    if node.op == "matmul":
+        factors.append(factors[-1] * abs(float(node.attributes["factor"])))
+        factors.append(factors[-1] * grids[1].scale)
+    if node.grid is not None:
+        factors.append(factors[-1] / node.grid.scale)
+    if max(factors) > _LARGEST_FACTOR:
+        raise ValueError("its scales make a factor of unusual size")
 
 
 def _check_tensors(node: Node, names: tuple[str, ...]) -> None:

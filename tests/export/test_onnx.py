@@ -298,7 +298,7 @@ def test_products_are_exact_however_many_steps_they_are(exponent: int, tmp_path:
 
 
 @pytest.mark.parametrize("low", [-14, -7, -2, 0, 6])
-@pytest.mark.parametrize("high", [0, 5, 12, 16, 22, 30])
+@pytest.mark.parametrize("high", [0, 5, 12, 16, 22, 26])
 def test_adds_are_exact_however_far_the_steps_lie_apart(
     low: int, high: int, tmp_path: Path
 ) -> None:

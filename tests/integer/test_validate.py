@@ -148,6 +148,26 @@ def test_what_the_table_allows_is_valid(nodes: tuple[Node, ...]) -> None:
         (conv(attributes={**CONV, "groups": True}), "groups cannot be True"),
         (conv(attributes={**CONV, "padding": (1, 1)}), "padding cannot be"),
         (conv(attributes={**CONV, "dilation": (9, 9)}), "would have the shape"),
+        (conv(attributes={**CONV, "padding": (2**16, 0, 0, 2**16)}), "padded input is too large"),
+        (node("adaptive_avg_pool2d", "x", size=(2**16, 2**16)), "would have the shape"),
+        (node("avg_pool2d", "x", **{**POOL, "padding": (2, 1)}, count_include_pad=True), "half of"),
+        (
+            node(
+                "max_pool2d", "x", kernel=(2, 2), stride=(1, 1), padding=(2, 0), dilation=(4, 4),
+                ceil_mode=False,
+            ),
+            "padding 2 is more than half of the kernel 2",
+        ),
+        (node("add", "x", "x", grid=replace(EVEN, scale=2.0**-42)), "too far apart"),
+        (conv(tensors=changed(weight_scale=np.full(6, 2.0**92, "f4"))), "factor of unusual size"),
+        (
+            conv(
+                grid=replace(OTHER, scale=2.0**-60),
+                tensors=changed(weight_scale=np.full(6, 2.0**40, "f4")),
+            ),
+            "factor of unusual size",
+        ),
+        (node("global_avg_pool", "x", grid=replace(OTHER, scale=2.0**-95)), "of unusual size"),
         (conv(tensors={}), "the tensors must be"),
         (conv(tensors=changed(bias=np.zeros(6, "f4"))), "must be .*'int32'"),
         (conv(tensors=changed(bias=np.zeros(5, "i4"))), "one value for each"),
