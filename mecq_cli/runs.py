@@ -46,6 +46,12 @@ _FILE_KINDS: dict[str, TargetKind] = {".safetensors": "artifact", ".onnx": "onnx
 PACKED_WEIGHTS = "compressed-tensors"
 """Folder that ``mecq export --format compressed-tensors`` writes by default: the library's name."""
 
+PACKED_FILES = ("model.safetensors", "config.json")
+"""What is in it; the first is the only name that the library looks for."""
+
+SCRIPT_MARK = "Needs onnxruntime ("
+"""What each script beside an ONNX file says of itself at its beginning."""
+
 _MADE = ("model", "model-portable", "model-qonnx", "model-export")
 """Stems of the names that exports give by default, and the artifact's."""
 
@@ -243,18 +249,41 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
             f"--checkpoint {start}: lies in the run folder that --force clears; move it elsewhere"
         )
     try:
-        for folder in (run.checkpoints, run.tensorboard, run.path / PACKED_WEIGHTS):
+        for folder in (run.checkpoints, run.tensorboard):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         # What exports made of it goes too: files of another network would be taken for this one's.
-        kinds = ("safetensors", "onnx", "py")
-        made = (run.path / f"{stem}.{kind}" for stem in _MADE for kind in kinds)
-        for path in (run.config, run.metrics, run.classifier, run.summary, run.report, *made):
+        for path in (run.metrics, run.classifier, run.summary, run.report, *_exported(run.path)):
             path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (run.path / PACKED_WEIGHTS).rmdir()  # if nothing else is in it
+        # The last one: as long as it is there, this is a run that can be started over.
+        run.config.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFailure(
             f"run folder {run.path}: the old run cannot be removed: {error.strerror}"
         ) from error
+
+
+def _exported(folder: Path) -> Iterator[Path]:
+    """The files that exports put there by default; a script only if it is one of ours."""
+    for stem in _MADE:
+        yield from (folder / f"{stem}.{kind}" for kind in ("safetensors", "onnx"))
+        script = folder / f"{stem}.py"
+        if is_script(script):
+            yield script
+    packed = folder / PACKED_WEIGHTS
+    if not packed.is_symlink():
+        yield from (packed / name for name in PACKED_FILES)
+
+
+def is_script(path: Path) -> bool:
+    """Whether a file is what `mecq export` writes beside an ONNX file, and not somebody's own."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.startswith('"""') and SCRIPT_MARK in text[:1024]
 
 
 def _content(folder: Path) -> list[str]:
@@ -323,8 +352,13 @@ def resolve_target(text: str | None) -> Target:
     if text is None:
         run = latest_run()
         return Target("run", str(run.path), run.path)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a user who is none
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{text[:80]}: names no file: {why}") from error
+    if is_folder:
         if RunFolder(path).is_run:
             return Target("run", text, path)
         if find_splits(path):

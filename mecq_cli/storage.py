@@ -199,20 +199,6 @@ def free_space(folder: Path) -> int:
         raise EnvironmentFailure(f"{place}: free space is unknown: {error.strerror}") from error
 
 
-def require_free_space(folder: Path, needed: int) -> None:
-    """Check for ``needed`` bytes on the disk of ``folder``, which need not exist yet.
-
-    Raises:
-        EnvironmentFailure: there is less.
-    """
-    free = free_space(folder)
-    if free < needed:
-        raise EnvironmentFailure(
-            f"{folder}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free; "
-            "free some space or choose another folder"
-        )
-
-
 def sha256_hex(source: bytes | bytearray | memoryview | Path) -> str:
     """SHA-256 of a buffer or of a file's content, as 64 lower-case hex digits.
 
@@ -226,24 +212,6 @@ def sha256_hex(source: bytes | bytearray | memoryview | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{source}: could not be read: {error.strerror}") from error
-
-
-def safe_join(root: Path, relative: str) -> Path:
-    """A path under ``root`` that a file or a manifest names; symbolic links are followed.
-
-    Raises:
-        InputError: the path is absolute, not a path at all, or leads outside of ``root``.
-    """
-    try:
-        base = root.resolve()
-        target = (base / relative).resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{root}: {relative!r} is not a usable path: {error}") from error
-    if Path(relative).is_absolute() or not target.is_relative_to(base):
-        raise InputError(
-            f"{root}: {relative!r} leads outside of this folder; only paths inside are allowed"
-        )
-    return target
 
 
 def read_bytes_limited(path: Path, limit: int, *, error: type[InputError] = InputError) -> bytes:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from mecq_cli.config import QuantizeConfig
-from mecq_cli.errors import DataError, Interrupted, UsageError
+from mecq_cli.errors import DataError, EnvironmentFailure, Interrupted, UsageError
+from mecq_cli.export.snippet import snippet
+from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder, create_run, latest_run, make_latest, resolve_target
 
 
@@ -67,13 +69,39 @@ def test_latest_follows_output_and_a_moved_project(project: Path, tmp_path: Path
     assert resolve_target("moved/runs/latest").path == Path("moved") / inside.path
 
 
+SCRIPT = snippet("model.onnx", Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3), ["a"], "1.24")
+
+
+def test_a_run_that_could_not_be_cleared_can_be_started_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(output=tmp_path / "run")
+
+    def fails(path: Path, **_: bool) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fails)
+        with (
+            pytest.raises(EnvironmentFailure, match="the old run cannot be removed"),
+            create_run(settings(output=run.path, force=True)),
+        ):
+            pytest.fail("it was entered")
+    assert run.config.exists()
+    with create_run(settings(output=run.path, force=True)):
+        assert tree(run.path) == [".lock"]
+
+
 def test_a_folder_in_use_needs_resume_or_force(tmp_path: Path) -> None:
     output = tmp_path / "run"
     run = finished_run(output=output)
     (output / "notes.txt").write_text("mine")
-    for name in ("model.onnx", "model.py", "model-portable.onnx", "model-export.safetensors"):
+    for name in ("model.onnx", "model-portable.onnx", "model-export.safetensors"):
         (output / name).write_text("of the old network")
+    (output / "model.py").write_text(SCRIPT)
     (output / "compressed-tensors").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (output / "compressed-tensors" / name).write_text("of the old network")
     before = tree(output)
     with (
         pytest.raises(UsageError, match=r"not empty; --resume continues .* --force starts"),
@@ -105,7 +133,9 @@ def test_force_clears_runs_and_nothing_else(project: Path) -> None:
 
     output = project / "there"
     finished_run(output=output)
-    for name in ("model_float.safetensors", "models.py", "model_best.onnx"):
+    (output / "compressed-tensors").mkdir()
+    own = ("model_float.safetensors", "models.py", "model_best.onnx", "model.py")
+    for name in (*own, "compressed-tensors/notes.txt"):
         (output / name).write_text("mine")
     weights = output / "model_float.safetensors"
     with (
@@ -115,7 +145,8 @@ def test_force_clears_runs_and_nothing_else(project: Path) -> None:
         pytest.fail("it was entered")
     with create_run(settings(output=output, force=True)):
         assert tree(output) == [
-            ".lock", "model_best.onnx", "model_float.safetensors", "models.py",
+            ".lock", "compressed-tensors", "compressed-tensors/notes.txt", "model.py",
+            "model_best.onnx", "model_float.safetensors", "models.py",
         ]  # fmt: skip
 
 
@@ -253,6 +284,8 @@ def test_targets(tmp_path: Path) -> None:
         ("./missing", "./missing: no such file or folder"),
         ("weights.pth", "got a '.pth' file; .* model name .its weights: --checkpoint"),
         ("./folder", "is no run folder: it has no config.toml"),
+        (300 * "a", "names no file: File name too long"),
+        ("~nobody-of-that-name/model.onnx", "names no file: Could not determine home"),
         (None, "no latest run in .* name a target, or make a run: mecq quantize"),
     ],
 )

@@ -49,7 +49,7 @@ class ExportConfig(Settings):
             compares the logits, and the layers of graphs that compute in float.
         output: the file; None names it after the artifact.
         data: images to verify on; None are those of the run.
-        images: how many.
+        images: how many; None is 256.
         force: replace a file that exists.
     """
 
@@ -59,7 +59,7 @@ class ExportConfig(Settings):
     verify: bool | None = None
     output: UserPath | None = None
     data: DataName | None = None
-    images: Count = 256
+    images: Count | None = None
     force: bool = False
 
 

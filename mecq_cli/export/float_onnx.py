@@ -22,12 +22,12 @@ from torch import nn
 
 from mecq_cli.capture import capture
 from mecq_cli.errors import ArtifactError
+from mecq_cli.export.onnx_builder import LOGITS
 from mecq_cli.export.onnx_functions import emit_function
 from mecq_cli.integer.geometry import adaptive_places
 from mecq_cli.integer.ir import INPUT, Node
 from mecq_cli.layers import Layer
 
-LOGITS = "logits"
 OPSET = 21
 IR_VERSION = 10
 

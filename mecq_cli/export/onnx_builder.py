@@ -52,8 +52,7 @@ class GraphBuilder:
         self._images = {n.name for n in model.nodes if n.op == "quantize" and n.inputs == (INPUT,)}
         self._tensors: dict[str, str] = {INPUT: INPUT}
         for node in model.nodes:
-            taken = node.name in (INPUT, LOGITS)
-            self._tensors[node.name] = f"{node.name}::value" if taken else node.name
+            self._tensors[node.name] = f"{LOGITS}::value" if node.name == LOGITS else node.name
         self._tensors[logits] = LOGITS
 
     def emit(
@@ -149,6 +148,12 @@ class GraphBuilder:
             [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, logits)],
             initializer=list(self.initializers.values()),
         )
+
+
+def one_mantissa(source: Grid, target: Grid) -> bool:
+    """Whether the step of one grid is the other's times a power of two: halves are common then."""
+    mantissas = [np.frexp(np.float32(grid.scale))[0] for grid in (source, target)]
+    return bool(mantissas[0] == mantissas[1])
 
 
 class Builder(GraphBuilder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,19 +83,27 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise ArtifactError(f"{path}: is no ONNX file, or has no graph")
     # Where onnxruntime would look for external data is not ours to control.
-    if any(tensor.external_data for tensor in _tensors(model.graph)):
+    stored = [*_of_graph(model.graph), *(t for f in model.functions for t in _of_nodes(f.node))]
+    if any(tensor.external_data for tensor in stored):
         raise ArtifactError(f"{path}: keeps tensors in other files; store them in the file itself")
     return model
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The stored tensors of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t, *attribute.tensors]
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _tensors(inner)
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from [attribute.t, *attribute.tensors]
+        for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+            yield from (sparse.values, sparse.indices)
+        for inner in [attribute.g, *attribute.graphs]:
+            yield from _of_graph(inner)
 
 
 def _metadata(model: onnx.ModelProto, path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def emit_function(
     builder: Emitter, x: str, function: str, parameters: Sequence[float], name: str
 ) -> str:
     """A function of `mecq_cli.integer.functions`; the last node and its output are ``name``."""
-    return _FUNCTIONS[function](builder, x, name, *parameters)
+    return _FUNCTIONS[function](builder, x, name, *map(float, parameters))
 
 
 def _single(op: str) -> Callable[..., str]:

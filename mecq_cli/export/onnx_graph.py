@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder
+from mecq_cli.export.onnx_builder import FLOAT_LOGITS, Builder, one_mantissa
 from mecq_cli.export.onnx_compact import compact
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_pointwise import emit_lookup, emit_mul
@@ -218,8 +218,8 @@ def _ties(source: Grid, target: Grid) -> bool:
     A float mean then rounds away from the tie by chance, so that the graph would depend on
     whether it is fused; exact sums and one multiplication do not.
     """
-    mantissas = [np.frexp(np.float32(grid.scale))[0] for grid in (source, target)]
-    return bool(mantissas[0] == mantissas[1] != 0.5)
+    power_of_two = np.frexp(np.float32(source.scale))[0] == 0.5
+    return one_mantissa(source, target) and not power_of_two
 
 
 def _scaled(

@@ -34,6 +34,7 @@ class OrtRunner:
         metadata: what the exporter stored: model, wbits, abits, classes, preprocessing; empty
             for other files.
         input_shape: (channels, height, width); None where any will do.
+        outputs: along axis 1 of the first output; None where that is not said.
 
     Raises:
         ArtifactError: the file cannot be read, was damaged, has no checksum, keeps data in
@@ -63,6 +64,8 @@ class OrtRunner:
             raise ArtifactError(f"{path}: needs one float input [N, C, H, W], has {found}")
         self._input: str = inputs[0].name
         self.input_shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape[1:])
+        sizes = self._session.get_outputs()[0].shape[1:2]
+        self.outputs: int | None = next((n for n in sizes if isinstance(n, int)), None)
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] of preprocessed images float32 [N, C, H, W].

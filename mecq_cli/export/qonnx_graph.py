@@ -48,7 +48,7 @@ import onnx
 from numpy.typing import NDArray
 
 from mecq_cli.errors import ArtifactError
-from mecq_cli.export.onnx_builder import float_product
+from mecq_cli.export.onnx_builder import float_product, one_mantissa
 from mecq_cli.export.onnx_moves import MOVES, pads
 from mecq_cli.export.onnx_resize import emit_resize_of_one
 from mecq_cli.export.qonnx_builder import DOMAIN, STEP_BITS, QonnxBuilder, required
@@ -87,7 +87,7 @@ def _finish(
 
 def _quantize(builder: QonnxBuilder, node: Node) -> None:
     source, grid = builder.input_grid(node), required(node)
-    if source is None or not _one_mantissa(source, grid) or grid.zero_point == 0:
+    if source is None or not one_mantissa(source, grid) or grid.zero_point == 0:
         builder.quantized(node, node.inputs[0])
         return
     # Halves and their neighbours are common; a zero point that is added first mixes them up.
@@ -148,12 +148,6 @@ def _lookup(builder: QonnxBuilder, node: Node) -> None:
     integers = node.tensors["table"].astype(np.float32) - np.float32(target.zero_point)
     table = builder.constant(integers * np.float32(target.scale), f"{name}::table")
     builder.emit("Gather", [table, value], name, axis=0, shape=(1, *shape))
-
-
-def _one_mantissa(source: Grid, target: Grid) -> bool:
-    """Whether the step of one grid is the other's times a power of two."""
-    mantissas = [np.frexp(np.float32(grid.scale))[0] for grid in (source, target)]
-    return bool(mantissas[0] == mantissas[1])
 
 
 def _product(builder: QonnxBuilder, node: Node) -> None:
@@ -227,7 +221,7 @@ def _avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
         "pads": pads(axes),
     }
     grid = builder.input_grid(node)
-    if grid is not None and node.grid is not None and _one_mantissa(grid, node.grid):
+    if grid is not None and node.grid is not None and one_mantissa(grid, node.grid):
         ones = builder.constant(np.ones((shape[0], 1, *kernel), np.float32), f"{name}::ones")
         integers = _integers(builder, node, grid)
         total = builder.emit("Conv", [integers, ones], f"{name}::sum", group=shape[0], **attributes)
@@ -262,7 +256,7 @@ def _adaptive_avg_pool2d(builder: QonnxBuilder, node: Node) -> None:
 
 def _global_avg_pool(builder: QonnxBuilder, node: Node) -> None:
     grid, name = builder.input_grid(node), node.name
-    if grid is None or node.grid is None or not _one_mantissa(grid, node.grid):
+    if grid is None or node.grid is None or not one_mantissa(grid, node.grid):
         _finish(builder, node, "GlobalAveragePool", node.inputs)
         return
     _, height, width = builder.shapes[node.inputs[0]]

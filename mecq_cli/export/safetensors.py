@@ -159,11 +159,16 @@ def _to_model(document: Any, tensors: Mapping[str, RawTensor]) -> IntegerModel:
     shape = document["input_shape"]
     if not isinstance(shape, list) or len(shape) != 3:
         raise ValueError("input_shape is not (channels, height, width)")
-    nodes = tuple(_to_node(entry, tensors) for entry in document["nodes"])
+    unpacked: Unpacked = {}
+    nodes = tuple(_to_node(entry, tensors, unpacked) for entry in document["nodes"])
     return IntegerModel(nodes, (shape[0], shape[1], shape[2]), document["metadata"])
 
 
-def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
+Unpacked = dict[tuple[Any, ...], NDArray[Any]]
+"""Weights by whose they are, and how they are packed: what layers share is unpacked once."""
+
+
+def _to_node(entry: Any, tensors: Mapping[str, RawTensor], unpacked: Unpacked) -> Node:
     """Only what must hold to build a `Node` is checked here; `validate` checks the rest."""
     fields = {"name", "op", "inputs", "grid", "attributes"}
     weighted = isinstance(entry, dict) and "weight" in entry
@@ -189,7 +194,7 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
         tuple(inputs),
         None if grid is None else Grid(**grid),
         {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()},
-        *(_to_weights(name, entry["weight"], tensors) if weighted else ()),
+        *(_to_weights(name, entry["weight"], tensors, unpacked) if weighted else ()),
     )
     if not others:
         return node
@@ -197,7 +202,7 @@ def _to_node(entry: Any, tensors: Mapping[str, RawTensor]) -> Node:
 
 
 def _to_weights(
-    name: str, weight: Any, tensors: Mapping[str, RawTensor]
+    name: str, weight: Any, tensors: Mapping[str, RawTensor], unpacked: Unpacked
 ) -> tuple[int, dict[str, NDArray[Any]], bool]:
     """weight_bits and the tensors of a node, unpacked, and mid_rise."""
     mid_rise = isinstance(weight, dict) and "mid_rise" in weight
@@ -218,11 +223,17 @@ def _to_weights(
         for key in ("weight", "weight_scale", "bias")
     }
     packed = arrays["weight"]
-    if bits < 32:
-        # Before anything is allocated: a shape may claim more than there is.
-        if packed.shape != (packed_bytes(math.prod(shape), bits),):
-            raise ValueError(f"node {name!a:.80}: the weight does not have the size of its shape")
-        arrays["weight"] = unpack_weights(packed, bits, tuple(shape), mid_rise=mid_rise)
+    if bits == 32:
+        arrays["weight"] = unpacked.setdefault((owner, bits), packed)
+        return bits, arrays, mid_rise
+    # Before anything is allocated: a shape may claim more than there is.
+    count = math.prod(shape)
+    if packed.shape != (packed_bytes(count, bits),):
+        raise ValueError(f"node {name!a:.80}: the weight does not have the size of its shape")
+    key = (owner, bits, mid_rise, count)
+    if key not in unpacked:
+        unpacked[key] = unpack_weights(packed, bits, (count,), mid_rise=mid_rise)
+    arrays["weight"] = unpacked[key].reshape(shape)
     return bits, arrays, mid_rise
 
 

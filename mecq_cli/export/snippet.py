@@ -46,7 +46,7 @@ _LOGITS = """    logits = session.run(None, {{"input": load(name)}})[0][0]
 """
 
 _CLASSIFY = (
-    '''"""Classify images with {file}: python {script} IMAGE...
+    '''"""Classify images with {shown}: python {script} IMAGE...
 
 Needs onnxruntime ({version} or newer), numpy and pillow.
 """
@@ -61,7 +61,7 @@ Needs onnxruntime ({version} or newer), numpy and pillow.
 )
 
 _SEGMENT = (
-    '''"""Segment images with {file}: python {script} IMAGE...
+    '''"""Segment images with {shown}: python {script} IMAGE...
 
 Writes NAME.mask.png here, {extent}, with the index of a class in each pixel, in
 colours, and says how much of it each class covers. Needs onnxruntime ({version} or newer), numpy
@@ -83,7 +83,7 @@ and pillow.
 )
 
 _DETECT = (
-    '''"""Find objects in images with {file}: python {script} IMAGE...
+    '''"""Find objects in images with {shown}: python {script} IMAGE...
 
 Says the class, the probability and the place (left, top, right, bottom in pixels of the image) of
 each. Needs onnxruntime ({version} or newer), numpy and pillow.
@@ -108,8 +108,6 @@ each. Needs onnxruntime ({version} or newer), numpy and pillow.
 _TEMPLATES = {CLASSIFY: _CLASSIFY, SEGMENT: _SEGMENT, DETECT: _DETECT}
 MODES = {1: "L", 3: "RGB"}
 """Which image files there are for a number of input channels."""
-_NEEDS = "Needs onnxruntime ("
-"""What each script says of itself at its beginning."""
 _BACK = "    image = image.resize(Image.open(name).size, Image.Resampling.NEAREST)\n"
 
 
@@ -121,8 +119,9 @@ def snippet(
     whole = preprocessing.crop_mode == "squash" and preprocessing.crop_pct == 1
     return _TEMPLATES[task].format(
         file=file,
+        shown=_in_docstring(file),
         version=version,
-        script=file.rsplit(".", 1)[0] + ".py",
+        script=_in_docstring(file.rsplit(".", 1)[0] + ".py"),
         classes=classes,
         colours=palette(len(classes)),
         least=SHOWN,
@@ -138,9 +137,11 @@ def snippet(
     )
 
 
-def is_snippet(text: str) -> bool:
-    """Whether a script is one of these, and not somebody's own."""
-    return text.startswith('"""') and _NEEDS in text[:1024]
+def _in_docstring(name: str) -> str:
+    """What a file may be called, where backslashes and quotes mean something."""
+    if name.isprintable() and not {"\\", '"'} & {*name}:
+        return name
+    return ascii(name)[1:-1].replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _resize(preprocessing: Preprocessing) -> str:

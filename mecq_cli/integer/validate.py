@@ -104,6 +104,8 @@ def _check_node(node: Node, values: Mapping[str, Value]) -> Value:
 def _check_name(name: Any, values: Mapping[str, Value]) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= 256 or not name.isprintable():
         raise ValueError("a name has 1 to 256 printable characters")
+    if "::" in name:
+        raise ValueError("two colons are for the names that an ONNX file adds")
     if name in values:
         raise ValueError("the name is used twice")
 

@@ -24,6 +24,9 @@ KEY = "detector"
 COORDINATES = 4
 """Numbers that move an anchor: two for its centre, two for its width and height."""
 
+MOST_ANCHORS = 2**24
+"""Of an image."""
+
 Kind = Literal["retinanet", "ssd"]
 Box = tuple[float, float, float, float]
 
@@ -88,10 +91,13 @@ class Detector:
     def __post_init__(self) -> None:
         shares = (self.score_threshold, self.iou_threshold)
         sizes = (*self.size, *(n for level in self.levels for n in level.grid))
+        places = sum(level.grid[0] * level.grid[1] * len(level.boxes) for level in self.levels)
         numbers = (*self.weights, *(n for level in self.levels for b in level.boxes for n in b))
         good = (
             self.kind in ("retinanet", "ssd")
             and all(0 <= share <= 1 for share in shares)
+            and type(self.candidates) is type(self.detections) is int
+            and places <= MOST_ANCHORS
             and min(*sizes, self.candidates, self.detections) > 0
             and all(map(math.isfinite, (*numbers, self.largest_growth)))
             and all(weight > 0 for weight in self.weights)

@@ -8,6 +8,9 @@ from typing import Any
 
 from mecq_cli.errors import UsageError
 
+MOST_PIXELS = 2**28
+"""Numbers of an image before it is cropped, in a description that is read from a file."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -81,6 +84,10 @@ class Preprocessing:
             raise ValueError(f"std is {self.std}; numbers above 0 are needed")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct is {self.crop_pct}; it must lie in (0, 1]")
+        if math.prod(size) / self.crop_pct**2 > MOST_PIXELS:
+            raise ValueError(
+                f"input_size {size} and crop_pct {self.crop_pct} make images too large"
+            )
         names: tuple[Any, ...] = (self.interpolation, self.crop_mode)
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"interpolation and crop_mode are {names}; names are needed")

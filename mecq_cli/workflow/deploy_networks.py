@@ -18,7 +18,6 @@ from mecq_cli.data import ImageDataset, eval_batches, find_splits, normalize, op
 from mecq_cli.errors import ArtifactError, UsageError, VerificationError
 from mecq_cli.events import Listener
 from mecq_cli.export import onnx as integer_onnx
-from mecq_cli.export import safetensors
 from mecq_cli.export.float_onnx import float_onnx
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.static_int8 import static_int8
@@ -30,8 +29,9 @@ from mecq_cli.models.detector import KEY
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import Target
+from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of
 from mecq_cli.workflow.deploy_settings import MODEL_ONLY, DeployConfig
-from mecq_cli.workflow.targets import preprocessing_of, require_artifact
+from mecq_cli.workflow.targets import require_artifact
 
 FP32, STATIC, MECQ = "fp32", "static_int8", "mecq"
 ARMS = (FP32, STATIC, MECQ)
@@ -114,7 +114,7 @@ def _stored(config: DeployConfig, target: Target) -> tuple[LoadedModel, IntegerM
         raise UsageError(
             f"{target.name}: give a run folder, an integer .safetensors file or a model name"
         )
-    integer = safetensors.load(path)
+    integer = load_artifact(path)
     name, preprocessing = integer.metadata.get("model"), preprocessing_of(integer.metadata, path)
     if not isinstance(name, str):
         raise ArtifactError(f"{path}: does not say which model it is of; quantize it again")

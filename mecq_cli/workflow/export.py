@@ -14,22 +14,26 @@ from mecq_cli.config import ExportConfig
 from mecq_cli.data import Split, dataset_of, eval_batches, normalize
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
-from mecq_cli.export import onnx, safetensors
+from mecq_cli.export import onnx
 from mecq_cli.export.cpu import cpu_path
 from mecq_cli.export.formats import FORMATS, require_format
 from mecq_cli.export.qonnx import require_qonnx
-from mecq_cli.export.snippet import MODES, is_snippet, snippet
+from mecq_cli.export.snippet import MODES, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
-from mecq_cli.runs import Target, resolve_target
+from mecq_cli.runs import Target, is_script, resolve_target
 from mecq_cli.storage import atomic_write, require_writable
+from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of, task_of
 from mecq_cli.workflow.common import eval_batch_size
 from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.export_weights import export_weights
-from mecq_cli.workflow.targets import preprocessing_of, require_artifact, task_of
+from mecq_cli.workflow.targets import require_artifact
 from mecq_cli.workflow.verification import verify, verify_file
 
 Array = NDArray[np.float32]
+
+IMAGES = 256
+"""To verify on, where nobody says how many."""
 ORT_PROFILES = {"ort": "1.24.1", "portable": "1.15"}
 """The profiles that onnxruntime runs, and the oldest version that was tried."""
 
@@ -52,11 +56,14 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
     """
     require_format(config.format)
     profile = _profile(config)
+    if config.verify is False and (config.images is not None or config.data is not None):
+        unused = "--data" if config.data is not None else "--images"
+        raise UsageError(f"{unused} is what a file is verified on, and --no-verify; leave one out")
     if profile == "qonnx" and config.verify is not False:
         require_qonnx()
     target = resolve_target(config.run)
     source = _source(target)
-    model = safetensors.load(source)
+    model = load_artifact(source)
     if config.format == "compressed-tensors":
         batches = _images(config, target, model, source, split)
         return export_weights(config, source, model, batches, listener)
@@ -81,14 +88,13 @@ def export(config: ExportConfig, listener: Listener, split: Split | None = None)
                 )
             else:
                 document |= verify(trial, output.name, profile, model, images, listener, deep=deep)
-    code = None
     if profile in ORT_PROFILES and model.input_shape[0] in MODES:
-        code = _script(model, source, output.name, ORT_PROFILES[profile])
-    atomic_write(output, data, force=config.force)
-    if code is not None:
         script = output.with_suffix(".py")
-        atomic_write(script, code.encode(), force=True)
+        code = _script(model, source, output.name, ORT_PROFILES[profile]).encode()
+        # The model last: whoever finds it finds its script too.
+        atomic_write(script, code, force=True)
         document["snippet"] = str(script)
+    atomic_write(output, data, force=config.force)
     return document
 
 
@@ -163,19 +169,12 @@ def _output(config: ExportConfig, target: Target, source: Path, profile: str | N
     for path in (output, script) if profile in ORT_PROFILES else (output,):
         if path.exists() and not config.force:
             raise UsageError(f"{path} exists; --force overwrites it, --output gives another name")
-    if profile in ORT_PROFILES and script.exists() and not _is_ours(script):
+    if profile in ORT_PROFILES and script.exists() and not is_script(script):
         raise UsageError(
             f"{script} was not written by mecq export, whose script goes there; --output gives "
             "another name"
         )
     return output
-
-
-def _is_ours(script: Path) -> bool:
-    try:
-        return is_snippet(script.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return False
 
 
 def _images(
@@ -189,7 +188,7 @@ def _images(
     task = task_of(model.metadata, source)
     split = split or evaluation_split(target.owner, config.data, task=task)
     preprocessing = preprocessing_of(model.metadata, source)
-    dataset = dataset_of(split.evenly(config.images), preprocessing)
+    dataset = dataset_of(split.evenly(config.images or IMAGES), preprocessing)
     batch = min(eval_batch_size(preprocessing), 64)
     for images in eval_batches(dataset, batch_size=batch):
         yield normalize(images.images, preprocessing).contiguous().numpy()

@@ -15,13 +15,11 @@ from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.export import compressed_tensors
 from mecq_cli.integer.ir import IntegerModel
-from mecq_cli.runs import PACKED_WEIGHTS
-from mecq_cli.storage import atomic_write
+from mecq_cli.runs import PACKED_FILES, PACKED_WEIGHTS
+from mecq_cli.storage import atomic_write, require_writable
 from mecq_cli.workflow.verification import verify_artifact
 
-CONFIG = "config.json"
-FILE = "model.safetensors"
-"""Where the library looks: a folder of its own, and in it these two names."""
+FILE, CONFIG = PACKED_FILES
 
 Array = NDArray[np.float32]
 
@@ -49,13 +47,21 @@ def export_weights(
         VerificationError: the written file does not agree; it is not kept.
         UsageError: a file is in the way.
     """
-    output = config.output or source.parent / PACKED_WEIGHTS / FILE
+    output = config.output or source.parent / PACKED_WEIGHTS
+    if output.suffix.lower() != Path(FILE).suffix:  # a folder, as the library wants one
+        if output.suffix or output.is_file():
+            raise UsageError(
+                f"--output {output}: the format {config.format} is a folder, or a file that ends "
+                f"in {Path(FILE).suffix}; give such a name, or another --format"
+            )
+        output = output / FILE
     described = output.with_name(CONFIG)
     if output.resolve() == source.resolve() or output.name == CONFIG:
         raise UsageError(f"--output {output}: is taken; give another name")
     for path in (output, described):
         if path.exists() and not config.force:
             raise UsageError(f"{path} exists; --force overwrites it, --output gives another folder")
+        require_writable(path)
     data, description = compressed_tensors.to_bytes(model), compressed_tensors.config(model)
     document: dict[str, Any] = {
         "path": str(output),

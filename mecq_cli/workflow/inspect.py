@@ -9,12 +9,12 @@ from typing import Any
 from mecq_cli.config import InspectConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
-from mecq_cli.export import safetensors
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.allot import with_sensitivities
+from mecq_cli.workflow.artifacts import load_artifact
 from mecq_cli.workflow.targets import require_artifact, settings_of
 
 ENTROPY_STEPS = 20
@@ -37,7 +37,7 @@ def inspect(config: InspectConfig, listener: Listener) -> dict[str, Any]:
         raise UsageError(
             f"{target.name}: nothing to inspect; give a run folder or an integer .safetensors file"
         )
-    model = safetensors.load(path)
+    model = load_artifact(path)
     fp32 = int(model.metadata.get("fp32_bytes", 0))
     sizes = totals(model, fp32, path.stat().st_size)
     return {

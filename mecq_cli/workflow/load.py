@@ -11,14 +11,14 @@ from torch import Tensor
 from mecq_cli.data import normalize, read_image
 from mecq_cli.data.augmentation import eval_transform
 from mecq_cli.errors import UsageError
-from mecq_cli.export import safetensors
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import resolve_target
 from mecq_cli.tasks.decoding import SCORE, decoded
-from mecq_cli.workflow.targets import preprocessing_of, require_artifact
+from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of
+from mecq_cli.workflow.targets import require_artifact
 
 
 class Classifier(IntegerModule):
@@ -88,5 +88,5 @@ def load(path: str | os.PathLike[str]) -> Classifier:
             f"{target.name}: no integer artifact; give a run folder or a .safetensors file that "
             "mecq wrote"
         )
-    model = safetensors.load(file)
+    model = load_artifact(file)
     return Classifier(model, preprocessing_of(model.metadata, file))

@@ -13,7 +13,6 @@ from torch import nn
 from mecq_cli.config import QuantizeConfig, ReportConfig
 from mecq_cli.data import Split
 from mecq_cli.errors import ArtifactError, MecqError
-from mecq_cli.export import safetensors
 from mecq_cli.insertion import QuantizedModel
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.models.classes import ClassMap
@@ -23,15 +22,11 @@ from mecq_cli.runs import RunFolder, read_summary
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
+from mecq_cli.workflow.artifacts import classes_of, load_artifact, preprocessing_of, task_of
 from mecq_cli.workflow.common import insert_quantizers
 from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.float_model import load_float, restore_classifier
-from mecq_cli.workflow.targets import (
-    classes_of_split,
-    preprocessing_of,
-    settings_of,
-    task_of,
-)
+from mecq_cli.workflow.targets import classes_of_split, settings_of
 
 
 @dataclass
@@ -87,10 +82,10 @@ def open_material(run: RunFolder, asked: ReportConfig) -> Material:
             "end of the training."
         )
         return material
-    model = material.model = safetensors.load(run.artifact)
+    model = material.model = load_artifact(run.artifact)
     preprocessing = material.preprocessing = preprocessing_of(model.metadata, run.artifact)
     task = material.task = task_of(model.metadata, run.artifact)
-    names = tuple(str(name) for name in model.metadata.get("classes", ()))
+    names = classes_of(model.metadata, None, run.artifact)
     imagenet = bool(model.metadata.get("imagenet", False))
 
     def images() -> tuple[Split, ClassMap]:

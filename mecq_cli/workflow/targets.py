@@ -15,22 +15,22 @@ from torch import Tensor
 from mecq_cli.config import QuantizeConfig, from_toml
 from mecq_cli.data import Split
 from mecq_cli.errors import ArtifactError, DataError, UsageError
-from mecq_cli.export import safetensors
 from mecq_cli.export.onnx_detection import detections_of
 from mecq_cli.export.onnx_file import read
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.qonnx import QonnxRunner
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.integer.geometry import shapes
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.classes import ClassMap
-from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
 from mecq_cli.tasks import registry
 from mecq_cli.tasks.base import Task
-from mecq_cli.tasks.figures import CLASSIFY, DETECT, FIGURES
-from mecq_cli.tasks.registry import CLASSIFICATION, task_named
+from mecq_cli.tasks.figures import DETECT
+from mecq_cli.tasks.registry import CLASSIFICATION
 from mecq_cli.training import state
+from mecq_cli.workflow.artifacts import classes_of, load_artifact, preprocessing_of, task_of
 from mecq_cli.workflow.common import insert_quantizers
 from mecq_cli.workflow.float_model import load_float
 
@@ -65,8 +65,9 @@ class Opened:
 
 def open_artifact(path: Path) -> Opened:
     """An integer .safetensors file."""
-    model = safetensors.load(path)
-    return _described("artifact", IntegerModule(model), model.metadata, path)
+    model = load_artifact(path)
+    outputs = shapes(model)[model.output.name]
+    return _described("artifact", IntegerModule(model), model.metadata, outputs[0], path)
 
 
 def open_onnx(path: Path) -> Opened:
@@ -77,7 +78,8 @@ def open_onnx(path: Path) -> Opened:
     def predict(images: Tensor) -> Tensor:
         return torch.from_numpy(runner.run(np.ascontiguousarray(images.cpu().numpy())))
 
-    opened = _described("onnx", predict, runner.metadata, path)
+    outputs = runner.outputs if isinstance(runner, OrtRunner) else None
+    opened = _described("onnx", predict, runner.metadata, outputs, path)
     if opened.task.name == DETECT and isinstance(runner, OrtRunner):
         opened.found = partial(_detected, runner)
     return opened
@@ -128,16 +130,6 @@ def require_artifact(run: RunFolder) -> Path:
     return run.artifact
 
 
-def preprocessing_of(metadata: Any, path: Path) -> Preprocessing:
-    """The preprocessing an artifact or ONNX file carries."""
-    try:
-        return Preprocessing.from_json(dict(metadata["preprocessing"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: does not say how images are prepared for it ({error}); export it again"
-        ) from error
-
-
 _ADVICE = "give the --data it was made for"
 
 
@@ -170,26 +162,14 @@ def classes_of_split(
     return classes
 
 
-def _described(kind: str, predict: Callable[[Tensor], Tensor], metadata: Any, path: Path) -> Opened:
+def _described(
+    kind: str,
+    predict: Callable[[Tensor], Tensor],
+    metadata: Any,
+    outputs: int | None,
+    path: Path,
+) -> Opened:
     preprocessing = preprocessing_of(metadata, path)
-    classes = tuple(str(name) for name in metadata.get("classes", ()))
+    classes = classes_of(metadata, outputs, path)
     imagenet = bool(metadata.get("imagenet", False))
     return Opened(kind, predict, preprocessing, classes, imagenet, task_of(metadata, path))
-
-
-def task_of(metadata: Any, path: Path) -> Task:
-    """What the model in a file is for; those that do not say it classify."""
-    name = metadata.get("task", CLASSIFY)
-    if name not in FIGURES:
-        raise ArtifactError(
-            f"{path}: is for the task {str(name)[:40]!r}, which this version does not know; known "
-            f"are {', '.join(FIGURES)}"
-        )
-    if name != DETECT:
-        return task_named(name)
-    from mecq_cli.tasks.detection import Detection
-
-    detector = detector_in(metadata)
-    if detector is None:
-        raise ArtifactError(f"{path}: says nothing of its boxes; export it again")
-    return Detection(detector)

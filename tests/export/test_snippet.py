@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mecq_cli.data.augmentation import eval_transform
 from mecq_cli.data.images import to_rgb
 from mecq_cli.export.snippet import snippet
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.runs import is_script
 
 
 def prepared(preprocessing: Preprocessing, image: Image.Image) -> Any:
@@ -31,6 +33,18 @@ def load_of(preprocessing: Preprocessing) -> Any:
     code = before.replace("import onnxruntime\n", "")
     exec(compile(code, "model.py", "exec"), names)
     return names["load"]
+
+
+@pytest.mark.parametrize("name", ["a\\N.onnx", 'b".onnx', 'c"""d.onnx', "d\udcff.onnx", "é.onnx"])
+@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
+def test_any_name_of_a_file_makes_a_program(name: str, task: str, tmp_path: Path) -> None:
+    made = Preprocessing((3, 8, 8), (0.5,) * 3, (0.2,) * 3)
+    text = snippet(name, made, ["a", "b"], "1.24.1", task)
+    compile(text.encode(), "a.py", "exec")
+    (tmp_path / "a.py").write_text(text)
+    assert is_script(tmp_path / "a.py")
+    names = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)]
+    assert name in names
 
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])

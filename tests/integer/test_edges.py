@@ -111,7 +111,10 @@ def test_the_mean_of_a_large_plane(target: Grid | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("grid", [UNIT, Grid(0.5, 0, 8, 0, 255), Grid(1.0, 2, 8, 0, 255)])
 def test_a_norm_reads_what_is_on_a_grid(grid: Grid, tmp_path: Path) -> None:
     """Of a product with 1 onnxruntime would leave bytes for it."""
-    affine = {"weight": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
+    affine = {
+        "weight": np.ones(4, np.float32),
+        "bias": np.zeros(4, np.float32),
+    }
     nodes = (
         Node("x", "quantize", (INPUT,), grid),
         Node("float", "dequantize", ("x",), None),
@@ -131,7 +134,7 @@ def test_a_norm_reads_what_is_on_a_grid(grid: Grid, tmp_path: Path) -> None:
 def test_factors_that_are_not_finite_are_refused() -> None:
     """Both scales are of usual size, their product is not: 0 times infinity."""
     grid = Grid(2.0**60, 0, 8, 0, 255)
-    weight = {
+    weight: dict[str, NDArray[Any]] = {
         "weight": np.array([[1, -1]], np.int8),
         "weight_scale": np.array([2.0**90], np.float32),
         "bias": np.array([0], np.int32),

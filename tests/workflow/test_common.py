@@ -11,11 +11,11 @@ from mecq_cli.config import QuantizeConfig, to_toml
 from mecq_cli.errors import ArtifactError, EnvironmentFailure, UsageError
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.runs import RunFolder
+from mecq_cli.workflow.artifacts import preprocessing_of
 from mecq_cli.workflow.common import eval_batch_size, pick_device
 from mecq_cli.workflow.evaluation_images import evaluation_split
 from mecq_cli.workflow.targets import (
     open_simulator,
-    preprocessing_of,
     require_artifact,
     run_config,
     settings_of,
