@@ -85,6 +85,18 @@ _COCO_NAME = re.compile(rf"(?:instances_)?({'|'.join((TRAIN, *EVALUATION))})(\d*
 _LIKE_SPLITS = frozenset((TRAIN, *EVALUATION, "training", "testing", "eval"))
 
 
+_PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip")
+
+
+# fmt: off
+EXTENSIONS = frozenset((
+    "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg",
+    "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
+))
+# fmt: on
+"""Endings of the images that are looked for."""
+
+
 @contextmanager
 def readable(folder: str | Path) -> Iterator[None]:
     """Turn what the system says of a folder into one line."""
@@ -93,7 +105,9 @@ def readable(folder: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"no data folder {str(folder)!r}; {LAYOUT}") from error
     except NotADirectoryError as error:
-        raise DataError(f"{str(folder)!r} is a file, not a data folder; {LAYOUT}") from error
+        packed = Path(folder).suffix.lower() in _PACKED
+        hint = "unpack it, or give .tar files that are not compressed" if packed else LAYOUT
+        raise DataError(f"{str(folder)!r} is a file, not a data folder; {hint}") from error
     except PermissionError as error:
         raise DataError(f"no permission to read the folder {str(folder)!r}") from error
     except OSError as error:

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mecq_cli.errors import EnvironmentFailure, InputError, Interrupted, MecqError, UsageError
-from mecq_cli.layout import find_splits
+from mecq_cli.layout import EXTENSIONS, find_splits
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.settings import OWN
-from mecq_cli.storage import atomic_write, remove_leftovers
+from mecq_cli.storage import atomic_write, remove_leftovers, require_writable
 
 if TYPE_CHECKING:
     from mecq_cli.config import QuantizeConfig
@@ -227,13 +227,41 @@ def _make(path: Path, *, exist_ok: bool) -> bool:
     return True
 
 
+def require_output(config: QuantizeConfig) -> None:
+    """What `create_run` would refuse, asked without making or changing anything.
+
+    Raises:
+        UsageError, EnvironmentFailure: as of `create_run`, except for a lock.
+    """
+    folder = config.output
+    if folder is None or config.resume:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"run folder {folder}: is a file; give --output DIR")
+    if folder.is_dir():
+        _require_startable(RunFolder(folder), config)
+    require_writable(folder / "config.toml")
+
+
 def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
     """Only an empty folder is used without being told to; --force removes an old run's files."""
     if config.resume or not _content(run.path):
         return
+    try:
+        _require_startable(run, config)
+    except UsageError:
+        if not run.config.exists():
+            with suppress(OSError):
+                (run.path / _LOCK).unlink()  # the folder is not ours
+        raise
+    _clear(run)
+
+
+def _require_startable(run: RunFolder, config: QuantizeConfig) -> None:
+    """Whether nothing is in the folder, or a run that may be started over."""
+    if not _content(run.path):
+        return
     if not run.config.exists():
-        with suppress(OSError):
-            (run.path / _LOCK).unlink()  # the folder is not ours
         raise UsageError(
             f"--output {run.path}: is not empty, and holds no run that could be started over; give "
             "an empty or a new folder"
@@ -248,6 +276,9 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
         raise UsageError(
             f"--checkpoint {start}: lies in the run folder that --force clears; move it elsewhere"
         )
+
+
+def _clear(run: RunFolder) -> None:
     try:
         for folder in (run.checkpoints, run.tensorboard):
             if folder.is_dir() and not folder.is_symlink():
@@ -381,6 +412,11 @@ def resolve_target(text: str | None) -> Target:
         raise UsageError(
             f"{text}: no such file or folder; a target is a run folder, a .safetensors or .onnx "
             "file, or a model name"
+        )
+    if kind is None and path.suffix.lower().lstrip(".") in EXTENSIONS:
+        raise UsageError(
+            f"{text}: is an image; a target, which comes before images, is a run folder, or a "
+            ".safetensors or .onnx file"
         )
     if kind is None:
         raise UsageError(

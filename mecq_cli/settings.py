@@ -161,6 +161,8 @@ def validated(
     key, *inner = problem["loc"]
     inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     label = label_of(str(key), origins.get(str(key), "default"), file, inside)
+    if problem["type"] == "missing":
+        raise UsageError(f"{label} is missing")
     got = problem["input"]
     shown = str(got) if isinstance(got, Path) else got
     raise UsageError(f"{label}: got {shown!r}; allowed: {_allowed(problem)}")
@@ -193,7 +195,14 @@ _TYPE_NAMES = {
     "path_type": "a path",
     "tuple_type": "[[layers]] tables",
     "model_type": "a table with pattern, wbits, abits",
-    "missing": "a value, it is required",
+}
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "{} or more"),
+    "greater_than": ("gt", "more than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "less_than": ("lt", "less than {}"),
 }
 
 
@@ -204,4 +213,7 @@ def _allowed(problem: Mapping[str, Any]) -> str:
         return str(context["error"])
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "")
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return words.format(context[name])
     return _TYPE_NAMES.get(kind, str(problem["msg"]))

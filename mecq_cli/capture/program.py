@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -10,6 +14,20 @@ from torch.fx import GraphModule
 
 from mecq_cli.capture.multihead import images_first
 from mecq_cli.errors import UsageError, first_line
+
+_TOO_SMALL = re.compile(r"too small|greater than actual input size|smaller than the kernel", re.I)
+"""What PyTorch says of maps that have shrunk to less than a window."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What PyTorch logs of an error comes as an error of its own, too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
@@ -26,7 +44,7 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
     batch[example] = {0: torch.export.Dim.DYNAMIC}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
-        with warnings.catch_warnings(), images_first(model):
+        with warnings.catch_warnings(), _quiet(), images_first(model):
             warnings.simplefilter("ignore")
             for training in (True, False):  # a second head only exists in training
                 model.train(training)
@@ -41,6 +59,9 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
                 "it fixes the number of images, as len(x) and int(x.shape[0]) do (write x.shape[0] "
                 "or -1), or needs a certain one"
             )
+        if _TOO_SMALL.search(why):
+            _, height, width = input_shape
+            why += f" (images of {height} x {width} pixels are too small for it: larger --img-size)"
         raise UsageError(
             f"{type(model).__name__} cannot be read by torch.export at input {input_shape}: {why}"
         ) from error

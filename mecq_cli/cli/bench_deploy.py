@@ -71,7 +71,10 @@ def deploy(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Its weights (default: random ones).", rich_help_panel=_MODEL
+            metavar="FILE",
+            readable=False,
+            help="Its weights (default: random ones).",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     img_size: Annotated[

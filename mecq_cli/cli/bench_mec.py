@@ -23,7 +23,7 @@ def mec(
     ],
     epochs: Annotated[int, typer.Option(metavar="N", help="The same for every arm.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
+        Path | None, typer.Option(metavar="FILE", readable=False, help="Weights to start from.")
     ] = None,
     arms: Annotated[
         str,

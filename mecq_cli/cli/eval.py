@@ -45,7 +45,9 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights of a float model: .pth or .safetensors."),
+        typer.Option(
+            metavar="FILE", readable=False, help="Weights of a float model: .pth or .safetensors."
+        ),
     ] = None,
     pretrained: Annotated[
         bool | None,

@@ -61,7 +61,7 @@ def export(
         typer.Option(metavar="DATA", help="Images to verify on (default: the data of the run)."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(metavar="N", help="How many to verify on (default 256).")
+        int | None, typer.Option(metavar="N", help="How many to verify on; 256 if not given.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     as_json: JsonFlag = False,

@@ -11,7 +11,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import typer
 from typer.main import get_command
@@ -37,6 +39,9 @@ def main() -> None:
     """Run the command line of this process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _remember)
+    # Where the shell has closed them (>&-), Python has none.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # for names that its encoding does not have
     code = run(sys.argv[1:])
@@ -48,6 +53,10 @@ def main() -> None:
     sys.exit(code)
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line, without the program's name; returns the exit code."""
     debug = "--debug" in arguments
@@ -55,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         _silence_libraries()
     try:
         code = get_command(app).main(list(arguments), prog_name="mecq", standalone_mode=False)
+    except SystemExit as error:  # rich's, of help that nobody reads to its end
+        return 141 if error.code == 1 else int(error.code or 0)
     except (Exception, typer.Abort, KeyboardInterrupt) as error:  # noqa: BLE001  # told to the user, in one line
         return _fail(error, debug)
     if code == 130:  # how typer ends on Ctrl-C

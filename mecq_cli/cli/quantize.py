@@ -165,7 +165,12 @@ def quantize(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights: .pth or .safetensors.", rich_help_panel=_START),
+        typer.Option(
+            metavar="FILE",
+            readable=False,
+            help="Weights: .pth or .safetensors.",
+            rich_help_panel=_START,
+        ),
     ] = None,
     pretrained: Annotated[
         bool | None,
@@ -389,7 +394,7 @@ def quantize(
         typer.Option(
             metavar="FILE",
             help="Settings as TOML; flags win over it. It also takes bits of single layers, "
-            "optimizer, weight_decay, ... A run's config.toml shows every key.",
+            "optimizer, weight_decay, ... mecq config show lists every key.",
             rich_help_panel=_RUN,
         ),
     ] = None,

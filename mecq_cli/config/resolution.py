@@ -74,7 +74,10 @@ def resolve(
         raise UsageError("--resume and --force: one continues a run, the other starts it over")
     output = values.get("output")
     if values.get("resume") and output is None:
-        raise UsageError("--resume: which run? give --output RUN; runs/latest names the latest")
+        model = values.get("model")
+        named = isinstance(model, str) and Path(model).expanduser().is_dir()
+        which = model if named else "RUN; runs/latest names the latest"
+        raise UsageError(f"--resume: which run? give --output {which}")
     if values.get("resume") and isinstance(output, (str, Path)):
         _continue_stored(Path(output).expanduser() / "config.toml", values, origins)
     settle_wbits(values, origins)

@@ -16,14 +16,8 @@ import numpy as np
 
 from mecq_cli.data.split import NameList, Names, Split
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.layout import FLAT, LAYOUT, find_splits, readable
+from mecq_cli.layout import EXTENSIONS, FLAT, LAYOUT, find_splits, readable
 
-# fmt: off
-EXTENSIONS = frozenset((
-    "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg",
-    "pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp",
-))
-# fmt: on
 _JUNK = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin"))
 
 

@@ -39,6 +39,9 @@ def load(path):
 
 if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
     sys.exit(__doc__)
+missing = [name for name in sys.argv[1:] if not Path(name).is_file()]
+if missing:
+    sys.exit(f"{{missing[0]}}: no such image")
 session = onnxruntime.InferenceSession(Path(__file__).with_name({file!r}))
 for name in sys.argv[1:]:
 """

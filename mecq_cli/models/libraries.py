@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import timm
@@ -24,6 +25,7 @@ from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import TorchvisionSegmentation, segmentation_names
 from mecq_cli.models.supported import near
+from mecq_cli.runs import RunFolder
 from mecq_cli.settings import OWN
 
 TORCHVISION = "torchvision/"
@@ -214,6 +216,13 @@ def _unknown(name: str, near: list[str]) -> UsageError:
         if near
         else "mecq models lists those that were tried; a module of your own: docs/api.md"
     )
+    if Path(name).is_dir():
+        runs = [path.name for path in sorted(Path(name).iterdir()) if RunFolder(path).is_run]
+        inside = f", but there are such in it: {', '.join(runs[:3])}" if runs else ""
+        return UsageError(
+            f"{name}: is neither a model's name nor a run folder (which has config.toml and "
+            f"model.safetensors){inside}"
+        )
     return UsageError(
         f"unknown model {name!r}: timm's names, torchvision/NAME and "
         f"{', '.join(cifar_resnet.default_cfgs)} are known; {hint}"

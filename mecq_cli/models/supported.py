@@ -37,5 +37,6 @@ def near(name: str, names: list[str], library: str) -> list[str]:
     """Up to three names that may have been meant; the same one of another library comes first."""
     wanted = name.lower()
     elsewhere = [n for n in (wanted, library + wanted) if n in names]
+    longer = sorted((n for n in names if n.startswith(f"{wanted}_")), key=len)[:1]
     close = difflib.get_close_matches(wanted, names, 3)
-    return list(dict.fromkeys([*elsewhere, *close]))[:3]
+    return list(dict.fromkeys([*elsewhere, *longer, *close]))[:3]

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from mecq_cli import errors
 from mecq_cli.errors import CheckpointError
-from mecq_cli.layout import check_weight_file
+from mecq_cli.layout import EXTENSIONS, check_weight_file
 
 # Where training scripts keep the weights in a checkpoint. Averaged weights come first: where a
 # script keeps both, they are the ones it reports.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = (
+    "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network"
+)  # fmt: skip
 _WRAPPERS_DEEP = 3
 # What DistributedDataParallel, torch.compile and Lightning put before each name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -96,8 +98,8 @@ def fit_state_dict(
     ]
     if complaints:
         raise CheckpointError(
-            f"{source} does not fit the model: of its {len(own)} tensors "
-            f"{', '.join(complaints)}; is it of this architecture?"
+            f"{source} does not fit the model of {len(own)} tensors: {', '.join(complaints)}; "
+            "is it of this architecture?"
         )
     _require_finite(given, source)
     module.load_state_dict(given, strict=False)
@@ -119,6 +121,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     """Whatever the file holds, as far as ``weights_only`` lets it in."""
+    if path.suffix.lower().lstrip(".") in EXTENSIONS:
+        raise CheckpointError(f"{path} is an image; --checkpoint takes weights")
     _require_stored(path)
     try:
         with warnings.catch_warnings():

@@ -46,7 +46,8 @@ def pick_device(name: str) -> torch.device:
         compute_on(device)
     except Exception as error:
         raise EnvironmentFailure(
-            f"--device {name}: not usable here ({first_line(error)}); try --device cpu"
+            f"--device {name}: not usable here ({first_line(error).split('. ')[0][:160]}); try "
+            "--device cpu"
         ) from error
     return device
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import Split
-from mecq_cli.errors import MecqError, UsageError
+from mecq_cli.errors import DataError, MecqError, UsageError
 from mecq_cli.runs import RunFolder, read_summary
 from mecq_cli.settings import absolute_data
 from mecq_cli.tasks.base import Task
@@ -37,11 +39,19 @@ def evaluation_split(
     root = data or (None if config is None else config.data)
     if root is None:
         raise UsageError("which images? give --data DIR")
-    if run is not None and config is not None and config.val_split is not None and not split:
-        held_out = _held_out(run, config, config.val_split, root, task)
-        if held_out is not None:
-            return held_out
-    return task.open_evaluation(root, split)
+    try:
+        if run is not None and config is not None and config.val_split is not None and not split:
+            held_out = _held_out(run, config, config.val_split, root, task)
+            if held_out is not None:
+                return held_out
+        return task.open_evaluation(root, split)
+    except DataError as error:
+        if data is not None or run is None or "/" not in root or Path(root).exists():
+            raise
+        raise DataError(
+            f"the images of {run.path} were in {root}, which is not there; say where they are: "
+            "--data DIR"
+        ) from error
 
 
 def _held_out(

@@ -23,7 +23,7 @@ from mecq_cli.memory import advising
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.models.order import channels_last
 from mecq_cli.quantizers import quantizers_named
-from mecq_cli.runs import RunFolder, create_run, make_latest, read_summary
+from mecq_cli.runs import RunFolder, create_run, make_latest, read_summary, require_output
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write
 from mecq_cli.training import tracking
@@ -103,6 +103,7 @@ def _quantize(
     job = open_job(config, origins, listener, splits, model, processes)
     job.again = again
     if config.dry_run:
+        require_output(config)
         if job.config.target:
             if fits_classifier(job.loaded, job.config):
                 listener.note("a run fits the new last layer first, and may find other bits")

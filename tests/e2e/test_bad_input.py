@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -322,3 +325,76 @@ def test_parts_of_one_image_and_batch_norm_on_single_pixels(pictures: Path, tmp_
         "--epochs", 1, "--calibration-images", 8, cwd=tmp_path,
     )  # fmt: skip
     refused(done, 2, "a smaller --accumulate")
+
+
+def test_images_too_small_for_the_model_say_so(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [*BITS, "--no-pretrained", "--epochs", 0, "--dry-run", "--data", pictures]
+    command = ["quantize", "torchvision/alexnet", *arguments, "--img-size", 32]
+    done = mecq(*command, "--quiet", cwd=tmp_path)
+    refused(done, 2, "images of 32 x 32 pixels are too small for it", "--img-size")
+    assert done.err.count("\n") == 1
+    loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not loud, "nothing of PyTorch's beside it"
+
+
+def test_a_dry_run_refuses_the_output_that_the_run_would(
+    run_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    dry = [*RANDOM, *QUICK, "--data", pictures, "--dry-run", "--output"]
+    before = sorted(path.name for path in run_folder.iterdir())
+    refused(mecq(*dry, run_folder, cwd=tmp_path), 2, "--force starts it over")
+    refused(mecq(*dry, pictures, cwd=tmp_path), 2, "holds no run that could be started over")
+    (tmp_path / "file").write_text("mine")
+    refused(mecq(*dry, "file", cwd=tmp_path), 2, "is a file; give --output DIR")
+    assert mecq(*dry, run_folder, "--force", "--quiet", cwd=tmp_path).code == 0
+    assert mecq(*dry, "new", "--quiet", cwd=tmp_path).code == 0
+    assert sorted(path.name for path in run_folder.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_images_of_a_run_that_are_elsewhere_now(own: Path, tmp_path: Path) -> None:
+    done = mecq(*RANDOM, *QUICK, "--data", own, "--output", "run", "--quiet", cwd=tmp_path)
+    assert done.code == 0, done.err
+    own.rename(tmp_path / "elsewhere")
+    for command in ("eval", "export"):
+        refused(mecq(command, "run", cwd=tmp_path), 3, "the images of run were in", "--data DIR")
+    assert mecq("eval", "run", "--data", "elsewhere", "--quiet", cwd=tmp_path).code == 0
+
+
+def test_what_is_named_is_something_else(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    runs = run_folder.parent
+    refused(mecq("eval", runs.name, cwd=runs.parent), 2, "neither a model's name", ": run")
+    Image.new("RGB", (9, 9)).save(tmp_path / "cat.png")
+    done = mecq("predict", "cat.png", run_folder, cwd=tmp_path)
+    refused(done, 2, "cat.png: is an image; a target, which comes before images")
+    (tmp_path / "data.tar.gz").write_bytes(b"packed")
+    done = mecq(*RANDOM, "--data", "data.tar.gz", cwd=tmp_path)
+    refused(done, 3, "is a file, not a data folder; unpack it")
+    done = mecq(*RANDOM[:-3], "--checkpoint", "cat.png", "--data", pictures, cwd=tmp_path)
+    refused(done, 3, "cat.png is an image; --checkpoint takes weights")
+    done = mecq("quantize", "resnet20", *BITS, "--data", pictures, cwd=tmp_path)
+    refused(done, 2, "did you mean resnet20_cifar")
+    done = mecq("quantize", "--resume", run_folder, cwd=tmp_path)
+    refused(done, 2, f"--resume: which run? give --output {run_folder}")
+    (tmp_path / "rule.toml").write_text("[[layers]]\nwbits = 4\n")
+    done = mecq(*RANDOM, "--config", "rule.toml", "--data", pictures, cwd=tmp_path)
+    refused(done, 2, "'layers[0].pattern' in rule.toml is missing")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("mecq eval nope.onnx 2>&-", 2),
+        ("mecq config show >&-", 0),
+        ("mecq --help | true; exit ${PIPESTATUS[0]}", 141),
+    ],
+)
+def test_closed_streams_do_not_change_the_exit_code(
+    command: str, code: int, tmp_path: Path
+) -> None:
+    called = command.replace("mecq", f"{sys.executable} -m mecq_cli")
+    done = subprocess.run(["bash", "-c", called], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (code, 0 if "|" in command else code), done.stderr
+    assert "internal" not in done.stderr + done.stdout

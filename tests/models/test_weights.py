@@ -51,6 +51,8 @@ def prefixed(*prefixes: str) -> Wrap:
         lambda s: {"state_dict": prefixed("model.", "_orig_mod.")(s)},
         lambda s: {"state_dict": {k: v * 0 for k, v in s.items()}, "state_dict_ema": s},
         lambda s: {"state_dict": s, "state_dict_ema": None},
+        lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}, "epoch": 3},
+        lambda s: {"net": prefixed("module.")(s), "acc": 93.0, "epoch": 3},
         lambda s: {"model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.")(s)}},
         lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
     ],
