@@ -51,6 +51,11 @@ def demo(config: DemoConfig, listener: Listener) -> dict[str, Any]:
     run, data, weights = folder / "run", folder / "digits", folder / "float.safetensors"
     if run.exists() and not config.force:
         raise UsageError(f"{folder}: there was a demo before; --force starts it over")
+    others = sorted(path.name for path in folder.glob("*") if path not in (run, data, weights))
+    if others:
+        raise UsageError(
+            f"{folder}: holds other files ({', '.join(others[:3])}); --output names a new folder"
+        )
     for mine in (data, weights):
         if mine.exists() and not config.force:
             raise UsageError(f"{mine} exists; --force overwrites it, --output gives another place")

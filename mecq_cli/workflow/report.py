@@ -54,8 +54,10 @@ def may_replace(path: Path, *, force: bool) -> bool:
     """Whether a page may take the place of what is at ``path``: of an older page it may.
 
     Raises:
-        UsageError: there is something else.
+        UsageError: there is something else, or it has another name than pages have.
     """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path}: a page is a file that ends in .html; give such a name")
     if force or not path.exists():
         return force
     if path.is_file() and html.is_ours(read_bytes_limited(path, _LARGEST_PAGE)):

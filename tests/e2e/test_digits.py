@@ -38,6 +38,16 @@ def test_demo(digits: Path) -> None:
     assert "--force" in again.err
 
 
+def test_a_demo_does_not_mix_with_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"mine")
+    for more in ([], ["--force"]):
+        done = mecq("demo", "--output", "photos", *more, cwd=tmp_path)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "photos: holds other files (cat.jpg)" in done.err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
 @pytest.mark.parametrize("target", ["", "run", "run/model.onnx", "run/model.safetensors"])
 def test_eval(digits: Path, target: str) -> None:
     folder = digits / "runs" / "demo"

@@ -241,7 +241,7 @@ def test_what_is_gone_is_left_out_and_said(digits: Path, tmp_path: Path) -> None
     assert ["/gone" in line for line in document["left_out"]] == [True, True]
     assert "error" in document["runtime"]
     text = check_offline((run / "report.html").read_text())
-    assert "no data folder '/gone'" in " ".join(text.text)
+    assert "the images of run were in /gone" in " ".join(text.text)
     assert all(row["activations"] is None for row in document["layers"])
     assert document["layers"][1]["weights"]["entropy"] > 0
     # A report takes the place of a report, and of nothing else.
@@ -251,6 +251,8 @@ def test_what_is_gone_is_left_out_and_said(digits: Path, tmp_path: Path) -> None
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "--force overwrites it" in done.err
     assert (run / "report.html").read_text() == "mine"
+    done = mecq("report", "run", "--output", "page.txt", cwd=tmp_path)
+    refused(done, 2, "page.txt: a page is a file that ends in .html")
 
 
 def test_images_of_other_classes(digits: Path, tmp_path: Path) -> None:
