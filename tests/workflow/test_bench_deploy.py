@@ -100,7 +100,7 @@ def test_a_run_with_images_of_its_own(artifact: Path, tmp_path: Path) -> None:
     save(nameless, artifact, force=True)
     done = mecq("bench", "deploy", artifact, cwd=tmp_path)
     assert done.code == 3
-    assert "does not say which model" in done.err
+    assert "the name of its model is none" in done.err
 
 
 @pytest.mark.parametrize(
