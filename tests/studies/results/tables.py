@@ -132,7 +132,7 @@ FINAL = Table(
     arms=dict.fromkeys(FINAL_BITS, (DEFAULT,)),
     seeds=(0,),
     epochs=20,
-    longer={(2, 2): 60, (1, 2): 40, (1, 1): 60},
+    longer={(2, 2): 60, (4, 4): 60, (1, 2): 40, (1, 1): 60},
     keep_artifact=True,
 )
 
