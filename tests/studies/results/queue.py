@@ -24,6 +24,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.storage import atomic_write
+from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.machine import cpu_name
 from mecq_cli.workflow.quantize import quantize
 from tests.studies.results.divergence import divergence_of
@@ -129,6 +130,9 @@ def run(job: Job, place: Place, listener: Listener) -> dict[str, Any]:
     torch._dynamo.reset()  # each run compiles its own network
     config, parts = config_of(job, place), splits(job.table, place.data)
     summary = quantize(config, {}, listener, splits=parts)
+    rows = read_rows(place.work / job.key / "metrics.jsonl")
+    steps = sum(row["seconds"] + row["data_seconds"] for row in rows)
+    summary["seconds"] = max(summary["seconds"], round(steps, 1))  # also of a run that was stopped
     if job.table.finely:
         artifact = place.work / job.key / "model.safetensors"
         summary["divergence"] = divergence_of(artifact, config, parts[1])
