@@ -20,8 +20,8 @@ from torch import Tensor
 from mecq_cli import token_kernels
 from mecq_cli.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest
-from mecq_cli.integer.ir import INPUT, MOVES, SPREAD, Grid, IntegerModel, Node, spread
-from mecq_cli.token_kernels import EXACT, WITH_TENSORS, Tensors, scalar
+from mecq_cli.integer.ir import EXACT, INPUT, MOVES, SPREAD, Grid, IntegerModel, Node, spread
+from mecq_cli.token_kernels import WITH_TENSORS, Tensors, scalar
 
 
 def quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -72,11 +72,8 @@ def _clipped(node: Node, out: Tensor, grids: Sequence[Grid | None]) -> Tensor:
     ends = [end for source in sources for end in (source.qmin, source.qmax)]
     if node.op == "pad":
         ends.append(sources[0].zero_point)
-    return (
-        out
-        if grid.qmin <= min(ends) and max(ends) <= grid.qmax
-        else out.clamp(grid.qmin, grid.qmax)
-    )
+    inside = grid.qmin <= min(ends) and max(ends) <= grid.qmax
+    return out if inside else out.clamp(grid.qmin, grid.qmax)
 
 
 def node_tensors(node: Node, device: torch.device | None = None) -> dict[str, Tensor]:
@@ -157,11 +154,11 @@ def _add(node: Node, inputs: Sequence[Tensor], grids: Sequence[Grid | None]) -> 
         return inputs[0] + inputs[1]
     sources = [_need(g) for g in grids]
     if spread(node.grid, *sources) > SPREAD:
-        steps = sum(
+        a, b = (
             (q.double() - g.zero_point) * (g.scale / node.grid.scale)
             for q, g in zip(inputs, sources, strict=True)
         )
-        q = torch.round(torch.as_tensor(steps)) + node.grid.zero_point
+        q = torch.round(a + b) + node.grid.zero_point
         return torch.clamp(q, node.grid.qmin, node.grid.qmax).float()
     a, b = (dequantize(q, g) for q, g in zip(inputs, sources, strict=True))
     return quantize(a + b, node.grid)

@@ -97,6 +97,11 @@ EXTENSIONS = frozenset((
 """Endings of the images that are looked for."""
 
 
+def is_image(name: str) -> bool:
+    """Whether the ending of a file's name is that of an image."""
+    return name.rpartition(".")[2].lower() in EXTENSIONS
+
+
 @contextmanager
 def readable(folder: str | Path) -> Iterator[None]:
     """Turn what the system says of a folder into one line."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mecq_cli.errors import EnvironmentFailure, InputError, Interrupted, MecqError, UsageError
-from mecq_cli.layout import EXTENSIONS, find_splits
+from mecq_cli.layout import find_splits, is_image
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write, remove_leftovers, require_writable
@@ -238,7 +238,7 @@ def require_output(config: QuantizeConfig) -> None:
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"run folder {folder}: is a file; give --output DIR")
-    if folder.is_dir():
+    if folder.is_dir() and _content(folder):
         _require_startable(RunFolder(folder), config)
     require_writable(folder / "config.toml")
 
@@ -258,9 +258,7 @@ def _clear_or_refuse(run: RunFolder, config: QuantizeConfig) -> None:
 
 
 def _require_startable(run: RunFolder, config: QuantizeConfig) -> None:
-    """Whether nothing is in the folder, or a run that may be started over."""
-    if not _content(run.path):
-        return
+    """Whether what is in the folder is a run that may be started over."""
     if not run.config.exists():
         raise UsageError(
             f"--output {run.path}: is not empty, and holds no run that could be started over; give "
@@ -413,7 +411,7 @@ def resolve_target(text: str | None) -> Target:
             f"{text}: no such file or folder; a target is a run folder, a .safetensors or .onnx "
             "file, or a model name"
         )
-    if kind is None and path.suffix.lower().lstrip(".") in EXTENSIONS:
+    if kind is None and is_image(path.suffix):
         raise UsageError(
             f"{text}: is an image; a target, which comes before images, is a run folder, or a "
             ".safetensors or .onnx file"

@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mecq_cli.integer.ir import Grid, Node
-
-EXACT = float(2**24)
-"""Integers up to here are exact in float32."""
+from mecq_cli.integer.ir import EXACT, Grid, Node
 
 Tensors = Mapping[str, Tensor]
 """Those of a node by their names in `Node.tensors`, of the same types."""

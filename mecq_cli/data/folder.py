@@ -16,7 +16,7 @@ import numpy as np
 
 from mecq_cli.data.split import NameList, Names, Split
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.layout import EXTENSIONS, FLAT, LAYOUT, find_splits, readable
+from mecq_cli.layout import EXTENSIONS, FLAT, LAYOUT, find_splits, is_image, readable
 
 _JUNK = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin"))
 
@@ -180,11 +180,6 @@ class Scanner:
                 "folder; copy the files into it, or link the whole data folder"
             )
         return str(target)
-
-
-def is_image(name: str) -> bool:
-    """Whether the ending of a file's name is that of an image."""
-    return name.rpartition(".")[2].lower() in EXTENSIONS
 
 
 def _are_all_images(names: list[str]) -> bool:

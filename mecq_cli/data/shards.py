@@ -27,10 +27,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from mecq_cli.data.folder import is_image, is_passed_over
+from mecq_cli.data.folder import is_passed_over
 from mecq_cli.data.split import Encoded, Indices, NameList, Names, Split
 from mecq_cli.errors import DataError, UsageError
-from mecq_cli.layout import EVALUATION, FLAT, TRAIN, readable
+from mecq_cli.layout import EVALUATION, FLAT, TRAIN, is_image, readable
 
 CLASS_NAMES = "classnames.txt"
 _SPLITS = (TRAIN, *EVALUATION)

@@ -42,7 +42,7 @@ from mecq_cli.export.onnx_resize import emit_resize
 from mecq_cli.export.onnx_thresholds import emit_threshold
 from mecq_cli.export.onnx_tokens import TOKENS
 from mecq_cli.integer.geometry import adaptive_places, windows
-from mecq_cli.integer.ir import SPREAD, Grid, IntegerModel, Node, spread
+from mecq_cli.integer.ir import EXACT, SPREAD, Grid, IntegerModel, Node, spread
 
 
 def build(model: IntegerModel, *, tuned: bool) -> onnx.GraphProto:
@@ -186,7 +186,7 @@ def _global_avg_pool(builder: Builder, node: Node) -> None:
         return
     _, height, width = builder.shapes[node.inputs[0]]
     count = np.float32(height * width)
-    exact = height * width * grid.reach < 2**24  # in float32
+    exact = height * width * grid.reach < EXACT
     if exact and node.grid is not None and not _ties(grid, node.grid):
         factor = np.float32(grid.scale) / (np.float32(node.grid.scale) * count)
         # QLinearGlobalAveragePool refuses any other.

@@ -198,6 +198,9 @@ MOVES = frozenset(
 )
 """Operations that move integers and compute none."""
 
+EXACT = 2**24
+"""Below it float32 holds every integer, and so every partial sum of integers."""
+
 SPREAD = 2.0**14
 """How far the scales of an add may lie apart so that float32, of 24 bits, holds its sums exactly:
 three terms of 8 bits take 10. Beyond it is computed in float64."""

@@ -18,12 +18,11 @@ from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.integer.float_operations import FLOAT_OPERATIONS
 from mecq_cli.integer.functions import FUNCTIONS
 from mecq_cli.integer.geometry import adaptive_windows, nearest, shapes, taps, windows
-from mecq_cli.integer.ir import INPUT, MOVES, Grid, IntegerModel, Node, multiplied_weight
+from mecq_cli.integer.ir import EXACT, INPUT, MOVES, Grid, IntegerModel, Node, multiplied_weight
 
 Array = NDArray[Any]
 Float = NDArray[np.float32]
 
-_FLOAT32_EXACT = 2**24
 _WORKSPACE_BYTES = 8 * 2**20
 """For the unfolded input of a convolution: what stays in the caches is twice as fast."""
 
@@ -144,7 +143,7 @@ def _accumulator(node: Node, grid: Grid) -> type[np.floating[Any]]:
     weight, bias = multiplied_weight(node), node.tensors["bias"]
     sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1) * grid.reach
     largest = int((sums + np.abs(bias.astype(np.int64))).max())
-    return np.float32 if largest < _FLOAT32_EXACT else np.float64
+    return np.float32 if largest < EXACT else np.float64
 
 
 def _quantize(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -> Array:
@@ -192,7 +191,7 @@ def _matmul(node: Node, inputs: Sequence[Array], grids: Sequence[Grid | None]) -
         scaled: Array = np.matmul(*inputs) * factor
         return scaled
     a, b = (_grid(grid, node) for grid in grids)
-    exact = inputs[0].shape[-1] * a.reach * b.reach < _FLOAT32_EXACT
+    exact = inputs[0].shape[-1] * a.reach * b.reach < EXACT
     dtype = np.float32 if exact else np.float64
     acc = np.matmul(_centred(inputs[0], a, dtype), _centred(inputs[1], b, dtype))
     multiplier = np.float32(a.scale) * factor * np.float32(b.scale)

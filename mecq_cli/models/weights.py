@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mecq_cli import errors
 from mecq_cli.errors import CheckpointError
-from mecq_cli.layout import EXTENSIONS, check_weight_file
+from mecq_cli.layout import check_weight_file, is_image
 
 # Where training scripts keep the weights in a checkpoint. Averaged weights come first: where a
 # script keeps both, they are the ones it reports.
@@ -121,7 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     """Whatever the file holds, as far as ``weights_only`` lets it in."""
-    if path.suffix.lower().lstrip(".") in EXTENSIONS:
+    if is_image(path.suffix):
         raise CheckpointError(f"{path} is an image; --checkpoint takes weights")
     _require_stored(path)
     try:
