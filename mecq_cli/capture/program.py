@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -14,6 +17,20 @@ from mecq_cli.errors import UsageError, first_line
 
 _TOO_SMALL = re.compile(r"too small|greater than actual input size|smaller than the kernel", re.I)
 """What PyTorch says of maps that have shrunk to less than a window."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What PyTorch logs of an error comes as an error of its own, too.
+
+    Not by the level of its logger, which PyTorch sets anew when it is loaded.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
@@ -30,7 +47,7 @@ def export(model: nn.Module, input_shape: tuple[int, int, int]) -> GraphModule:
     batch[example] = {0: torch.export.Dim.DYNAMIC}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
-        with warnings.catch_warnings(), images_first(model):
+        with warnings.catch_warnings(), _quiet(), images_first(model):
             warnings.simplefilter("ignore")
             for training in (True, False):  # a second head only exists in training
                 model.train(training)

@@ -97,5 +97,3 @@ def _silence_libraries() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     # That there is a CUDA compiler and no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # The traceback of an error that torch.export raises as well.
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)

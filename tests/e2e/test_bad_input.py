@@ -335,6 +335,10 @@ def test_images_too_small_for_the_model_say_so(
     done = mecq(*command, "--quiet", cwd=tmp_path)
     refused(done, 2, "images of 32 x 32 pixels are too small for it", "--img-size")
     assert done.err.count("\n") == 1
+    # In a process of its own, where PyTorch sets up its log as it is loaded.
+    called = [sys.executable, "-m", "mecq_cli", *map(str, command), "--quiet"]
+    alone = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True)
+    assert (alone.returncode, alone.stderr) == (2, done.err)
     loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert not loud, "nothing of PyTorch's beside it"
 
