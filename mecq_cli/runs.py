@@ -1,4 +1,4 @@
-"""Run folders: where they are, which is the latest, who works in one, what a target means.
+"""Run folders: where they are, which is the latest, who works in one.
 
 runs/latest            a text file with the path of the latest run that has a checkpoint
 RUN/config.toml        the settings, complete
@@ -22,10 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mecq_cli.errors import EnvironmentFailure, InputError, Interrupted, MecqError, UsageError
-from mecq_cli.layout import find_splits, is_image
 from mecq_cli.locks import exclusive_lock
 from mecq_cli.settings import OWN
 from mecq_cli.storage import atomic_write, remove_leftovers, require_writable
@@ -36,12 +35,10 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 """Where runs without --output go, relative to the current folder."""
 
-_LATEST = "latest"
+LATEST = "latest"
+"""Name of the file in it that says which run is the latest."""
+
 _LOCK = ".lock"
-
-TargetKind = Literal["run", "artifact", "onnx", "model"]
-_FILE_KINDS: dict[str, TargetKind] = {".safetensors": "artifact", ".onnx": "onnx"}
-
 
 PACKED_WEIGHTS = "compressed-tensors"
 """Folder that ``mecq export --format compressed-tensors`` writes by default: the library's name."""
@@ -118,34 +115,6 @@ class RunFolder:
         return self.config.is_file() or self.artifact.is_file()
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a TARGET argument stands for.
-
-    Attributes:
-        kind: "run", "artifact" (.safetensors), "onnx" or "model" (a name).
-        name: as the user wrote it; of the latest run, its path.
-        path: of the folder or file; None for a model name.
-    """
-
-    kind: TargetKind
-    name: str
-    path: Path | None = None
-
-    @property
-    def run(self) -> RunFolder | None:
-        """The run folder, if it is one."""
-        return RunFolder(self.path) if self.kind == "run" and self.path is not None else None
-
-    @property
-    def owner(self) -> RunFolder | None:
-        """The run it is, or in whose folder the file lies."""
-        if self.run is not None or self.path is None:
-            return self.run
-        run = RunFolder(self.path.parent)
-        return run if run.summary.is_file() else None
-
-
 @contextmanager
 def create_run(config: QuantizeConfig) -> Iterator[RunFolder]:
     """A run folder to work in, locked until the ``with`` block ends.
@@ -187,7 +156,7 @@ def make_latest(run: RunFolder) -> None:
     inside = absolute.is_relative_to(root)
     pointer = absolute.relative_to(root) if inside else absolute
     try:
-        atomic_write(RUNS / _LATEST, f"{pointer}\n".encode(), force=True)
+        atomic_write(RUNS / LATEST, f"{pointer}\n".encode(), force=True)
     except MecqError:
         if inside:
             raise
@@ -347,7 +316,7 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
 def _read_pointer(runs: Path) -> Path | None:
     """What runs/latest says, as a path from the current folder; None if it says nothing."""
     try:
-        text = (runs / _LATEST).read_text(encoding="utf-8").strip()
+        text = (runs / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return runs / text if text else None
@@ -366,67 +335,5 @@ def latest_run(runs: Path = RUNS) -> RunFolder:
         )
     run = RunFolder(path)
     if not run.is_run:
-        raise UsageError(f"{runs / _LATEST} points to {path}, which is no run; name a target")
+        raise UsageError(f"{runs / LATEST} points to {path}, which is no run; name a target")
     return run
-
-
-def resolve_target(text: str | None) -> Target:
-    """What a TARGET argument means; None is the latest run.
-
-    A name that is no path is taken for a model name, and not checked here.
-
-    Raises:
-        UsageError: a path that does not exist, or that is neither a run nor an artifact.
-    """
-    if text is None:
-        run = latest_run()
-        return Target("run", str(run.path), run.path)
-    try:
-        path = Path(text).expanduser()
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that is too long, or a user who is none
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{text[:80]}: names no file: {why}") from error
-    if is_folder:
-        if RunFolder(path).is_run:
-            return Target("run", text, path)
-        if find_splits(path):
-            raise UsageError(
-                f"{text}: is a folder of images, no run; name what is to be used on them, and give "
-                f"them with --data {text}"
-            )
-        if not _looks_like_path(text):
-            return Target("model", text)
-        raise UsageError(
-            f"{text}: is no run folder: it has no config.toml and no model.safetensors"
-        )
-    if path.is_file() and path.name == _LATEST and path.parent.name == RUNS.name:
-        run = latest_run(path.parent)  # of this folder or of another one
-        return Target("run", str(run.path), run.path)
-    kind = _FILE_KINDS.get(path.suffix.lower())
-    if kind is None and not path.exists() and not _looks_like_path(text):
-        return Target("model", text)
-    if not path.exists():
-        raise UsageError(
-            f"{text}: no such file or folder; a target is a run folder, a .safetensors or .onnx "
-            "file, or a model name"
-        )
-    if kind is None and is_image(path.suffix):
-        raise UsageError(
-            f"{text}: is an image; a target, which comes before images, is a run folder, or a "
-            ".safetensors or .onnx file"
-        )
-    if kind is None:
-        raise UsageError(
-            f"{text}: got a '{path.suffix}' file; a target is a run folder, a .safetensors or "
-            ".onnx file, or a model name (its weights: --checkpoint)"
-        )
-    return Target(kind, text, path)
-
-
-def _looks_like_path(text: str) -> bool:
-    """Model names may hold slashes and dots: torchvision/resnet18, resnet50.a1_in1k."""
-    first, slash, _ = text.partition("/")
-    if text.lower().endswith((".pth", ".pt", *_FILE_KINDS)):
-        return True
-    return bool(slash) and (first in ("", ".", "..", "~", str(RUNS)) or Path(first).is_dir())

@@ -1,4 +1,4 @@
-"""Run folders: naming, runs/latest, locks that outlive no process, what a target means."""
+"""Run folders: naming, runs/latest, locks that outlive no process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mecq_cli.config import QuantizeConfig
 from mecq_cli.errors import DataError, EnvironmentFailure, Interrupted, UsageError
 from mecq_cli.export.snippet import snippet
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.runs import RunFolder, create_run, latest_run, make_latest, resolve_target
+from mecq_cli.runs import RunFolder, create_run, latest_run, make_latest
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_latest_follows_output_and_a_moved_project(project: Path, tmp_path: Path
     os.chdir(tmp_path / "moved")
     assert latest_run().path == inside.path
     os.chdir(tmp_path)
-    assert resolve_target("moved/runs/latest").path == Path("moved") / inside.path
+    assert latest_run(Path("moved/runs")).path == Path("moved") / inside.path
 
 
 SCRIPT = snippet("model.onnx", Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3), ["a"], "1.24")
@@ -260,40 +260,6 @@ def test_an_output_that_is_a_file(tmp_path: Path, name: str) -> None:
         create_run(settings(output=tmp_path / name)),
     ):
         pytest.fail("it was entered")
-
-
-def test_targets(tmp_path: Path) -> None:
-    run = finished_run()
-    assert resolve_target(None).run == run
-    assert resolve_target("runs/latest").run == run
-    assert resolve_target(str(run.path)).kind == "run"
-    assert resolve_target(str(run.artifact)).kind == "artifact"
-    (tmp_path / "net.ONNX").write_bytes(b"")
-    assert resolve_target(str(tmp_path / "net.ONNX")).kind == "onnx"
-    Path("resnet18").mkdir()  # a folder by chance, and no run
-    for name in ("resnet18", "resnet50.a1_in1k", "torchvision/squeezenet1_0", "hf_hub:a/b"):
-        target = resolve_target(name)
-        assert (target.kind, target.name, target.path) == ("model", name, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("missing.onnx", "missing.onnx: no such file or folder"),
-        ("runs/missing", "runs/missing: no such file or folder"),
-        ("./missing", "./missing: no such file or folder"),
-        ("weights.pth", "got a '.pth' file; .* model name .its weights: --checkpoint"),
-        ("./folder", "is no run folder: it has no config.toml"),
-        (300 * "a", "names no file: File name too long"),
-        ("~nobody-of-that-name/model.onnx", "names no file: Could not determine home"),
-        (None, "no latest run in .* name a target, or make a run: mecq quantize"),
-    ],
-)
-def test_targets_that_are_none(text: str | None, message: str) -> None:
-    Path("weights.pth").write_bytes(b"")
-    Path("folder").mkdir()
-    with pytest.raises(UsageError, match=message):
-        resolve_target(text)
 
 
 def test_latest_that_was_deleted() -> None:

@@ -33,7 +33,7 @@ def show(ctx: typer.Context, **given: Any) -> None:
     from mecq_cli.cli import render
     from mecq_cli.cli.views import lists
     from mecq_cli.config import explain
-    from mecq_cli.runs import resolve_target
+    from mecq_cli.target import resolve_target
 
     file: Path | None = given["config"]
     flags = flags_of(ctx, "config")

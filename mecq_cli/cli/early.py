@@ -30,7 +30,7 @@ def check_target(
         MecqError: as `mecq_cli.runs.resolve_target` and `mecq_cli.layout` say it.
     """
     from mecq_cli import layout
-    from mecq_cli.runs import resolve_target
+    from mecq_cli.target import resolve_target
 
     resolve_target(target)
     if data is not None:

@@ -18,9 +18,9 @@ from mecq_cli.events import Listener
 from mecq_cli.export.onnx_compact import operations_of
 from mecq_cli.export.ort import OrtRunner
 from mecq_cli.export.ort_graph import float_nodes
-from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import totals
 from mecq_cli.storage import atomic_write
+from mecq_cli.target import resolve_target
 from mecq_cli.workflow import deploy_plot, plots
 from mecq_cli.workflow.deploy_networks import ARMS, FP32, MECQ, STATIC, Networks, build
 from mecq_cli.workflow.deploy_settings import DeployConfig

@@ -22,7 +22,8 @@ from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
-from mecq_cli.runs import RunFolder, resolve_target
+from mecq_cli.runs import RunFolder
+from mecq_cli.target import resolve_target
 from mecq_cli.training import state
 from mecq_cli.workflow.common import eval_batch_size, insert_quantizers, taps_of
 from mecq_cli.workflow.float_model import load_float

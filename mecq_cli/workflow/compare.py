@@ -9,8 +9,9 @@ from mecq_cli.config import FLAG_ONLY, CompareConfig, QuantizeConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.report import comparison, curves, figures
-from mecq_cli.runs import RunFolder, read_summary, resolve_target
+from mecq_cli.runs import RunFolder, read_summary
 from mecq_cli.storage import atomic_write
+from mecq_cli.target import resolve_target
 from mecq_cli.tasks.figures import FIGURES, figures_of
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.report import may_replace

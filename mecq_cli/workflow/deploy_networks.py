@@ -28,7 +28,7 @@ from mecq_cli.layout import FLAT
 from mecq_cli.models.detector import KEY
 from mecq_cli.models.loading import LoadedModel, load_model
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.runs import Target
+from mecq_cli.target import Target
 from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of
 from mecq_cli.workflow.deploy_settings import MODEL_ONLY, DeployConfig
 from mecq_cli.workflow.targets import require_artifact

@@ -13,7 +13,7 @@ from mecq_cli.errors import UsageError
 from mecq_cli.evaluation import evaluate as evaluate_on
 from mecq_cli.events import Listener
 from mecq_cli.models.order import channels_last
-from mecq_cli.runs import Target, resolve_target
+from mecq_cli.target import Target, resolve_target
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.figures import CLASSIFY
 from mecq_cli.tasks.registry import choose, task_of

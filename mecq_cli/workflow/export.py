@@ -21,8 +21,9 @@ from mecq_cli.export.qonnx import require_qonnx
 from mecq_cli.export.snippet import MODES, snippet
 from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integer.saturation import saturating
-from mecq_cli.runs import Target, is_script, resolve_target
+from mecq_cli.runs import is_script
 from mecq_cli.storage import atomic_write, require_writable
+from mecq_cli.target import Target, resolve_target
 from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of, task_of
 from mecq_cli.workflow.common import eval_batch_size
 from mecq_cli.workflow.evaluation_images import evaluation_split

@@ -10,8 +10,8 @@ from mecq_cli.config import InspectConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.integer.ir import IntegerModel
-from mecq_cli.runs import resolve_target
 from mecq_cli.sizes import site_rows, totals
+from mecq_cli.target import resolve_target
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.allot import with_sensitivities
 from mecq_cli.workflow.artifacts import load_artifact

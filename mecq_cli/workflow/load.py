@@ -15,7 +15,7 @@ from mecq_cli.integer.ir import IntegerModel
 from mecq_cli.integerize import IntegerModule
 from mecq_cli.models.detector import detector_in
 from mecq_cli.models.preprocessing import Preprocessing
-from mecq_cli.runs import resolve_target
+from mecq_cli.target import resolve_target
 from mecq_cli.tasks.decoding import SCORE, decoded
 from mecq_cli.workflow.artifacts import load_artifact, preprocessing_of
 from mecq_cli.workflow.targets import require_artifact

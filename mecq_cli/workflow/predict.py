@@ -17,8 +17,8 @@ from mecq_cli.data.augmentation import eval_transform
 from mecq_cli.data.images import picture_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
-from mecq_cli.runs import resolve_target
 from mecq_cli.storage import atomic_write
+from mecq_cli.target import resolve_target
 from mecq_cli.tasks.decoding import SCORE
 from mecq_cli.tasks.drawing import as_image, boxed, over
 from mecq_cli.tasks.figures import DETECT, SEGMENT

@@ -11,10 +11,11 @@ from mecq_cli.config import QuantizeConfig, ReportConfig
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
 from mecq_cli.report import curves, figures, html, layers, page
-from mecq_cli.runs import RunFolder, resolve_target
+from mecq_cli.runs import RunFolder
 from mecq_cli.settings import OWN
 from mecq_cli.sizes import site_rows, totals
 from mecq_cli.storage import atomic_write, read_bytes_limited, require_writable
+from mecq_cli.target import resolve_target
 from mecq_cli.training.metrics import read_rows
 from mecq_cli.workflow.allot import with_sensitivities
 from mecq_cli.workflow.machine import facts

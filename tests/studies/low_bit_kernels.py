@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mecq_cli.events import Listener
-from mecq_cli.runs import resolve_target
+from mecq_cli.target import resolve_target
 from mecq_cli.workflow.deploy_networks import MECQ, build
 from mecq_cli.workflow.deploy_settings import DeployConfig
 from mecq_cli.workflow.machine import cpu_name, integer_instructions
