@@ -145,7 +145,9 @@ def find_layout(root: Path) -> tuple[Layout, tuple[str, ...]]:
     Raises:
         DataError: as `folders_in`.
     """
-    if all((root / part).is_dir() for part in (VOC_IMAGES, VOC_MASKS, VOC_LISTS)):
+    with readable(root):
+        is_voc = all((root / part).is_dir() for part in (VOC_IMAGES, VOC_MASKS, VOC_LISTS))
+    if is_voc:
         lists = root / VOC_LISTS
         return VOC, tuple(n for n in (TRAIN, *EVALUATION) if (lists / f"{n}.txt").is_file())
     splits = find_splits(root)
@@ -196,7 +198,8 @@ def find_boxes(root: Path) -> dict[str, BoxSource]:
 
 
 def _has_pairs(folder: Path) -> bool:
-    return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
+    with readable(folder):
+        return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
 
 
 def check_splits(

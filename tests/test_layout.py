@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from mecq_cli.errors import CheckpointError, DataError, MecqError, UsageError
-from mecq_cli.layout import check_classes, check_splits, check_weight_file, layout_if_folder
+from mecq_cli.layout import (
+    check_classes,
+    check_splits,
+    check_weight_file,
+    find_layout,
+    layout_if_folder,
+)
 
 
 def folders(root: Path, *names: str) -> str:
@@ -135,3 +142,20 @@ def test_a_wrong_folder_is_told_without_torch(tmp_path: Path) -> None:
     assert done.stdout == "3 False\n", done.stderr
     assert done.stderr.startswith("error: no data folder")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [".", "train"])
+def test_a_folder_without_permission(
+    closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    stat, folder = Path.stat, tmp_path / closed
+
+    def deny(path: Path, **how: bool) -> os.stat_result:  # chmod would not do: root reads all
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", deny)
+    with pytest.raises(DataError, match=f"no permission to read the folder '{folder}'"):
+        find_layout(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mecq_cli.export import safetensors
 from mecq_cli.integerize import integerize
 from mecq_cli.runs import RUNS
@@ -19,9 +21,18 @@ from mecq_cli.workflow.faithful import require_faithful
 from mecq_cli.workflow.forecast import forecast
 from mecq_cli.workflow.job import Job
 
+SAMPLE = 16
+"""Images of each split that are read: files that are no images are seldom so alone."""
+
 
 def dry_run(job: Job) -> dict[str, Any]:
-    """The site table, with sizes, and what the training takes; nothing is written."""
+    """The site table, with sizes, and what the training takes; nothing is written.
+
+    Raises:
+        MecqError: what the run would fail by, as far as this can be told.
+    """
+    for split in (job.train, job.val):
+        split.batch(np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)))
     shape = job.loaded.preprocessing.input_size
     model = insert_quantizers(job.loaded, job.config)
     require_lowering(model, job.recipe)

@@ -187,6 +187,7 @@ def test_data_that_cannot_be_used(
     own: Path, tmp_path: Path, change: Callable[[Path], None], parts: list[str]
 ) -> None:
     change(own)
+    refused(mecq(*RANDOM, "--data", own, "--dry-run", cwd=tmp_path), 3, *parts)
     done = mecq(*RANDOM, *QUICK, "--data", own, "--output", "run", cwd=tmp_path)
     refused(done, 3, *parts)
     assert not (tmp_path / "run" / "summary.json").exists()
