@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from mecq_cli.errors import EnvironmentFailure, InputError, Interrupted, MecqError, UsageError
 from mecq_cli.locks import exclusive_lock
-from mecq_cli.settings import OWN
+from mecq_cli.settings import short_model
 from mecq_cli.storage import atomic_write, remove_leftovers, require_writable
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _make_folder(config: QuantizeConfig) -> tuple[RunFolder, bool]:
         is_new = not config.output.exists()
         _make(config.output, exist_ok=True)
         return RunFolder(config.output), is_new
-    model = re.sub(r"[^\w.-]+", "-", config.model.removeprefix(OWN))
+    model = re.sub(r"[^\w.-]+", "-", short_model(config.model))
     wbits = config.target_size or f"{config.target_avg_bits or config.wbits:g}"
     bits = re.sub(r"[^\w.]+", "", f"w{wbits}a{config.abits}")
     stem = f"{model}-{bits}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -87,6 +87,36 @@ UserPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 OWN = "python:"
 """How a run names a model or images that are objects of the program that started it."""
 
+LOCAL, HUB = "local-dir:", "hf-hub:"
+"""How a model begins that says itself what it is: in a folder, on the Hugging Face Hub (timm's)."""
+_HUB_TOO = "hf_hub:"
+
+
+def split_model_name(model: str) -> tuple[str, str]:
+    """(source, rest) of a model's name: (`LOCAL`, "my/net"); the source of others is empty."""
+    for beginning in (LOCAL, HUB, _HUB_TOO):
+        if model.startswith(beginning):
+            rest = model.removeprefix(beginning)
+            if beginning == LOCAL:
+                return LOCAL, str(Path(rest).expanduser()) if rest.startswith("~") else rest
+            return HUB, rest
+    return "", model
+
+
+def absolute_model(model: str) -> str:
+    """The same model, named so that it does not matter from where."""
+    source, rest = split_model_name(model)
+    return f"{LOCAL}{Path(rest).absolute()}" if source == LOCAL else model
+
+
+def short_model(model: str) -> str:
+    """The name of a model without where it is from."""
+    source, rest = split_model_name(model.removeprefix(OWN))
+    if source == LOCAL:
+        return Path(rest).absolute().name
+    return rest.rpartition("/")[2] if source else rest
+
+
 DATA_PREFIXES = ("tar", "wds", "hfds", "hfids", "tfds")
 
 

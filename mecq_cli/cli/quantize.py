@@ -26,7 +26,8 @@ def quantize(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A timm name, torchvision/NAME, resnet20_cifar, resnet56_cifar, ...; to "
+            help="A timm name, hf-hub:OWNER/NAME, local-dir:FOLDER, torchvision/NAME, "
+            "resnet20_cifar, resnet56_cifar, ...; to "
             "segment lraspp_mobilenet_v3_large, ...; to detect ssdlite320_mobilenet_v3_large, ...",
             metavar="MODEL",
             show_default=False,

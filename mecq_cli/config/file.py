@@ -20,7 +20,7 @@ from typing import Any
 
 from mecq_cli.config.run import FLAG_ONLY, Allotted, LayerOverride, QuantizeConfig, settle_wbits
 from mecq_cli.errors import UsageError
-from mecq_cli.settings import Origin, absolute_data, label_of, near_match, validated
+from mecq_cli.settings import Origin, absolute_data, absolute_model, label_of, near_match, validated
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def to_toml(config: QuantizeConfig) -> str:
     for key, value in values.items():
         if isinstance(value, Path):
             values[key] = str(value.absolute())
-    values["data"] = absolute_data(config.data)
+    values["model"], values["data"] = absolute_model(config.model), absolute_data(config.data)
     if config.target and not config.allotted:
         del values["wbits"]  # a guess, until the bits are allotted
     if not config.chosen:

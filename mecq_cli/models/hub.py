@@ -19,9 +19,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
-from mecq_cli.errors import EnvironmentFailure
+from mecq_cli.errors import EnvironmentFailure, UsageError, first_line
+from mecq_cli.settings import LOCAL
 
 _PROBE_SECONDS = 1.5
 
@@ -58,17 +66,53 @@ class PublishedWeights:
                 return Path(found)
         return None
 
+    def fetched(self, model: str) -> Path:
+        """The file, of a repository on the hub: from the cache, or else from there.
+
+        Raises:
+            UsageError: there is no such repository, or it has no such file.
+            EnvironmentFailure: it cannot be fetched.
+        """
+        repository, _, revision = self.location.partition("@")
+        names = self._hub_names()
+        try:
+            found = self.cached()
+            if found is not None:
+                return found
+            reason = self._why_unreachable()
+            for name in () if reason else names:
+                found = _download(repository, name, revision)
+                if found is not None:
+                    return found
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise UsageError(
+                f"{model}: the Hugging Face Hub has no such model, or not for you"
+            ) from error
+        except (OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        if reason is None:
+            raise UsageError(f"{model}: has none of {', '.join(names)}, so it is none of timm's")
+        raise EnvironmentFailure(
+            f"{model} cannot be fetched: {reason}; fetch its files elsewhere, and give the folder "
+            f"they are in as {LOCAL}FOLDER"
+        )
+
     def require_reachable(self, model: str) -> None:
         """Fail now rather than after a minute of retries.
 
         Raises:
             EnvironmentFailure: nobody answers, or HF_HUB_OFFLINE forbids to ask.
         """
+        reason = self._why_unreachable()
+        if reason is not None:
+            raise unavailable(model, reason)
+
+    def _why_unreachable(self) -> str | None:
         if self.on_hub and constants.HF_HUB_OFFLINE:
-            raise unavailable(model, "HF_HUB_OFFLINE is set and they are not in the cache")
+            return "HF_HUB_OFFLINE is set, and nothing is in the cache"
         if not _answers(self.url):
-            host = urlsplit(self.url).hostname
-            raise unavailable(model, f"no connection to {host}, and they are not in the cache")
+            return f"no connection to {urlsplit(self.url).hostname}, and nothing is in the cache"
+        return None
 
     def _hub_names(self) -> list[str]:
         """In the order in which timm asks for them."""
@@ -76,6 +120,17 @@ class PublishedWeights:
         if name == constants.PYTORCH_WEIGHTS_NAME:
             return [constants.SAFETENSORS_SINGLE_FILE, name]
         return [name.removesuffix(".bin") + ".safetensors", name] if ".bin" in name else [name]
+
+
+def _download(repository: str, name: str, revision: str) -> Path | None:
+    """A file of a repository; None if there is none of that name."""
+    try:
+        with quiet():
+            return Path(hf_hub_download(repository, name, revision=revision or None))
+    except LocalEntryNotFoundError:  # which is one of the next kind, but says that nobody answered
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 def unavailable(model: str, reason: str) -> EnvironmentFailure:

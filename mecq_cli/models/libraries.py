@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import timm
 import torchvision.models
-from timm.data.config import resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
 from mecq_cli.errors import UsageError
@@ -25,8 +22,9 @@ from mecq_cli.models.hub import PublishedWeights
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.models.segmentation import TorchvisionSegmentation, segmentation_names
 from mecq_cli.models.supported import near
+from mecq_cli.models.timm_models import SavedTimmModel, TimmModel
 from mecq_cli.runs import RunFolder
-from mecq_cli.settings import OWN
+from mecq_cli.settings import HUB, LOCAL, OWN, split_model_name
 
 TORCHVISION = "torchvision/"
 
@@ -74,41 +72,6 @@ class LibraryModel(Protocol):
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         """Make the net; a classifier of another size than the pretrained one is random."""
-
-
-class TimmModel:
-    """A model of timm's, the CIFAR ResNets of this package among them."""
-
-    task = "classify"
-    rows_of_a_class = 1
-
-    def __init__(self, name: str) -> None:
-        cfg = get_pretrained_cfg(name) or PretrainedCfg()
-        self.name = name
-        self.num_classes = cfg.num_classes
-        classifier: Any = cfg.classifier or ()
-        self.classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        self.unused: tuple[str, ...] = ()
-        self.preprocessing = _timm_preprocessing(cfg)
-        self.published: PublishedWeights | None = None
-        if cfg.hf_hub_id:
-            self.published = PublishedWeights(
-                cfg.hf_hub_id, on_hub=True, filename=cfg.hf_hub_filename
-            )
-        elif cfg.url:
-            self.published = PublishedWeights(cfg.url if isinstance(cfg.url, str) else cfg.url[0])
-        self._fixed_input_size = cfg.fixed_input_size
-
-    def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
-        options: dict[str, Any] = {"num_classes": num_classes}
-        if img_size is not None and self._fixed_input_size:
-            options["img_size"] = img_size
-        if pretrained and self.published and self.published.on_hub:
-            # Straight from the cache: by itself timm asks the hub for a newer file first.
-            file = self.published.cached()
-            if file is not None:
-                options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
-        return timm.create_model(self.name, pretrained=pretrained, **options)
 
 
 class TorchvisionModel:
@@ -171,12 +134,15 @@ def find(name: str) -> LibraryModel:
 
     Raises:
         UsageError: there is none; the message holds up to three near matches.
+        CheckpointError, EnvironmentFailure: as of `SavedTimmModel`.
     """
     if name.startswith(OWN):
         raise UsageError(
             f"{name.removeprefix(OWN)} is a module of the program that started this run, which "
             "alone can make it; go on there: mecq_cli.quantize(..., output=..., resume=True)"
         )
+    if split_model_name(name)[0]:
+        return SavedTimmModel(name)
     arch = name.removeprefix(TORCHVISION)
     if arch in segmentation_names():  # also by its own name alone, which timm has not
         return TorchvisionSegmentation(name, arch)
@@ -224,16 +190,9 @@ def _unknown(name: str, near: list[str]) -> UsageError:
             f"model.safetensors){inside}"
         )
     return UsageError(
-        f"unknown model {name!r}: timm's names, torchvision/NAME and "
-        f"{', '.join(cifar_resnet.default_cfgs)} are known; {hint}"
+        f"unknown model {name!r}: timm's names, torchvision/NAME, {HUB}OWNER/NAME, {LOCAL}FOLDER "
+        f"and {', '.join(cifar_resnet.default_cfgs)} are known; {hint}"
     )
-
-
-def _timm_preprocessing(cfg: PretrainedCfg) -> Preprocessing:
-    # timm gives these two no annotations.
-    as_dict: Callable[[], dict[str, Any]] = cfg.to_dict
-    resolve: Callable[..., dict[str, Any]] = resolve_data_config
-    return Preprocessing(**resolve(pretrained_cfg=as_dict()))
 
 
 def _replace_classifier(module: nn.Module, name: str, num_classes: int) -> None:

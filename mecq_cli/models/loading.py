@@ -16,6 +16,7 @@ from mecq_cli.models.detector import Detector
 from mecq_cli.models.hub import quiet, unavailable
 from mecq_cli.models.libraries import LibraryModel, model_names
 from mecq_cli.models.preprocessing import Preprocessing
+from mecq_cli.models.timm_models import SavedTimmModel
 from mecq_cli.models.weights import first_line, fit_state_dict, load_state_dict
 
 __all__ = ["LoadedModel", "load_model", "model_names"]
@@ -65,7 +66,8 @@ def load_model(
     What is random in it (all of it, or a new classifier) comes from torch's global generator.
 
     Args:
-        name: of timm's, ``torchvision/NAME``, or ``resnet20_cifar`` and its kin.
+        name: of timm's, ``torchvision/NAME``, ``resnet20_cifar`` and its kin, or a saved model of
+            timm's: ``hf-hub:OWNER/NAME``, ``local-dir:FOLDER``.
         checkpoint: weights to use in place of the library's.
         pretrained: without a checkpoint: the library's weights (True) or random ones.
         num_classes: outputs to have; None: as the weights have, or as the library has.
@@ -86,6 +88,10 @@ def load_model(
     if checkpoint is not None:
         module, classes = _from_checkpoint(
             model, checkpoint, num_classes, reset_classifier, img_size
+        )
+    elif pretrained and isinstance(model, SavedTimmModel):
+        module, classes = _from_checkpoint(
+            model, model.file(), num_classes, reset_classifier, img_size
         )
     elif pretrained:
         module, classes = _from_library(model, num_classes, reset_classifier, img_size)
