@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,8 +85,10 @@ def _listening(
         assert isinstance(module, ActivationQuantizer)
         values = arguments[0].detach().flatten()
         step = max(values.numel() // share, 1)
-        # An odd step does not fall into the rhythm of rows and channels. A view would keep all.
-        sample = values[:: step | 1].to(torch.float32, copy=True)
+        # With no factor of any side it does not fall into the rhythm of rows and channels.
+        while math.gcd(step, values.numel()) > 1:
+            step += 1
+        sample = values[::step].to(torch.float32, copy=True)  # a view would keep all
         samples.setdefault(module, []).append(sample)
 
     handles = [

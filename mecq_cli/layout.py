@@ -221,7 +221,7 @@ def check_splits(
         UsageError: ``val_split`` although there is a split to evaluate on.
     """
     second = next((name for name in EVALUATION if name in splits), None)
-    if TRAIN not in splits and (second or val_split is None):
+    if TRAIN not in splits and (second or val_split is None or not layout.may_be_flat):
         raise DataError(
             f"{data!r} has no {layout.part} 'train'{layout.holding}{_hint(Path(data))}; "
             f"{layout.expected}"
@@ -282,7 +282,13 @@ def layout_if_folder(data: str) -> tuple[Layout, tuple[str, ...]] | None:
     if root.suffix == ".tar" and root.is_file():
         return None
     layout, splits = find_layout(root)
-    return (layout, splits) if splits or not any(root.glob("*.tar")) else None
+    return None if holds_shards(root, splits) else (layout, splits)
+
+
+def holds_shards(root: Path, splits: Collection[str]) -> bool:
+    """Whether the images are in tar files: in the folder itself, or in all of its splits."""
+    places = [root / name for name in splits] or [root]
+    return all(any(p.glob("*.tar")) and not (splits and folders_in(p)) for p in places)
 
 
 def check_weight_file(path: Path) -> None:

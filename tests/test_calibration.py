@@ -141,3 +141,31 @@ def test_a_sample_is_kept_without_what_it_was_taken_from() -> None:
     (sample,) = samples[quantizer]
     assert 50 < sample.numel() < 110
     assert sample.untyped_storage().nbytes() == 4 * sample.numel()
+
+
+def test_every_channel_is_seen_whatever_their_number() -> None:
+    """Of 197 tokens of 768 channels a step of 387 would see every third one."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 768), nn.Linear(768, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.last(torch.relu(self.first(x.flatten(2).transpose(1, 2))))
+            return found.mean(1)
+
+    for channel in (98, 99, 100):
+        torch.manual_seed(0)
+        net = Wide()
+        with torch.no_grad():
+            net.first.weight[channel] *= 50
+            net.first.bias[channel] = 30.0
+        network = insert(net, (8, 197, 1), BitPlan(8, 8), ())
+        calibrate(network, torch.randn(512, 8, 197, 1).split(32), 16)
+        ends = [
+            float(m.grid().scale) * m.grid().qmax
+            for m in network.modules()
+            if isinstance(m, ActivationQuantizer)
+        ]
+        assert max(ends) > 25, channel

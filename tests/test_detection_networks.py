@@ -21,13 +21,16 @@ from mecq_cli.errors import ArtifactError, UsageError
 from mecq_cli.export import onnx, safetensors
 from mecq_cli.export.onnx_detection import BOXES, LABELS, SCORES
 from mecq_cli.export.ort import OrtRunner
-from mecq_cli.insertion import BitPlan, assign_bits, tapped_layers
+from mecq_cli.insertion import BitPlan, assign_bits, insert, tapped_layers
 from mecq_cli.integer.ir import shared_weights
 from mecq_cli.integerize import IntegerModule, integerize
 from mecq_cli.models.detection import detector_of, feature_maps, outputs_only
 from mecq_cli.models.detector import KEY, detector_in
+from mecq_cli.precision import choices_of, measure
+from mecq_cli.quantizers import quantizers_named
 from mecq_cli.sizes import ideal_bytes, totals
 from mecq_cli.tasks.decoding import SCORE, decoded
+from mecq_cli.tasks.detection import Detection
 from mecq_cli.verify import BoxComparison
 from tests.detectors import small_ssd, tiny_retinanet
 from tests.exactness import check, quantized, random_images
@@ -280,3 +283,24 @@ def test_the_module_is_still_one_of_torchvision() -> None:
     assert isinstance(outputs_only(net), SSD)
     assert outputs_only(net) is net
     assert list(net.state_dict()) == keys
+
+
+def test_what_makes_boxes_counts_for_the_bits_of_layers() -> None:
+    net = network("retinanet")
+    detector = detector_of(net, (SIZE, SIZE))
+    assert detector is not None
+    model = insert(net, (3, SIZE, SIZE), BitPlan(4, 4, quantizer="auto"), ())
+    choices = choices_of(model, [], (2, 4))
+    make = quantizers_named("auto").weight
+    found = measure(
+        "loss",
+        model,
+        random_images(4, SIZE),
+        choices,
+        make,
+        divergence=Detection(detector).divergence,
+    )
+    of_boxes = [name for name in found if "regression" in name]
+    assert of_boxes
+    for name in of_boxes:
+        assert found[name][2] > found[name][4] > 0

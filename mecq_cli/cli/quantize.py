@@ -286,7 +286,8 @@ def quantize(
         float | None,
         typer.Option(
             metavar="F",
-            help="With both: weight of their agreement beside the joint coding length.",
+            help="With both, for entropy and divergence: weight of their agreement beside the "
+            "coding length.",
             rich_help_panel=_ENTROPY,
         ),
     ] = None,

@@ -120,7 +120,10 @@ def _reopened(stored: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_ASKED = ("target_size", "sensitivity", "quantizer", "first_last_bits", "reduce_range", "img_size")
+_ASKED = (
+    "target_size", "sensitivity", "mec_distortion", "quantizer", "first_last_bits", "reduce_range",
+    "reset_classifier", "img_size",
+)  # fmt: skip
 
 
 def question(values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ of the samples nor the number of processes changes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ PADDING = 4
 SCALE = (0.35, 1.0)
 """Share of the area `random_resized_crop` keeps; short fine-tuning takes less than 0.08 to 1."""
 RATIO = (3 / 4, 4 / 3)
+"""Of its width to its height, in parts of what is not stretched."""
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -85,27 +87,41 @@ def random_resized_crop(preprocessing: Preprocessing) -> Callable[[Image.Image, 
     The function made takes an RGB image and the word that decides, and gives uint8 [3, H, W].
     """
     check_preprocessing(preprocessing)
-    transform = v2.Compose(
-        [
-            *([v2.Grayscale()] if preprocessing.input_size[0] == 1 else []),
-            v2.RandomResizedCrop(
-                preprocessing.input_size[1:],
-                scale=SCALE,
-                ratio=RATIO,
-                interpolation=InterpolationMode(preprocessing.interpolation),
-            ),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-        ]
-    )
+    crop_of = random_crops(preprocessing)
+    grey = [v2.Grayscale()] if preprocessing.input_size[0] == 1 else []
+    others = (v2.RandomHorizontalFlip(), v2.PILToTensor())
 
     def apply(image: Image.Image, word: int) -> Pixels:
         # torchvision draws from torch's global generator: borrow it, and give it back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(word)
-            return np.asarray(transform(image))
+            return np.asarray(v2.Compose([*grey, crop_of(*image.size), *others])(image))
 
     return apply
+
+
+def random_crops(preprocessing: Preprocessing) -> Callable[[int, int], v2.RandomResizedCrop]:
+    """What cuts a random part out of an image of so many pixels (width, height).
+
+    Its shape varies around the one that is not stretched otherwise than in evaluation: that of the
+    input, or of the whole image where `crop_mode` is "squash".
+    """
+    height, width = preprocessing.input_size[1:]
+
+    @lru_cache(maxsize=64)
+    def crop(shape: float) -> v2.RandomResizedCrop:
+        return v2.RandomResizedCrop(
+            (height, width),
+            scale=SCALE,
+            ratio=(RATIO[0] * shape, RATIO[1] * shape),
+            interpolation=InterpolationMode(preprocessing.interpolation),
+        )
+
+    def crop_of(image_width: int, image_height: int) -> v2.RandomResizedCrop:
+        squashed = preprocessing.crop_mode == "squash"
+        return crop(image_width / image_height if squashed else width / height)
+
+    return crop_of
 
 
 def pad_crop_flip(images: Pixels, words: NDArray[np.uint64], padding: int = PADDING) -> Pixels:

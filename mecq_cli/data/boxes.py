@@ -66,7 +66,7 @@ class BoxDataset(ImageDataset):
     """
 
     def _prepare(self) -> None:
-        self.in_memory, self._small = False, False
+        self.in_memory, self.small = False, False
         self._decoded = np.zeros(len(self), dtype=bool)
         preprocessing = self.preprocessing
         check_preprocessing(preprocessing)

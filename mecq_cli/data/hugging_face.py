@@ -22,11 +22,13 @@ class Rows:
     """The images in a column of a data set.
 
     Attributes:
-        title: of the data set, for messages.
+        where: the data set is, for messages: a run knows its images wherever that is.
+        split: of the data set.
         dataset: a `datasets.Dataset` whose column ``column`` is not decoded.
     """
 
-    title: str
+    where: str
+    split: str
     dataset: Any
     column: str
 
@@ -34,7 +36,7 @@ class Rows:
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        return f"{self.title}[{index}]"
+        return f"{self.split}[{index}]"
 
     def file(self, index: int) -> Encoded:
         def read() -> BinaryIO:
@@ -45,7 +47,7 @@ class Rows:
                 return io.BytesIO(image["bytes"])
             return open(image["path"], "rb")
 
-        return Encoded(self.name(index), read)
+        return Encoded(f"{self.where} {self.name(index)}", read)
 
 
 class HuggingFace:
@@ -79,7 +81,7 @@ class HuggingFace:
         dataset = dataset.select_columns([image])
         dataset = dataset.cast_column(image, self._library.Image(decode=False))
         rows = np.arange(len(dataset), dtype=np.int64)
-        files = Rows(f"{self.where} {split}", dataset, image)
+        files = Rows(self.where, split, dataset, image)
         return Split(self.where, split, classes, files, rows, labels)
 
     def _names(self) -> list[str]:

@@ -11,6 +11,7 @@ image by (seed, epoch, index): so a run can be repeated, and continued, as one o
 from __future__ import annotations
 
 import io
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -33,10 +35,13 @@ from torch.utils.data import (
 
 from mecq_cli.data.images import to_rgb
 from mecq_cli.data.loader import Batch, ImageDataset
-from mecq_cli.data.split import Encoded, Indices, Split
+from mecq_cli.data.split import Encoded, Indices, Split, evenly
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.settings import OWN
+
+COMPARED = 8
+"""Images whose labels are compared with those that the data set has at hand."""
 
 
 class Items(Protocol):
@@ -93,7 +98,7 @@ class FloatDataset(ImageDataset):
     """Float images as a program's data set makes them; its augmentation is its own."""
 
     def _prepare(self) -> None:
-        self.in_memory = False
+        self.in_memory, self.small = False, False
 
     def batch(self, indices: Indices) -> Batch:
         images = [self._made(int(index))[0] for index in indices]
@@ -143,7 +148,7 @@ def item(files: ItemFiles, index: int) -> tuple[Any, int]:
     """
     image, label = pair(files, index)
     try:
-        return image, int(label)
+        return image, operator.index(label)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{files.name(index)}: the label is {label!r}; give the number of a class"
@@ -157,8 +162,7 @@ def items_of(data: Any) -> Items:
         UsageError: it cannot be read at any place, or a DataLoader does more than to read it.
     """
     if isinstance(data, DataLoader):
-        plain = (RandomSampler, SequentialSampler)
-        if not isinstance(data.sampler, plain) or data.collate_fn is not default_collate:
+        if not _is_plain(data):
             raise UsageError(
                 "data: a DataLoader with a sampler or a collate_fn of its own; the order and the "
                 "batches of a run are mecq's: give its dataset"
@@ -172,6 +176,17 @@ def items_of(data: Any) -> Items:
         )
     dataset: Items = data
     return dataset
+
+
+def _is_plain(loader: DataLoader[Any]) -> bool:
+    """Whether it only reads each item once, in order or in random order."""
+    batches: Any = loader.batch_sampler
+    if type(batches) not in (BatchSampler, type(None)) or loader.collate_fn is not default_collate:
+        return False
+    sampler = loader.sampler if batches is None else batches.sampler
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler
 
 
 def float_shape(data: Any) -> tuple[int, int, int] | None:
@@ -202,7 +217,7 @@ def split_of(data: Any, name: str, classes: Sequence[str]) -> Split:
     files = ItemFiles(items, name) if shape is None else FloatFiles(items, name, shape)
     require_image(files)
     labels = _labels(items)
-    if labels is None:
+    if labels is None or not _is_true_of(files, labels):
         labels = np.array([item(files, i)[1] for i in range(len(items))], np.int64)
     if labels.min() < 0 or labels.max() >= len(classes):
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
@@ -218,6 +233,13 @@ def split_of(data: Any, name: str, classes: Sequence[str]) -> Split:
         np.arange(len(labels), dtype=np.int64),
         labels,
     )
+
+
+def _is_true_of(files: ItemFiles, labels: Indices) -> bool:
+    """Whether images come with these labels, by some: a data set may give others than it has."""
+    if isinstance(files.items, TensorDataset):
+        return True
+    return all(item(files, i)[1] == labels[i] for i in evenly(len(labels), COMPARED))
 
 
 def require_image(files: ItemFiles) -> None:

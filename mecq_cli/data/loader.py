@@ -67,6 +67,7 @@ class ImageDataset:
         labels: int64 [len], indices into the outputs of the model.
         outputs: int64 [classes], the output of each class; None where they are in one order.
         in_memory: decoded images are kept, so that workers have nothing to do.
+        small: images are shifted in training; of others a part is taken.
 
     Args:
         split: the files.
@@ -106,8 +107,8 @@ class ImageDataset:
         self._eval = eval_transform(self.preprocessing)
         self._crop = random_resized_crop(self.preprocessing)
         shape = (len(self), *self.preprocessing.input_size)
-        self._small = max(self.preprocessing.input_size[1:]) <= SMALL
-        self.in_memory = self._small and int(np.prod(shape)) <= MEMORY_BUDGET
+        self.small = max(self.preprocessing.input_size[1:]) <= SMALL
+        self.in_memory = self.small and int(np.prod(shape)) <= MEMORY_BUDGET
         self._pixels: Pixels = np.empty(shape if self.in_memory else (0,), dtype=np.uint8)
         self._decoded = np.zeros(len(self), dtype=bool)
 
@@ -130,7 +131,7 @@ class ImageDataset:
         Raises:
             DataError: one of them is unreadable.
         """
-        if self.train and not self._small:
+        if self.train and not self.small:
             cropped = [
                 self._crop(open_rgb(self.split.file(i)), int(self._words[i])) for i in indices
             ]

@@ -21,11 +21,10 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import InterpolationMode, v2
 
 from mecq_cli.data.augmentation import (
-    RATIO,
-    SCALE,
     Pixels,
     check_preprocessing,
     eval_transform,
+    random_crops,
 )
 from mecq_cli.data.folder import FolderFiles
 from mecq_cli.data.images import in_channels, open_rgb, opened, pixels_of
@@ -98,7 +97,7 @@ class MaskDataset(ImageDataset):
     """
 
     def _prepare(self) -> None:
-        self.in_memory, self._small = False, False
+        self.in_memory, self.small = False, False
         self._decoded = np.zeros(len(self), dtype=bool)
         self._image = eval_transform(self.preprocessing)
         self._mask = _eval_mask(self.preprocessing)
@@ -193,13 +192,14 @@ def _random_crop_of_both(
     """
     check_preprocessing(preprocessing)
     channels = preprocessing.input_size[0]
-    crop = v2.RandomResizedCrop(preprocessing.input_size[1:], scale=SCALE, ratio=RATIO)
+    crop_of = random_crops(preprocessing)
     kinds = (InterpolationMode(preprocessing.interpolation), InterpolationMode.NEAREST)
 
     def apply(image: Image.Image, mask: Mask, word: int) -> tuple[Pixels, Mask]:
         # torchvision draws from torch's global generator: borrow it, and give it back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(word)
+            crop = crop_of(*image.size)
             place = crop.make_params([image])
             flip = bool(torch.rand(()) < 0.5)
         both = (in_channels(image, channels), Image.fromarray(mask))

@@ -19,7 +19,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +133,8 @@ class _Index:
         self.names: list[str] = []
         self.places: list[tuple[int, int, int]] = []
         self.labels: list[str | int] = []
+        self._starts: dict[str, int] = {}
+        self._folders: set[tuple[str, ...]] = set()
 
     def add(self, number: int, path: str, inner: str | None) -> None:
         """Read the heads of one tar file; of the split ``inner`` alone if that is given."""
@@ -145,6 +147,9 @@ class _Index:
             labelled = _samples(path, members)
         else:
             labelled = _by_folder(path, members)
+            folders = {member.folders for member in members if _inner_split(member) is None}
+            self._starts |= {path: _common_depth(folders)} if folders else {}
+            self._folders |= folders
         for member, label in labelled:
             self.names.append(member.name)
             self.places.append((number, member.offset, member.size))
@@ -152,6 +157,7 @@ class _Index:
 
     def split(self, paths: list[str], name: str, known: tuple[str, ...] | None) -> Split:
         """All that was added, in the order of a folder where the labels are folders."""
+        self._require_one_root()
         kinds = {type(label) for label in self.labels}
         if len(kinds) != 1:
             raise DataError(f"the labels in {self.where!r} are numbers and names; use one of them")
@@ -177,6 +183,20 @@ class _Index:
         files = TarFiles(tuple(paths), names.packed(), tars, offsets, sizes)
         return Split(self.where, name, classes, files, rows, labels[rows])
 
+    def _require_one_root(self) -> None:
+        """Whether each file by itself says what all together say of where the class folders are.
+
+        Else what lies below the only class of a file would be taken for classes.
+        """
+        start = _common_depth(self._folders)
+        for path, own in self._starts.items():
+            if own != start:
+                raise DataError(
+                    f"tar file {path!r}: which of its folders name the classes is not what the "
+                    "other files say; give each file the same folders around the class folders, "
+                    "and none below those"
+                )
+
 
 def _find(where: str) -> Iterator[str]:
     """The tar files, sorted by path."""
@@ -199,9 +219,9 @@ def _find(where: str) -> Iterator[str]:
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a word of the name, or the folder, says."""
-    place = Path(path)
-    return next((name for name in _SPLITS if name in (*_words(path), place.parent.name)), None)
+    """The split that a word of the name says, or else the folder."""
+    said = (*_words(path), Path(path).parent.name)
+    return next((word for word in said if word in _SPLITS), None)
 
 
 def _members(path: str) -> list[_Member]:
@@ -301,9 +321,9 @@ def _label(path: str, member: _Member) -> str | int:
 
 def _by_folder(path: str, members: list[_Member]) -> Iterator[tuple[_Member, str]]:
     """The images below class folders; the path of a class begins behind the split's folder."""
-    folders = [member.folders for member in members]
-    start = _common_depth(folders)
-    for member, parts in zip(members, folders, strict=True):
+    start = _common_depth({member.folders for member in members})
+    for member in members:
+        parts = member.folders
         split = _inner_split(member)
         below = parts[start:] if split is None else parts[parts.index(split) + 1 :]
         if not is_image(member.base):
@@ -323,8 +343,10 @@ def _words(path: str) -> list[str]:
     return re.split(r"[^a-z]+", Path(path).stem.lower())
 
 
-def _common_depth(folders: list[tuple[str, ...]]) -> int:
+def _common_depth(folders: Collection[tuple[str, ...]]) -> int:
     """How many folders all images share, less those that must stay to name a class."""
+    if not folders:
+        return 0
     shared = min(folders, key=len)
     depth = max(len(shared) - 1, 0)
     while depth and any(parts[:depth] != shared[:depth] for parts in folders):

@@ -76,7 +76,7 @@ def _source(data: str | Path) -> Source:
     root = Path(where)
     if root.suffix == ".tar" and root.is_file():
         return Shards(where)
-    if root.is_dir() and not layout.find_splits(root) and any(root.glob("*.tar")):
+    if root.is_dir() and layout.holds_shards(root, layout.find_splits(root)):
         return Shards(where)
     return _Folder(root)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mecq_cli.entropy.coding import coding_length
 from mecq_cli.entropy.distributed import global_rows
 from mecq_cli.entropy.pair import PairTerms, is_small, pair_terms
-from mecq_cli.entropy.representation import centre, normalise, standardise
+from mecq_cli.entropy.representation import normalise, standardise, varied
 from mecq_cli.entropy.state import MoeState
 
 
@@ -130,7 +130,7 @@ class EntropyRegularizer(nn.Module):
     def _one_view(self, name: str, rows: Tensor, distortion: float) -> tuple[Tensor, Tensor | None]:
         if self.settings.term == "centring":
             return normalise(rows).mean(0).square().sum(), None
-        length = self._length(name, normalise(centre(rows)), distortion)
+        length = self._length(name, normalise(varied(rows)), distortion)
         return -distortion * length, length
 
     def _two_views(
@@ -159,8 +159,8 @@ class EntropyRegularizer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         if self.settings.term == "alignment":
             return -_agreement(*_prepared(rows, fp_rows)), None
-        length = self._length(name, normalise(centre(rows)), distortion)
-        goal = self._length(f"{name}.fp", normalise(centre(fp_rows)), distortion)
+        length = self._length(name, normalise(varied(rows)), distortion)
+        goal = self._length(f"{name}.fp", normalise(varied(fp_rows)), distortion)
         return distortion * (length - goal).abs(), length
 
     def _terms(self, pairs: Mapping[str, tuple[Tensor, Tensor]], distortion: float) -> PairTerms:
@@ -190,13 +190,19 @@ class EntropyRegularizer(nn.Module):
         quantized, full = _prepared(rows, fp_rows)
         views = (_side_by_side(quantized, full), quantized, full)
         names = _names(name, self.settings.term)
-        found = [self._length(each, z, distortion) for each, z in zip(names, views, strict=False)]
+        small = self.settings.term == "divergence"
+        found = [
+            self._length(each, z, distortion, of_difference=small)
+            for each, z in zip(names, views, strict=False)
+        ]
         found += [quantized.new_zeros(())] * (3 - len(found))  # not asked for
         return (*found, _agreement(quantized, full))
 
-    def _length(self, name: str, z: Tensor, distortion: float) -> Tensor:
+    def _length(
+        self, name: str, z: Tensor, distortion: float, *, of_difference: bool = False
+    ) -> Tensor:
         settings, options = self.settings, dict[str, Any]()
-        if settings.term == "divergence" and settings.estimator == "moe" and not settings.experts:
+        if of_difference and settings.estimator == "moe" and not settings.experts:
             # A small difference of three lengths: bounds of each say nothing of it.
             self.states.setdefault(name, MoeState()).record("exact")
             return coding_length(z, distortion=distortion, estimator="exact")

@@ -75,6 +75,16 @@ def inverse_deviations(centred: Tensor) -> Tensor:
     return rates
 
 
+def varied(z: Tensor) -> Tensor:
+    """Rows [..., m, d] minus their mean, with constant columns at 0 as in `standardise`.
+
+    Without it, rows that differ by rounding alone would come to length one, and their gradients
+    with them.
+    """
+    centred = centre(z)
+    return centred * (centred.square().mean(-2, keepdim=True) > CONSTANT)
+
+
 def _position_mean(features: Tensor, positions: tuple[int, ...]) -> Tensor:
     rows = _PositionMean.apply(features, positions)
     assert isinstance(rows, Tensor)

@@ -38,8 +38,8 @@ def match_classes(
     """Find the output of the model for every class folder.
 
     As many folders as outputs: they match in the order of the data (sorted, for folders). A model
-    with ImageNet's outputs and folders that are named by its WordNet ids: each goes to its own
-    output, so that any subset of ImageNet will do.
+    with ImageNet's outputs and folders that are named by its WordNet ids, or by all the numbers of
+    its outputs: each goes to its own output, so that any subset of ImageNet will do.
 
     Args:
         folder_names: of the classes, in the order of the labels.
@@ -51,9 +51,10 @@ def match_classes(
         UsageError: neither is the case.
     """
     folders = tuple(folder_names)
-    if len(folders) == num_classes:
-        if imagenet and folders == tuple(map(str, range(num_classes))):
-            return ClassMap(imagenet_names(), tuple(range(num_classes)))
+    if imagenet and sorted(folders) == sorted(map(str, range(num_classes))):
+        return ClassMap(imagenet_names(), tuple(map(int, folders)))  # as text, 10 is before 2
+    named = imagenet and any(name in _imagenet_outputs() for name in folders)
+    if len(folders) == num_classes and not named:
         return ClassMap(tuple(map(class_name, folders)), tuple(range(num_classes)))
     counts = f"the model has {num_classes} outputs and the data {len(folders)} class folders"
     if not imagenet:

@@ -47,7 +47,6 @@ def curvature_costs(
     make: MakeQuantizer,
     seed: int,
     told: Callable[[], None],
-    classes: int | None = None,
 ) -> dict[str, dict[int, float]]:
     """The second-order estimate, in nats, for each layer and each number of bits.
 
@@ -58,11 +57,17 @@ def curvature_costs(
         make: the quantizers.
         seed: of the signs.
         told: called after each part of the images.
-        classes: how many of the outputs are logits; None: all.
     """
     sites = {site.name: site for site in model.sites()}
     weights = [_weight(sites[choice.name]) for choice in choices]
-    traces = _traces(model, images, weights, seed, told, classes)
+    trained = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:  # one that is not trained is rounded all the same
+            weight.requires_grad_(True)
+        traces = _traces(model, images, weights, seed, told)
+    finally:
+        for weight, was in zip(weights, trained, strict=True):
+            weight.requires_grad_(was)
     costs: dict[str, dict[int, float]] = {}
     for choice, weight, trace in zip(choices, weights, traces, strict=True):
         mean = trace / choice.weights
@@ -85,16 +90,15 @@ def _traces(
     weights: Sequence[Tensor],
     seed: int,
     told: Callable[[], None],
-    classes: int | None,
 ) -> list[float]:
     """Of the diagonal block of each weight, for the mean loss of an image."""
     generator = torch.Generator(images.device).manual_seed(seed)
     totals = torch.zeros(len(weights), dtype=torch.float64, device=images.device)
     for part in parts_of(images):
         with torch.enable_grad():
-            logits = model(part)[:, :classes].float()
+            logits = model(part).float()
         roots = logits.detach().softmax(1).sqrt()
-        # The loss is a mean over the pixels or anchors, where these are classified.
+        # The loss is a mean over the pixels, where these are classified.
         scale = logits[0, 0].numel() ** -0.5
         for turn in range(ROUNDS):
             signs = torch.randint(0, 2, roots.shape, generator=generator, device=roots.device)

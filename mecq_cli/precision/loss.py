@@ -1,31 +1,33 @@
 """Sensitivity by loss: how far the outputs move when a layer is rounded.
 
-The Kullback-Leibler divergence of the outputs' distribution from the float network's, in nats. It
-needs no labels, is never negative, and is what the distillation minimises.
+The divergence of the outputs from those of the float network, which is what the distillation
+minimises: of classes Kullback-Leibler's, in nats, of a network that detects that of its classes and
+boxes. It needs no labels and is never negative.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
+
+from torch import Tensor
 
 from mecq_cli.precision.rounding import Outputs
 
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""Of outputs from those of the float network: a task's, see `mecq_cli.tasks.base.Task`."""
+
 
 class LossDistance:
-    """The mean divergence over the images, and over their pixels or anchors where these are
-    classified.
+    """The divergence of the outputs, in float64.
 
     Args:
         reference: of the float network.
-        classes: how many of its outputs are logits; None: all.
+        divergence: of the task.
     """
 
-    def __init__(self, reference: Outputs, classes: int | None = None) -> None:
-        self._classes = classes
-        self._goal = torch.log_softmax(reference[0][:, :classes].double(), 1)
+    def __init__(self, reference: Outputs, divergence: Divergence) -> None:
+        self._goal, self._divergence = reference[0].double(), divergence
 
     def __call__(self, outputs: Outputs) -> float:
-        """Nats."""
-        mine = torch.log_softmax(outputs[0][:, : self._classes].double(), 1)
-        return float(F.kl_div(mine, self._goal, reduction="none", log_target=True).sum(1).mean())
+        """As the task has it."""
+        return float(self._divergence(outputs[0].double(), self._goal))

@@ -9,8 +9,11 @@ bound (scipy.optimize.milp): x[i, k] is 1 where item i takes option k,
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,16 +81,17 @@ def solve(
         (np.ones(len(flat)), (np.repeat(np.arange(len(counts)), counts), columns)),
         shape=(len(counts), len(flat)),
     )
-    result = milp(
-        flat * scale,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each.tocsr(), 1, 1),
-            LinearConstraint(loads[None], -np.inf, limit // divisor),
-        ],
-        options={"time_limit": time_limit, "mip_rel_gap": 0.0},
-    )
+    with _silent():
+        result = milp(
+            flat * scale,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each.tocsr(), 1, 1),
+                LinearConstraint(loads[None], -np.inf, limit // divisor),
+            ],
+            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
+        )
     if result.x is None:
         raise EnvironmentFailure(
             f"the bits of the layers: nothing was found in {time_limit:g} s ({result.message}); "
@@ -104,6 +108,29 @@ def solve(
     gap = 0.0 if optimal else result.mip_gap
     known = gap is not None and math.isfinite(gap)
     return Solution(picks, value, weight, optimal, float(gap) if known else None)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing of what is printed inside reaches stdout, which is for the result.
+
+    HiGHS prints a line now and then that no option turns off, from C: so it is the file descriptor
+    that leads elsewhere, until what C keeps back has been written.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        with suppress(OSError, TypeError, AttributeError):  # another system's C library
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _reference(

@@ -17,8 +17,9 @@ from mecq_cli.insertion import QuantizedModel
 from mecq_cli.precision.choices import Choice
 from mecq_cli.precision.coding import CodingDistance
 from mecq_cli.precision.hessian import curvature_costs, parts_of
-from mecq_cli.precision.loss import LossDistance
+from mecq_cli.precision.loss import Divergence, LossDistance
 from mecq_cli.precision.rounding import MakeQuantizer, Outputs, outputs_of, outputs_rounded
+from mecq_cli.tasks.divergence import divergence
 
 Sensitivity = Literal["coding", "hessian", "loss"]
 SENSITIVITIES: tuple[str, ...] = get_args(Sensitivity)
@@ -42,7 +43,7 @@ def measure(
     distortion: float = 0.06,
     seed: int = 0,
     listener: Listener | None = None,
-    classes: int | None = None,
+    divergence: Divergence = divergence,
 ) -> Sensitivities:
     """Measure on images; the network is in float but for the layer in question.
 
@@ -55,7 +56,7 @@ def measure(
         distortion: of the coding length.
         seed: of random signs.
         listener: hears of the progress.
-        classes: how many of the outputs are logits, where not all of them are.
+        divergence: of the task, which `loss` is measured by; `hessian` is for classes alone.
 
     Returns:
         Costs of 0 and more, none of which rises with the bits: where rounding to fewer bits happens
@@ -68,10 +69,10 @@ def measure(
     wanted = [choice for choice in choices if choice.open]
     with float_mode(model):
         if kind == "hessian":
-            found = _by_curvature(model, images, wanted, make, seed, listener, classes)
+            found = _by_curvature(model, images, wanted, make, seed, listener)
         else:
             reference = outputs_of(model, images)
-            distance: Callable[[Outputs], float] = LossDistance(reference, classes)
+            distance: Callable[[Outputs], float] = LossDistance(reference, divergence)
             if kind == "coding":
                 distance = CodingDistance(reference, distortion)
             found = _by_outputs(model, images, wanted, make, distance, listener)
@@ -81,12 +82,18 @@ def measure(
                 f"--sensitivity {kind}: layer {name} gives a number that is not finite; check "
                 "weights and images, or give --wbits instead of a target"
             )
-    largest = max((max(costs.values()) for costs in found.values()), default=math.inf)
-    if kind == "coding" and largest < _NOTHING:
+    unseen = [name for name, costs in found.items() if max(costs.values()) < _NOTHING]
+    if kind == "coding" and unseen and len(unseen) == len(found):
         seen = f"{len(images)} image{'s' * (len(images) != 1)}"
         raise NumericError(
             f"--sensitivity {kind}: on {seen} rounding makes no difference in any layer; give more "
             "training images, another sensitivity, or --wbits instead of a target"
+        )
+    if unseen:
+        listener.warn(
+            f"--sensitivity {kind}: rounding {len(unseen)} of {len(found)} layers makes no "
+            f"difference, so they get few bits: {', '.join(unseen[:3])}"
+            f"{', ...' * (len(unseen) > 3)}; [[layers]] patterns can give them more"
         )
     return {name: _falling(costs) for name, costs in found.items()}
 
@@ -123,7 +130,6 @@ def _by_curvature(
     make: MakeQuantizer,
     seed: int,
     listener: Listener,
-    classes: int | None,
 ) -> Sensitivities:
     done = 0
 
@@ -134,6 +140,6 @@ def _by_curvature(
 
     listener.start(_TASK, len(parts_of(images)))
     with torch.autocast(images.device.type, enabled=False):
-        found = curvature_costs(model, images, choices, make, seed, told, classes)
+        found = curvature_costs(model, images, choices, make, seed, told)
     listener.finish(_TASK)
     return found

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mecq_cli.integer.ir import MID_RISE_BITS
 from mecq_cli.quantizers.base import WeightQuantizer
-from mecq_cli.quantizers.rounding import fake_quantize, to_integers
+from mecq_cli.quantizers.rounding import fake_quantize, to_integers, units
 from mecq_cli.quantizers.uniform import per_channel
 
 _SMALLEST = 1e-8
@@ -63,6 +63,6 @@ class EntropyPreservingWeight(WeightQuantizer):
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """int8 weight [O, ...] and float32 step [O]."""
         steps = self.steps(weight)
-        v = weight.detach().float() / per_channel(steps, weight)
+        v = units(weight.detach(), per_channel(steps, weight))
         q = to_integers(v, torch.clamp(v, -self.qmax, self.qmax), mid_rise=True)
         return q.to(torch.int8), steps.clone()

@@ -221,8 +221,10 @@ class _Precision:
                 f"there are no boxes in the {images} images to evaluate on, so no precision; add "
                 "images with boxes, or hold more out"
             )
-        for number in torch.cat([answers[:, 0], there[:, 0]]).unique():
-            found, known = (rows[rows[:, 0] == number, 1:] for rows in (answers, there))
+        found_in, known_in = _by_image(answers), _by_image(there)
+        none = torch.zeros(0, 6, dtype=torch.float64)
+        for number in sorted(found_in.keys() | known_in.keys()):
+            found, known = found_in.get(number, none), known_in.get(number, none)
             self._metric.update(
                 [
                     {
@@ -247,6 +249,14 @@ class _Precision:
         ):
             by_class[int(label)] = 100 * float(value) if value >= 0 else None
         return Measured(images, figures, {"ap": by_class})
+
+
+def _by_image(rows: Tensor) -> dict[int, Tensor]:
+    """Rows [K, 1 + 6] by the number of their image, without it, in the order they had."""
+    rows = rows[rows[:, 0].argsort(stable=True)]
+    numbers, counts = rows[:, 0].unique_consecutive(return_counts=True)
+    parts = rows[:, 1:].split(counts.tolist())
+    return {int(number): part for number, part in zip(numbers, parts, strict=True)}
 
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()

@@ -63,7 +63,10 @@ class _Weight:
         back = moved & (change == -self.direction)
         self.direction = torch.where(moved, change, self.direction)
         self.frequency.lerp_(back.float(), MOMENTUM)
-        self.mean.lerp_(integers.float(), MOMENTUM)
+        # Of a frozen one it is the level: what the optimizer makes of it before it is put back
+        # must not move that.
+        mean = self.mean.lerp(integers.float(), MOMENTUM)
+        self.mean = torch.where(self.frozen, self.mean, mean)
         self.integers = integers
         fresh = (self.frequency > threshold) & ~self.frozen
         self.mean = torch.where(fresh, self._level(self.mean), self.mean)

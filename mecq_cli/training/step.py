@@ -17,6 +17,7 @@ from mecq_cli.entropy import EntropyRegularizer
 from mecq_cli.errors import NumericError, UsageError
 from mecq_cli.events import Listener
 from mecq_cli.insertion import QuantizedModel
+from mecq_cli.quantizers import WeightQuantizer
 from mecq_cli.sites import ProductSite
 from mecq_cli.tasks.base import Task
 from mecq_cli.tasks.registry import CLASSIFICATION
@@ -58,6 +59,18 @@ class Follower(Protocol):
 def on_cpu(model: QuantizedModel) -> bool:
     """Where its parameters are."""
     return all(p.device.type == "cpu" for p in model.parameters())
+
+
+def _quantized_weights(model: QuantizedModel) -> list[tuple[str, Tensor, WeightQuantizer]]:
+    """Those that are trained, each once: layers may share one."""
+    found = {
+        id(site.weight): (site.name, site.weight, site.weight_quantizer)
+        for site in reversed(model.sites())
+        if isinstance(site, ProductSite)
+        and site.weight.requires_grad
+        and site.weight_quantizer is not None
+    }
+    return list(found.values())[::-1]
 
 
 @contextmanager
@@ -124,13 +137,7 @@ class TrainingStep:
         self.followers: tuple[Follower, ...] = ()
         self.limit = StepLimit(model, optimizer)
         self.order = InMemoryOrder(optimizer)
-        self.weights = [
-            (site.name, site.weight, site.weight_quantizer)
-            for site in model.sites()
-            if isinstance(site, ProductSite)
-            and site.weight.requires_grad
-            and "weights" in recipe.mec_on
-        ]
+        self.weights = _quantized_weights(model) if "weights" in recipe.mec_on else []
         self.run: Callable[[Tensor], tuple[Tensor, ...]] = model.graph
         compiler = Compiler(listener)
         if recipe.compile == "model":
@@ -223,9 +230,7 @@ class TrainingStep:
         if self.recipe.has_two_views and other is not None:
             reference = dict(zip(names, other, strict=True))
         for name, weight, quantizer in self.weights:
-            sites[f"{name}.weight"] = (weight if quantizer is None else quantizer(weight)).flatten(
-                1
-            )
+            sites[f"{name}.weight"] = quantizer(weight).flatten(1)
         term = self.regularizer(sites, reference, step / max(self.recipe.total_steps, 1))
         return term.loss, term.coding_lengths
 

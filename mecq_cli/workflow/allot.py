@@ -31,6 +31,7 @@ from mecq_cli.precision import (
 )
 from mecq_cli.quantizers import quantizers_named
 from mecq_cli.settings import bytes_of
+from mecq_cli.tasks.base import Task
 from mecq_cli.training.family import Family, family_of
 from mecq_cli.training.signals import deferring
 from mecq_cli.workflow.common import insert_quantizers
@@ -70,6 +71,7 @@ def as_stored(config: QuantizeConfig, file: Path) -> QuantizeConfig:
 def with_bits(
     config: QuantizeConfig,
     loaded: LoadedModel,
+    task: Task,
     device: torch.device,
     some_images: Callable[[int], Iterator[Tensor]],
     listener: Listener,
@@ -81,6 +83,7 @@ def with_bits(
     Args:
         config: with a target.
         loaded: the float model, which stays as it is.
+        task: what it is for.
         device: to measure on.
         some_images: about so many normalised training images, in batches.
         listener: hears of it.
@@ -108,7 +111,7 @@ def with_bits(
     sensitivities = measure(
         config.sensitivity, model, images, choices, quantizers_named(config.quantizer).weight,
         distortion=config.mec_distortion, seed=config.seed, listener=listener,
-        classes=loaded.num_classes,
+        divergence=task.divergence,
     )  # fmt: skip
     found = allot(choices, sensitivities, target)
     average = average_bits(choices, [found.bits.get(c.name, c.bits[0]) for c in choices])
@@ -153,7 +156,7 @@ def document_of(config: QuantizeConfig, model: QuantizedModel) -> dict[str, Any]
 
 def tell(config: QuantizeConfig, model: QuantizedModel, listener: Listener) -> None:
     """The table of the layers, a line each."""
-    weights = {c.name: c.weights for c in choices_of(model, ["*"])}
+    weights = {place: c.weights for c in choices_of(model, ["*"]) for place in c.places}
     width = max(len("layer"), *(len(row.layer) for row in config.allotted))
     listener.note(f"{'layer':<{width}} {'weights':>12}  bits  {config.sensitivity}")
     for row in config.allotted:

@@ -302,7 +302,12 @@ def _with_items(
     config: QuantizeConfig,
 ) -> tuple[LoadedModel, tuple[Split, Split]]:
     """Model and splits, where the images are data sets of the program."""
-    shape = float_shape(data[0])
+    shape, other = float_shape(data[0]), float_shape(data[1])
+    if shape is not None and other is not None and other != shape:
+        raise UsageError(
+            f"data: train has float tensors {list(shape)} and val {list(other)}; give both as the "
+            "model takes them"
+        )
     if shape is None:
         preprocessing = preprocessing or IMAGENET
     else:
@@ -316,7 +321,8 @@ def _with_items(
             f"data: {loaded.name} detects, and data sets of a program give one label an image, or "
             "a mask; give a folder with annotations/ as COCO has them (docs/detection.md)"
         )
-    names = tuple(classes or _names(data[0]) or map(str, range(loaded.num_classes)))
+    names = tuple(classes if classes is not None else _names(data[0]) or ())
+    names = names or tuple(map(str, range(loaded.num_classes)))
     if len(names) != loaded.num_classes:
         raise UsageError(
             f"classes: got {len(names)} names; the model has {loaded.num_classes} outputs"

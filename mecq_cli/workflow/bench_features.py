@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mecq_cli.config import QuantizeConfig
 from mecq_cli.data import ImageDataset, Split, eval_batches, normalize, open_training
+from mecq_cli.data.split import evenly
 from mecq_cli.entropy import centre, exact_coding_length, normalise
 from mecq_cli.errors import UsageError
 from mecq_cli.events import Listener
@@ -31,7 +32,8 @@ from mecq_cli.workflow.targets import run_config
 
 SITES = "stages"
 LENGTH_ROWS = 512
-"""Images whose coding length is taken, as if they were one batch."""
+"""Images whose coding length is taken, as if they were one batch: evenly from all classes, which
+follow each other."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _site(rows: Tensor, fp_rows: Tensor, distortion: float) -> dict[str, Any]:
     return {
         "eigenvalues": [float(value) for value in share],
         "effective_rank": math.exp(float(torch.special.entr(share).sum())),
-        "coding_length": float(exact_coding_length(z[:LENGTH_ROWS], distortion)),
+        "coding_length": float(exact_coding_length(z[evenly(len(z), LENGTH_ROWS)], distortion)),
         "cosine": float(nn.functional.cosine_similarity(_scaled(rows), _scaled(fp_rows)).mean()),
         "cka": float(_cka(centre(rows), centre(fp_rows))),
     }

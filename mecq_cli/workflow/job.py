@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mecq_cli import launch
 from mecq_cli.config import OF_BOTH_VIEWS, QuantizeConfig
 from mecq_cli.data import (
-    SMALL,
     ImageDataset,
     Part,
     Split,
@@ -29,6 +28,7 @@ from mecq_cli.events import Listener
 from mecq_cli.models.classes import ClassMap
 from mecq_cli.models.loading import LoadedModel
 from mecq_cli.tasks.base import Measured, Task
+from mecq_cli.tasks.figures import DETECT
 from mecq_cli.tasks.registry import CLASSIFICATION, task_of
 from mecq_cli.training.family import family_of
 from mecq_cli.training.recipe import Recipe, choose, default_batch_size
@@ -110,7 +110,7 @@ class Job:
         available = batches_per_epoch(len(self.train), self.recipe.batch_size)
         count = min(max(-(-images // self.recipe.batch_size), 1), available)
         dataset = self.train
-        if whole and dataset.preprocessing.input_size[1] > SMALL:
+        if whole and not dataset.small:
             dataset = dataset_of(
                 dataset.split, dataset.preprocessing, self.classes.indices, seed=dataset.seed
             )
@@ -191,9 +191,10 @@ def open_job(
         sites = config.mec_on or "penultimate"
         config = config.model_copy(update={"mec_views": "quantized", "mec_on": sites})
     config = _regularized(config, origins, task, listener)
+    config = _measurable(config, origins, task)
     preprocessing = loaded.preprocessing
     batch_size = config.batch_size or default_batch_size(
-        len(train_split), preprocessing.input_size[1]
+        len(train_split), max(preprocessing.input_size[1:])
     )
     train = dataset_of(train_split, preprocessing, classes.indices, train=True, seed=config.seed)
     val = evaluation_data(val_split, preprocessing, classes)
@@ -241,6 +242,19 @@ def recipe_for(
         config, steps_per_epoch, batch_size, device,
         family=family_of(loaded.module), classifies=task is CLASSIFICATION,
     )  # fmt: skip
+
+
+def _measurable(config: QuantizeConfig, origins: Mapping[str, str], task: Task) -> QuantizeConfig:
+    """With a sensitivity that sees all layers: of a detector neither its features nor its classes
+    say anything of the boxes."""
+    if config.target is None or task.name != DETECT or config.sensitivity == "loss":
+        return config
+    if origins.get("sensitivity", "default") != "default":
+        raise UsageError(
+            f"--sensitivity {config.sensitivity} does not see what makes boxes; of networks that "
+            "detect it is loss"
+        )
+    return config.model_copy(update={"sensitivity": "loss"})
 
 
 def _regularized(

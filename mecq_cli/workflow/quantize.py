@@ -162,7 +162,7 @@ def _allot(job: Job) -> None:
     if allot.is_pending(config):
         with job.phases("sensitivity"):
             found = allot.with_bits(
-                config, job.loaded, job.device,
+                config, job.loaded, job.task, job.device,
                 lambda images: job.some_images(CALIBRATION_EPOCH, images)[0], job.listener,
             )  # fmt: skip
             job.config = job.processes.broadcast(found)

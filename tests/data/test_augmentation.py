@@ -9,7 +9,12 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from mecq_cli.data.augmentation import eval_transform, pad_crop_flip, random_resized_crop
+from mecq_cli.data.augmentation import (
+    eval_transform,
+    pad_crop_flip,
+    random_crops,
+    random_resized_crop,
+)
 from mecq_cli.data.loader import normalize
 from mecq_cli.errors import UsageError
 from mecq_cli.models.preprocessing import Preprocessing
@@ -110,3 +115,29 @@ def test_random_resized_crop_depends_on_its_word_alone() -> None:
 def test_impossible_preprocessing(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         eval_transform(replace(IMAGENET, **wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "mode", "stretch"),
+    [
+        ((640, 480), (96, 96), "center", 1.0),
+        ((320, 96), (48, 160), "center", 1.0),
+        ((2048, 1024), (96, 96), "squash", 0.5),
+        ((100, 300), (96, 192), "squash", 6.0),
+    ],
+)
+def test_random_parts_are_stretched_as_the_image_is_in_evaluation(
+    image: tuple[int, int], size: tuple[int, int], mode: str, stretch: float
+) -> None:
+    """Up to a third more or less, and of 35 to 100 % of the area where so much has that shape."""
+    crop = random_crops(replace(IMAGENET, input_size=(3, *size), crop_mode=mode))(*image)
+    torch.manual_seed(0)
+    found, kept = [], []
+    for _ in range(300):
+        place = crop.make_params([Image.new("RGB", image)])
+        found.append((size[1] / place["width"]) / (size[0] / place["height"]) / stretch)
+        kept.append(place["width"] * place["height"] / (image[0] * image[1]))
+    assert 0.7 < min(found) < 0.8
+    assert 1.2 < max(found) < 1.4
+    assert 0.9 < float(np.exp(np.log(found).mean())) < 1.1
+    assert max(kept) > 0.75

@@ -17,6 +17,7 @@ import torch
 from timm.data.readers import create_reader
 
 from mecq_cli.data import ImageDataset, Split, open_evaluation, open_split, open_training
+from mecq_cli.data.hugging_face import Rows
 from mecq_cli.data.loader import train_batches
 from mecq_cli.data.sources import find_splits
 from mecq_cli.errors import DataError, EnvironmentFailure, MecqError, UsageError
@@ -66,6 +67,10 @@ def class_tars(photos: Path, place: Path) -> str:
             own = [(n.split("/")[1], c) for n, c in images(photos, split) if n.startswith(name)]
             pack(place / split / f"{name}.tar", own)
     return f"tar/{place}"
+
+
+def bare_class_tars(photos: Path, place: Path) -> str:
+    return class_tars(photos, place).removeprefix("tar/")
 
 
 def samples(
@@ -125,7 +130,13 @@ def parquet(photos: Path, place: Path) -> str:
     return f"hfds/{place}"
 
 
-SOURCES = {f.__name__: f for f in (one_tar, tar_each, class_tars, shards, pattern, saved, parquet)}
+_MAKERS = (
+    one_tar, tar_each, class_tars, bare_class_tars, shards, pattern, saved, parquet,
+)  # fmt: skip
+SOURCES = {
+    f.__name__: f
+    for f in (one_tar, tar_each, class_tars, bare_class_tars, shards, pattern, saved, parquet)
+}
 
 
 def contents(split: Split) -> list[bytes]:
@@ -226,6 +237,28 @@ def test_a_class_may_be_called_as_a_split_is(photos: Path, tmp_path: Path) -> No
     renamed = [(n.replace("class1", "train"), c) for n, c in images(photos, "train")]
     data = pack(tmp_path / "vehicles.tar", renamed)
     assert find_splits(str(data)) == ()
+
+
+def test_a_split_is_said_by_the_name_before_the_folder(photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "val"
+    for split, name in (("val", "x-val-0"), ("train", "x-test-0")):
+        pack(place / f"{name}.tar", images(photos, split))
+    assert find_splits(f"tar/{place}") == ("val", "test")
+    assert len(open_split(f"tar/{place}", "val")) == 6
+    assert len(open_split(f"tar/{place}", "test")) == 12
+
+
+def test_shards_that_do_not_tell_the_classes_are_refused(photos: Path, tmp_path: Path) -> None:
+    """Alone, a file with one class would take its folders for classes."""
+    content = images(photos, "train")[0][1]
+    for name in ("cat", "dog"):
+        files = [(f"{name}/{view}/{n}.png", content) for view in ("front", "back") for n in (1, 2)]
+        pack(tmp_path / f"x-train-{name}.tar", files)
+    with pytest.raises(DataError, match=r"x-train-cat.tar': which of its folders name the classes"):
+        open_split(f"tar/{tmp_path}", "train")
+    for name in ("cat", "dog"):  # below one folder that all have they do
+        pack(tmp_path / f"x-train-{name}.tar", [(f"set/{name}/{n}.png", content) for n in (1, 2)])
+    assert open_split(f"tar/{tmp_path}", "train").classes == ("cat", "dog")
 
 
 def link(name: str, kind: bytes) -> Callable[[Path], object]:
@@ -351,6 +384,12 @@ def test_what_is_no_source_is_said(data: str, error: type[MecqError], said: str)
     with pytest.raises(error, match=said) as caught:
         open_training(data)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_are_known_by_what_is_in_the_data_set_not_by_where_it_is() -> None:
+    rows = [Rows(where, "train", [0, 1, 2], "image") for where in ("ds", "/elsewhere/ds")]
+    assert rows[0].name(2) == rows[1].name(2) == "train[2]"
+    assert rows[1].file(2).name == "/elsewhere/ds train[2]"
 
 
 def test_hugging_face_columns(

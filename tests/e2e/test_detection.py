@@ -253,10 +253,18 @@ def test_deployment_is_timed_without_the_making_of_boxes(place: Path) -> None:
 
 
 def test_bits_are_allotted_for_a_target(place: Path) -> None:
-    document = mecq(
+    command = (
         "quantize", MODEL, "--target-avg-bits", 3, "--abits", 4, "--no-pretrained", "--data",
         "scenes", "--img-size", 64, "--max-steps", 2, "--batch-size", 4, "--device", "cpu",
-        "--compile", "off", "--dry-run", "--json", "--sensitivity", "hessian", cwd=place,
-    ).document  # fmt: skip
+        "--compile", "off", "--dry-run",
+    )  # fmt: skip
+    refused = mecq(*command, "--sensitivity", "hessian", cwd=place)
+    assert (refused.code, "does not see what makes boxes" in refused.err) == (2, True)
+    document = mecq(*command, "--json", cwd=place).document
+    assert document["allotment"]["sensitivity"] == "loss"
+    boxes = [
+        r for r in document["sites"] if "regression_head" in r["layer"] and r.get("sensitivity")
+    ]
+    assert boxes, "what makes boxes is seen"
     assert document["allotment"]["average_bits"] == pytest.approx(3, abs=0.05)
     assert document["allotment"]["weight_bytes"] == document["sizes"]["ideal_bytes"]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from timm.data import ImageNetInfo
 
 from mecq_cli.errors import UsageError
 from mecq_cli.models.classes import class_name, imagenet_names, match_classes
+
+
+def imagenet_ids() -> list[str]:
+    known = ImageNetInfo("imagenet-1k")
+    return [known.index_to_label_name(i) for i in range(1000)]
 
 
 def test_as_many_folders_as_outputs_match_in_their_order() -> None:
@@ -25,6 +31,10 @@ def test_a_subset_of_imagenet_goes_to_its_own_outputs(imagenette: Path) -> None:
     assert named[3:6] == ["chain saw", "church", "French horn"]
     numbered = match_classes([str(i) for i in range(1000)], 1000, imagenet=True)
     assert numbered.names == imagenet_names()
+    as_text = sorted(str(i) for i in range(1000))  # as folders are: 10 before 2
+    assert match_classes(as_text, 1000, imagenet=True).indices == tuple(map(int, as_text))
+    ids = [*imagenet_ids()]
+    assert match_classes(ids[::-1], 1000, imagenet=True).indices == tuple(range(1000))[::-1]
     own = match_classes(folders, 10)
     assert own.indices == tuple(range(10))
     assert list(own.names) == named
@@ -45,6 +55,7 @@ def test_names_of_imagenet() -> None:
         (["n01440764", "cats"], 1000, True, "of which 1 have no WordNet id .* 'cats'"),
         (["n01440764"], 1000, False, "1000 outputs and the data 1 class folders"),
         (["n00007846"], 1000, True, "n00007846"),
+        ([*imagenet_ids()[1:], "cats"], 1000, True, "of which 1 have no WordNet id .* 'cats'"),
     ],
 )
 def test_what_does_not_match_is_one_line(

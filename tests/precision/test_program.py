@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -158,3 +161,21 @@ def test_what_a_message_calls_in_reach_is() -> None:
 def test_nothing_to_choose_is_said() -> None:
     with pytest.raises(UsageError, match="no layer is left to allot bits to"):
         Target(4.0, None, "--target-avg-bits 4").check([CHOICES[0], CHOICES[3]])
+
+
+def test_what_the_solver_prints_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It does so from C, past `sys.stdout`."""
+
+    def chatty(*arguments: Any, **options: Any) -> Any:
+        ctypes.CDLL(None).puts(b"chatter that C keeps back")
+        os.write(1, b"chatter at once")
+        return milp(*arguments, **options)
+
+    monkeypatch.setattr("mecq_cli.precision.program.milp", chatty)
+    assert solve([[1.0, 0.0]], [[1, 2]], 2).picks == (1,)
+    sys.stdout.write("the result")
+    sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr() == ("the result", "")

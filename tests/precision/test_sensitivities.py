@@ -12,14 +12,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from mecq_cli.calibration import calibrate, float_mode
+from mecq_cli.config import Allotted, QuantizeConfig
 from mecq_cli.data import dataset_of, normalize, open_split, train_batches
 from mecq_cli.errors import NumericError
+from mecq_cli.events import Listener
 from mecq_cli.insertion import BitPlan, QuantizedModel, insert
 from mecq_cli.integerize import integerize
 from mecq_cli.models.loading import load_model
 from mecq_cli.precision import (
     CANDIDATES,
     SENSITIVITIES,
+    Allotment,
     Choice,
     Sensitivity,
     Target,
@@ -31,7 +34,9 @@ from mecq_cli.precision import (
 from mecq_cli.precision.coding import CodingDistance
 from mecq_cli.precision.rounding import outputs_of, outputs_rounded, rounded
 from mecq_cli.quantizers import quantizers_named
+from mecq_cli.sites import ProductSite
 from mecq_cli.sizes import totals
+from mecq_cli.workflow.allot import tell
 
 MAKE = quantizers_named("auto").weight
 SHAPE = (1, 8, 8)
@@ -226,6 +231,19 @@ def test_two_rows_have_no_geometry_and_that_is_said(
     measure("coding", model, images[:3], choices, MAKE)
 
 
+class Told(Listener):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def with_rows(found: Allotment) -> QuantizeConfig:
+    rows = [Allotted(layer=n, wbits=b, sensitivity=found.costs[n]) for n, b in found.bits.items()]
+    return QuantizeConfig(model="m", data="d", wbits=3, abits=4, allotted=tuple(rows))
+
+
 class Tied(nn.Module):
     """One convolution at three places, as a head that runs over a pyramid."""
 
@@ -241,6 +259,21 @@ class Tied(nn.Module):
             x = F.relu(layer(x))
         found: Tensor = self.last(x.mean((2, 3)))
         return found
+
+
+def test_a_layer_that_is_not_trained_is_measured_too(
+    digits: tuple[QuantizedModel, Tensor],
+) -> None:
+    model, images = digits
+    site = next(s for s in model.sites() if s.name.startswith("one"))
+    assert isinstance(site, ProductSite)
+    found = []
+    for trained in (True, False):
+        site.weight.requires_grad_(trained)
+        found.append(measure("hessian", model, images[:32], choices_of(model), MAKE))
+        assert site.weight.requires_grad is trained
+    site.weight.requires_grad_(True)
+    assert found[0] == found[1]
 
 
 def test_a_weight_at_several_places_is_one_choice() -> None:
@@ -261,6 +294,11 @@ def test_a_weight_at_several_places_is_one_choice() -> None:
         assert len(found.bits) == 4
         assert len({found.bits[place] for place in choices[1].places}) == 1
         assert found.bits["shared"] + found.bits["other"] == 6
+        told = Told()
+        tell(with_rows(found), model, told)
+        assert [line.split()[:2] for line in told.lines[1:4]] == [
+            [place, f"{weights:,}"] for place in choices[1].places
+        ]
     # All places are rounded together: as a network is whose one weight is rounded.
     with float_mode(model):
         reference = outputs_of(model, images)

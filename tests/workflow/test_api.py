@@ -13,10 +13,20 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import mecq_cli
 from mecq_cli.config import QuantizeConfig
+from mecq_cli.data.items import split_of
 from mecq_cli.errors import DataError, UsageError
 from mecq_cli.workflow.api import Settings
 from tests.e2e.command import mecq, write_patterns
@@ -218,6 +228,9 @@ def test_the_commands_on_such_a_run(tmp_path: Path) -> None:
     assert len(names["predictions"][0]["top5"]) == 2
 
 
+UNEVEN = WeightedRandomSampler([1.0] * 8, 8)
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(())
@@ -237,6 +250,14 @@ class Endless(IterableDataset[Any]):
          "val[0]: the label is"),
         ((Pictures(8, lambda _: Image.new("F", (12, 12))), Pictures(4)), {}, "mode F, of unknown"),
         ((DataLoader(Pictures(8, floats), collate_fn=list), Pictures(4)), {}, "a collate_fn of"),
+        ((DataLoader(Pictures(8, floats), batch_sampler=BatchSampler(UNEVEN, 4, False)),
+          Pictures(4)), {}, "a sampler or a"),
+        ((DataLoader(Pictures(8, floats), sampler=RandomSampler(range(8), num_samples=3)),
+          Pictures(4)), {}, "a sampler or a"),
+        ((Pictures(8, floats), Pictures(4, lambda i: floats(i)[:, 2:])), {},
+         "train has float tensors [3, 12, 12] and val [3, 10, 12]"),
+        ((TensorDataset(torch.zeros(4, 3, 12, 12), torch.tensor([0.9, 1.9, 0.9, 1.9])),
+          Pictures(4)), {}, "train[0]: the label is tensor(0.9000)"),
         ((Pictures(8, floats), Pictures(4, floats)), {"img_size": 9}, "img_size: float tensors"),
         ((Pictures(8, floats), Pictures(4, floats)), {"classes": "abc"}, "classes: got 3 names"),
         ((Pictures(8, floats), Pictures(4, floats)), {"wbits": 9}, "wbits: got 9; allowed: 1 to 8"),
@@ -252,3 +273,23 @@ def test_what_cannot_be_is_said(data: Any, settings: dict[str, Any], words: str)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("runs").exists()
+
+
+class Renamed(Pictures):
+    """A data set that gives other labels than it has."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.targets = [index % 2 for index in range(count)]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(index)
+        return image, 1 - label
+
+
+def test_labels_are_those_that_come_with_the_images() -> None:
+    assert split_of(Renamed(6), "train", ("flat", "steep")).labels.tolist() == [1, 0, 1, 0, 1, 0]
+    names: Any = np.array(["flat", "steep"])
+    data = (Pictures(8, floats), Pictures(4, floats))
+    quick = {**QUICK, "epochs": 0}
+    assert mecq_cli.quantize(Net(), data, 4, classes=names, **quick).run.exists()
