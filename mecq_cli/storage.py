@@ -175,12 +175,16 @@ def require_writable(path: Path) -> None:
     """Whether a file could be written at ``path``, asked before the work that makes its content.
 
     Raises:
+        UsageError: a folder is there, or a part of the path is a file.
         EnvironmentFailure: the folder, or the one it would be made in, is not writable.
     """
+    _check_target(path, force=True)
     place = path.absolute().parent
     while not place.exists() and place != place.parent:
         place = place.parent
-    if place.is_dir() and not os.access(place, os.W_OK):
+    if not place.is_dir():
+        raise write_failure(path, NotADirectoryError(errno.ENOTDIR, "Not a directory"))
+    if not os.access(place, os.W_OK):
         raise write_failure(path, PermissionError(errno.EACCES, "Permission denied"))
 
 

@@ -18,6 +18,7 @@ from mecq_cli.errors import ArtifactError, EnvironmentFailure, InputError, Usage
 from mecq_cli.storage import (
     atomic_write,
     read_bytes_limited,
+    require_writable,
     sha256_hex,
 )
 
@@ -42,6 +43,16 @@ def test_writes_makes_folders_and_replaces_only_when_told(tmp_path: Path) -> Non
     atomic_write(target, write_two, force=True)
     assert target.read_bytes() == b"two"
     assert names(target.parent) == ["file.bin"]
+
+
+def test_where_no_file_can_be_is_known_before_the_work(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "folder" / "file")
+    (tmp_path / "file").write_bytes(b"")
+    require_writable(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot write a file there, it is a folder"):
+        require_writable(tmp_path)
+    with pytest.raises(UsageError, match="could not be written: Not a directory"):
+        require_writable(tmp_path / "file" / "below" / "it")
 
 
 def test_new_files_have_the_rights_the_umask_leaves(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _following(config: EvalConfig, document: Mapping[str, Any]) -> list[str] | N
     from mecq_cli.cli import following
 
     if document["kind"] != "model":
-        return following.after_look(str(document["target"]))
+        return following.after_look(str(document["target"]), config.data)
     words = ["mecq", "quantize", str(document["target"]), "--wbits", "4", "--abits", "4"]
     for flag, value in (
         ("--data", config.data),
@@ -126,4 +126,5 @@ def _following(config: EvalConfig, document: Mapping[str, Any]) -> list[str] | N
         ("--crop-pct", config.crop_pct),
     ):
         words += [] if value is None else [flag, str(value)]
+    words += ["--val-split", "0.1"] if config.split == "." else []
     return [*words, *([] if config.pretrained else ["--no-pretrained"])]

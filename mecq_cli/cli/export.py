@@ -81,6 +81,7 @@ def export(
     config = from_flags(ExportConfig, flags_of(ctx))
     early.check_target(config.run, config.data)
     with working(quiet=quiet) as listener:
+        from mecq_cli.runs import latest_run
         from mecq_cli.workflow.export import export as export_run
 
         document = export_run(config, listener)
@@ -89,5 +90,5 @@ def export(
     if not last:
         predict = ["mecq", "predict", str(document["path"]), "IMAGE"]
         of_run = config.run is None or Path(config.run).is_dir()
-        name = config.run or str(Path(document["path"]).parent)
+        name = config.run or str(latest_run().path)
         following.next_command(*([following.about_run("report", name)] if of_run else []), predict)

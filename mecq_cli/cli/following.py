@@ -5,13 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from mecq_cli.cli.render import Document
-from mecq_cli.errors import UsageError
+from mecq_cli.errors import MecqError, UsageError
 from mecq_cli.tasks.figures import figures_of
+
+if TYPE_CHECKING:
+    from mecq_cli.runs import RunFolder
 
 
 def next_command(*commands: Sequence[str]) -> None:
@@ -63,11 +67,30 @@ def about_run(command: str, run: str) -> list[str]:
     return ["mecq", command] if is_latest else ["mecq", command, run]
 
 
-def after_look(target: str) -> list[str] | None:
-    """What follows on a look at a run: its export, or, where that is done, its report."""
+def after_look(target: str, data: str | None = None) -> list[str] | None:
+    """What follows on a look at a run: its export, or, where that is done, its report.
+
+    Args:
+        target: the run.
+        data: images that were given for it; None: its own are used, if they are there.
+    """
     from mecq_cli.runs import RunFolder
 
     run = RunFolder(Path(target))
-    if not run.artifact.is_file():
+    if not run.artifact.is_file() or not (data or _has_images(run)):
         return None
-    return about_run("report" if run.onnx.is_file() else "export", target)
+    command = about_run("report" if run.onnx.is_file() else "export", target)
+    return command if _has_images(run) else [*command, "--data", str(data)]
+
+
+def _has_images(run: RunFolder) -> bool:
+    """Whether the images that a run was made with are still where they were, as far as is known."""
+    from mecq_cli.config import from_toml
+    from mecq_cli.settings import OWN, split_data_name
+
+    try:
+        data = from_toml(run.config).data
+    except MecqError:
+        return False
+    prefix, where = split_data_name(data)
+    return not data.startswith(OWN) and (bool(prefix) or Path(where).exists())

@@ -26,7 +26,8 @@ def models(
 
     Models that were tried, and how far each goes: verified (quantized,
     exported, compared), captured (it gets its quantizers), or not, and why.
-    Others may work too: mecq quantize NAME --dry-run tells.
+    Others may work too; what tells: mecq quantize NAME --no-pretrained
+    --data DIR --wbits 4 --abits 4 --dry-run
     """
     from mecq_cli.cli import render
     from mecq_cli.cli.views import lists
@@ -40,8 +41,8 @@ def models(
         close = near(str(pattern), list(known), "torchvision/")
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UsageError(
-            f"no model that was tried fits {pattern!r}; {hint}others may work, "
-            "mecq quantize NAME --dry-run tells"
+            f"no model that was tried fits {pattern!r}; {hint}others may work, which is told by "
+            "mecq quantize NAME --no-pretrained --data DIR --wbits 4 --abits 4 --dry-run"
         )
     rows = [{"model": n, "level": known[n][0], "reason": known[n][1]} for n in names]
     render.show({"models": rows}, lists.models, as_json=as_json)

@@ -50,7 +50,9 @@ def float_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.Mode
     for layer in layers:
         emit = _EMITTERS.get(layer.kind)
         if emit is None:
-            raise ArtifactError(f"{layer.name}: cannot write the layer '{layer.kind}' as ONNX")
+            raise ArtifactError(
+                f"the float network cannot be written as ONNX: layer {layer.name} ({layer.kind})"
+            )
         emit(writer, layer)
         writer.shapes[layer.name] = layer.shape
     last = layers[-1]

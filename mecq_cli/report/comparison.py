@@ -88,8 +88,10 @@ def _results(runs: Sequence[Document], called: Sequence[str]) -> Iterator[str]:
 
 def _settings(document: Document, called: Sequence[str]) -> Iterator[str]:
     rows = document["differing"]
+    if document["unknown"]:
+        yield f"<p>Not known of: {text(', '.join(document['unknown']))}</p>"
     if not rows:
-        yield "<p>None: all runs have the same settings.</p>"
+        yield "" if document["unknown"] else "<p>None: all runs have the same settings.</p>"
         return
     cells = [
         (text(row["setting"]), *(text(setting(value)) for value in row["values"])) for row in rows

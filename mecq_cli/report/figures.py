@@ -16,6 +16,8 @@ SERIES = 8
 """Colours for lines; further ones begin again, dashed."""
 
 _TEXT, _GRID, _FP, _INTEGER = "#010101", "#010102", "#010103", "#010104"
+_DASHES = ("", ".4em", ".15em")
+"""How long they are in a legend: of lines, dashes and dots."""
 _LINES = [f"#0202{number:02x}" for number in range(1, SERIES + 1)]
 _CSS = {
     _TEXT: "currentColor",
@@ -174,8 +176,13 @@ def _histogram(axes: Axes, part: Mapping[str, Any]) -> None:
 
 
 def legend(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(CSS colour, name) for a legend in HTML of lines drawn by `curves`."""
-    return [(f"var(--c{number % SERIES + 1})", name) for number, name in enumerate(names)]
+    """(CSS background, name) for a legend in HTML of lines drawn by `curves`."""
+    found = []
+    for number, name in enumerate(names):
+        colour, on = f"var(--c{number % SERIES + 1})", _DASHES[number // SERIES % len(_DASHES)]
+        parts = f"{colour} 0 {on},transparent {on} calc({on} + .15em)"
+        found.append((f"repeating-linear-gradient(90deg,{parts})" if on else colour, name))
+    return found
 
 
 def _drawn(

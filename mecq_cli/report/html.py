@@ -112,7 +112,7 @@ def grid(figures: Iterable[str]) -> str:
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """(CSS colour, text) of each line or bar."""
+    """(CSS background, text) of each line or bar."""
     items = "".join(
         f'<li><i style="background:{colour}"></i>{text(name)}</li>' for colour, name in entries
     )

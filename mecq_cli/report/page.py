@@ -79,7 +79,7 @@ def _headline(document: Document) -> Iterator[str]:
                 ("verification", *_verification(document)),
             ]
         )
-    elif not document["finished"]:
+    elif not document["finished"] and not document.get("sizes"):
         yield '<p class="note">The run is not finished: it has no results yet.</p>'
     rows = list(_headline_rows(document))
     if rows:
@@ -249,7 +249,10 @@ def _latency(runtime: Document, latency: list[Document], machine: Document) -> s
     has = f" with {', '.join(known)}" if known else ""
     busy = any(row["busy"] for row in latency)
     shared = " Other work shared the core: the times are too long, the ratio suffers less."
-    where = f"On {machine['cpu']}{has}; both networks in turns.{shared if busy else ''}"
+    turns = "; both networks in turns" if any("fp32" in row for row in latency) else ""
+    missing = runtime.get("fp32_error")
+    without = f" {missing[0].upper()}{missing[1:]}." if missing else ""
+    where = f"On {machine['cpu']}{has}{turns}.{shared if busy else ''}{without}"
     return f'{table}<p class="soft">{text(where)}</p>'
 
 

@@ -26,8 +26,8 @@ def compare(config: CompareConfig, listener: Listener) -> dict[str, Any]:
 
     Returns:
         "runs": for each its name, results, final losses and whether it is finished; "differing":
-        a row a setting that is not the same in all, with its value in each; "html" and "bytes",
-        where a page was written.
+        a row a setting that is not the same in all, with its value in each; "unknown": runs whose
+        settings are not known; "html" and "bytes", where a page was written.
 
     Raises:
         UsageError: fewer than two runs, one that is none, or a file that is in the way.
@@ -48,6 +48,7 @@ def compare(config: CompareConfig, listener: Listener) -> dict[str, Any]:
             for name, run, own, steps in zip(config.runs, folders, settings, rows, strict=True)
         ],
         "differing": differing(settings),
+        "unknown": [n for n, own in zip(config.runs, settings, strict=True) if own is None],
     }
     if config.html is not None:
         listener.note("drawing")
@@ -90,7 +91,7 @@ def _one(
         "images": summary.get("images"),
         "packed_bytes": sizes.get("packed_bytes"),
         "ratio": sizes.get("ratio"),
-        "steps": summary.get("steps") or training.get("steps"),
+        "steps": training.get("steps") if summary.get("steps") is None else summary["steps"],
         "seconds": summary.get("seconds"),
         "step_seconds": ends.get("seconds"),
         "loss_task": ends.get("loss_task"),

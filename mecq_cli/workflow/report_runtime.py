@@ -53,7 +53,7 @@ def look_at_runtime(
     Returns:
         "file", "onnx_bytes" and "fp32_onnx_bytes"; "verified" with images, top1_agreement,
         largest_difference and equal; "latency": a row a batch size with medians in ms; "error"
-        instead, where the file cannot be run.
+        instead, where the file cannot be run; "fp32_error", where the float network has none.
     """
     listener.note("onnxruntime: comparing and timing")
     with tempfile.TemporaryDirectory() as folder:
@@ -65,10 +65,14 @@ def look_at_runtime(
                 integer_onnx.save(model, path)
             files = {"integer": path}
             document["onnx_bytes"] = path.stat().st_size
-            if fp is not None:
-                files["fp32"] = Path(folder) / "float.onnx"
-                onnx.save_model(float_onnx(fp, model.input_shape), files["fp32"])
-                document["fp32_onnx_bytes"] = files["fp32"].stat().st_size
+            try:
+                if fp is not None:
+                    plain = float_onnx(fp, model.input_shape)
+                    files["fp32"] = Path(folder) / "float.onnx"
+                    onnx.save_model(plain, files["fp32"])
+                    document["fp32_onnx_bytes"] = files["fp32"].stat().st_size
+            except MecqError as error:  # which says nothing of the integer one
+                document["fp32_error"] = str(error)
             runners = {
                 name: OrtRunner(file, threads=1, allow_foreign=name == "fp32")
                 for name, file in files.items()

@@ -349,7 +349,7 @@ def test_the_other_commands_hand_their_flags_over(replace: Replace, tmp_path: Pa
     calls = replace("report", lambda *_: written)
     assert run(["report", "r", "--images", "3", "-o", "r.html", "--force", "--quiet"]) == 0
     assert calls[0][0] == ReportConfig(run="r", images=3, output=Path("r.html"), force=True)
-    calls = replace("compare", lambda *_: {"runs": [], "differing": []})
+    calls = replace("compare", lambda *_: {"runs": [], "differing": [], "unknown": []})
     assert run(["compare", "a", "b", "--html", "c.html", "--quiet"]) == 0
     assert calls[0][0] == CompareConfig(runs=("a", "b"), html=Path("c.html"))
     calls = replace("demo", lambda *_: SUMMARY)

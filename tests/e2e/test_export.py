@@ -117,6 +117,14 @@ def test_what_the_check_prints_for_people(place: Path, tmp_path: Path) -> None:
     assert len({row.split(" integers ")[0].split(" of ")[1] for row in rows}) == 1
 
 
+def test_the_next_command_is_about_the_run_wherever_the_file_is(
+    place: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "elsewhere" / "m.onnx"
+    done = mecq("export", "--output", output, *IMAGES, cwd=place)
+    assert (done.code, "next: mecq report\n" in done.err) == (0, True)
+
+
 def test_the_artifact_itself_is_replayed_too(place: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.safetensors"
     arguments = ["full", "-f", "safetensors", "-o", target, *IMAGES, "--verify", "--json"]

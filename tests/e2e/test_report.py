@@ -16,14 +16,23 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from mecq_cli.config import from_toml
 from mecq_cli.data import ImageDataset, eval_batches, normalize, open_evaluation
+from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
+from mecq_cli.insertion import BitPlan
 from mecq_cli.integer import reference
+from mecq_cli.integerize import integerize
 from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.report import page
+from mecq_cli.report.figures import legend
+from mecq_cli.runs import RunFolder
+from mecq_cli.workflow.report_runtime import look_at_runtime
 from tests.e2e.command import mecq, refused, write_patterns
+from tests.exactness import quantized
+from tests.token_networks import network
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 LARGEST = 2_000_000
@@ -240,6 +249,11 @@ def test_what_is_gone_is_left_out_and_said(digits: Path, tmp_path: Path) -> None
     assert document["answers"] is None
     assert ["/gone" in line for line in document["left_out"]] == [True, True]
     assert "error" in document["runtime"]
+    (run / "model.onnx").unlink()
+    looked = mecq("inspect", "run", cwd=tmp_path)
+    assert (looked.code, looked.err) == (0, ""), "its images are gone: an export would fail"
+    looked = mecq("eval", "run", "--data", digits / "runs/demo/digits", cwd=tmp_path)
+    assert f"next: mecq export run --data {digits}" in looked.err
     text = check_offline((run / "report.html").read_text())
     assert "the images of run were in /gone" in " ".join(text.text)
     assert all(row["activations"] is None for row in document["layers"])
@@ -311,6 +325,13 @@ def test_runs_beside_each_other(digits: Path, tmp_path: Path) -> None:
     assert (first["top1"], second["top1"]) == (summary["top1"], 12.5)
     assert second["drop"] == 12.5 - summary["fp_top1"]
     assert document["differing"] == [{"setting": "wbits", "values": [2, 3]}]
+    assert document["unknown"] == []
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run / "model.safetensors", bare)
+    shown = mecq("compare", run, "bare", cwd=tmp_path).out
+    assert "settings are not known of: bare" in shown
+    assert "the same" not in shown
     found = check_offline((tmp_path / "c.html").read_text())
     said = " ".join(found.text)
     assert "12.50 %" in said
@@ -363,3 +384,22 @@ def test_in_a_browser_it_fits_the_screen(
     assert needed <= width, "the page must not scroll sideways"
     assert shown >= 26
     assert hidden == 0
+
+
+def test_lines_of_one_colour_are_told_apart() -> None:
+    shown = [background for background, _ in legend([f"line {n}" for n in range(20)])]
+    assert len(set(shown)) == 20
+    assert shown[0] == "var(--c1)"
+    assert "var(--c1) 0 .4em" in shown[8]
+
+
+def test_a_float_network_that_has_no_file_says_nothing_of_the_integers(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    net = network("vit").eval()
+    model = integerize(quantized(net, BitPlan(4, 4), images), (3, 8, 8), {})
+    found = look_at_runtime(RunFolder(tmp_path), model, net, images, Listener())
+    assert "error" not in found
+    assert found["verified"]["images"] == 4
+    assert "integer" in found["latency"][0]
+    assert "fp32" not in found["latency"][0]
+    assert found["fp32_error"].startswith("the float network cannot be written as ONNX: layer ")

@@ -33,7 +33,9 @@ def tables(document: Document) -> Iterable[RenderableType]:
         yield from _columns(document, called)
     else:
         yield from _rows(document, called)
-    if not document["differing"]:
+    if document["unknown"]:
+        yield f"settings are not known of: {plain(', '.join(document['unknown']))}"
+    elif not document["differing"]:
         yield "the settings are the same"
     if document.get("html"):
         yield f"page: {plain(document['html'])}"
