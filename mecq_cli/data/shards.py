@@ -371,10 +371,17 @@ def _class_names(path: str) -> tuple[str, ...] | None:
         file = folder / CLASS_NAMES
         if file.is_file():
             try:
-                lines = file.read_text(encoding="utf-8").splitlines()
+                names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"cannot read {str(file)!r}: {error}") from error
-            return tuple(line.strip() for line in lines if line.strip())
+            while names and not names[-1]:
+                names.pop()
+            if "" in names or len({*names}) < len(names):
+                raise DataError(
+                    f"{str(file)!r} must have different names, one a line, in the order of the "
+                    "numbers; an empty line is none"
+                )
+            return tuple(names)
     return None
 
 

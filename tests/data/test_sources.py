@@ -261,6 +261,18 @@ def test_shards_that_do_not_tell_the_classes_are_refused(photos: Path, tmp_path:
     assert open_split(f"tar/{tmp_path}", "train").classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize("names", ["class0\n\nclass1\n", "class0\nclass0\n"])
+def test_names_of_classes_that_would_shift_the_numbers(
+    photos: Path, tmp_path: Path, names: str
+) -> None:
+    data = shards(photos, tmp_path)
+    (tmp_path / "classnames.txt").write_text("class0\nclass1\n\n\n")
+    assert open_split(data, "train").classes == ("class0", "class1")
+    (tmp_path / "classnames.txt").write_text(names)
+    with pytest.raises(DataError, match=r"classnames.txt' must have different names, one a line"):
+        open_split(data, "train")
+
+
 def link(name: str, kind: bytes) -> Callable[[Path], object]:
     def make(path: Path) -> None:
         with tarfile.open(path, "w") as tar:
