@@ -52,15 +52,19 @@ class TimmModel:
         self._fixed_input_size = cfg.fixed_input_size
 
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
-        options: dict[str, Any] = {"num_classes": num_classes}
-        if img_size is not None and self._fixed_input_size:
-            options["img_size"] = img_size
+        options = self._options(num_classes, img_size)
         if pretrained and self.published and self.published.on_hub:
             # Straight from the cache: by itself timm asks the hub for a newer file first.
             file = self.published.cached()
             if file is not None:
                 options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
         return timm.create_model(self.name, pretrained=pretrained, **options)
+
+    def _options(self, num_classes: int, img_size: int | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_classes": num_classes}
+        if img_size is not None and self._fixed_input_size:
+            options["img_size"] = img_size
+        return options
 
 
 class SavedTimmModel(TimmModel):
@@ -116,9 +120,7 @@ class SavedTimmModel(TimmModel):
     def build(self, *, pretrained: bool, num_classes: int, img_size: int | None) -> nn.Module:
         """Make the net, with random weights: those in the file are loaded as any checkpoint is."""
         assert not pretrained
-        options: dict[str, Any] = {"num_classes": num_classes}
-        if img_size is not None and self._fixed_input_size:
-            options["img_size"] = img_size
+        options = self._options(num_classes, img_size)
         try:
             return timm.create_model(f"{LOCAL}{self._folder}", pretrained=False, **options)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
