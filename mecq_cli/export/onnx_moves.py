@@ -21,6 +21,9 @@ def pads(axes: tuple[Windows, Windows]) -> list[int]:
 
 def _clip(builder: GraphBuilder, node: Node) -> None:
     bounds = [node.attributes["min"], node.attributes["max"]]
+    if bounds == [0.0, None]:
+        builder.emit("Relu", node.inputs, node.name)
+        return
     scalars = [builder.scalar(np.float32(bound)) for bound in bounds if bound is not None]
     builder.emit("Clip", [node.inputs[0], *scalars], node.name)
 

@@ -20,6 +20,7 @@ import torch
 
 from mecq_cli.config import from_toml
 from mecq_cli.data import ImageDataset, eval_batches, normalize, open_evaluation
+from mecq_cli.errors import ArtifactError
 from mecq_cli.events import Listener
 from mecq_cli.export import safetensors
 from mecq_cli.insertion import BitPlan
@@ -29,6 +30,7 @@ from mecq_cli.models.preprocessing import Preprocessing
 from mecq_cli.report import page
 from mecq_cli.report.figures import legend
 from mecq_cli.runs import RunFolder
+from mecq_cli.workflow import report_runtime
 from mecq_cli.workflow.report_runtime import look_at_runtime
 from tests.e2e.command import mecq, refused, write_patterns
 from tests.exactness import quantized
@@ -393,13 +395,24 @@ def test_lines_of_one_colour_are_told_apart() -> None:
     assert "var(--c1) 0 .4em" in shown[8]
 
 
-def test_a_float_network_that_has_no_file_says_nothing_of_the_integers(tmp_path: Path) -> None:
+def test_onnxruntime_is_looked_at_for_networks_of_tokens_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the float network has no file, nothing is said of the integers for that."""
     images = torch.randn(4, 3, 8, 8)
     net = network("vit").eval()
     model = integerize(quantized(net, BitPlan(4, 4), images), (3, 8, 8), {})
     found = look_at_runtime(RunFolder(tmp_path), model, net, images, Listener())
+    assert (found["verified"]["images"], found["verified"]["equal"]) == (4, True)
+    assert {"integer", "fp32", "speedup"} <= found["latency"][0].keys()
+
+    def refuse(*_: object) -> None:
+        raise ArtifactError("the float network cannot be written")
+
+    monkeypatch.setattr(report_runtime, "float_onnx", refuse)
+    found = look_at_runtime(RunFolder(tmp_path), model, net, images, Listener())
     assert "error" not in found
+    assert found["fp32_error"] == "the float network cannot be written"
     assert found["verified"]["images"] == 4
     assert "integer" in found["latency"][0]
     assert "fp32" not in found["latency"][0]
-    assert found["fp32_error"].startswith("the float network cannot be written as ONNX: layer ")

@@ -14,6 +14,7 @@ from mecq_cli.export.float_onnx import float_onnx
 from mecq_cli.export.ort import OrtRunner
 from tests.exactness import float_network, random_images
 from tests.test_functions import Functions
+from tests.token_networks import NETWORKS, network
 
 
 class Tokens(nn.Module):
@@ -57,16 +58,23 @@ class Everything(nn.Module):
 NAMES = ("mobilenetv2_035", "torchvision/squeezenet1_1", "torchvision/shufflenet_v2_x0_5")
 
 
-@pytest.mark.parametrize("name", ["everything", "functions", "tokens", *NAMES, "ghostnetv2_100"])
+@pytest.mark.parametrize(
+    "name", ["everything", "functions", "tokens", *NAMES, "ghostnetv2_100", *NETWORKS]
+)
 def test_it_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     made = {"everything": Everything, "functions": Functions, "tokens": Tokens}
-    size = 16 if name in made else 64
+    size = 16 if name in made else 8 if name in NETWORKS else 64
     torch.manual_seed(0)
-    model = (made[name]() if name in made else float_network(name, size)).eval()
+    if name in NETWORKS:
+        model = network(name).eval()
+    else:
+        model = (made[name]() if name in made else float_network(name, size)).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     images = random_images(3, size)
     proto = float_onnx(model, (3, size, size))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     onnx.save_model(proto, tmp_path / "float.onnx")
     runner = OrtRunner(tmp_path / "float.onnx", allow_foreign=True)
     with torch.no_grad():
