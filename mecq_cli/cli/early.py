@@ -27,7 +27,7 @@ def check_target(
     """Whether what a command is about is there, and the folder of its images.
 
     Raises:
-        MecqError: as `mecq_cli.runs.resolve_target` and `mecq_cli.layout` say it.
+        MecqError: as `mecq_cli.target.resolve_target` and `mecq_cli.layout` say it.
     """
     from mecq_cli import layout
     from mecq_cli.target import resolve_target

@@ -77,10 +77,12 @@ def after_look(target: str, data: str | None = None) -> list[str] | None:
     from mecq_cli.runs import RunFolder
 
     run = RunFolder(Path(target))
-    if not run.artifact.is_file() or not (data or _has_images(run)):
+    if not run.artifact.is_file():
         return None
     command = about_run("report" if run.onnx.is_file() else "export", target)
-    return command if _has_images(run) else [*command, "--data", str(data)]
+    if _has_images(run):
+        return command
+    return None if data is None else [*command, "--data", data]
 
 
 def _has_images(run: RunFolder) -> bool:

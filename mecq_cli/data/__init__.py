@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mecq_cli.data.augmentation import SMALL
 from mecq_cli.data.datasets import dataset_of
 from mecq_cli.data.images import read_image
 from mecq_cli.data.item_masks import masked_split_of
@@ -20,7 +19,6 @@ from mecq_cli.data.sources import find_splits, open_evaluation, open_split, open
 from mecq_cli.data.split import Split, evenly, hold_out, limit_per_class
 
 __all__ = [
-    "SMALL",
     "Batch",
     "ImageDataset",
     "Part",

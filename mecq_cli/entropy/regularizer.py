@@ -190,9 +190,9 @@ class EntropyRegularizer(nn.Module):
         quantized, full = _prepared(rows, fp_rows)
         views = (_side_by_side(quantized, full), quantized, full)
         names = _names(name, self.settings.term)
-        small = self.settings.term == "divergence"
+        of_difference = self.settings.term == "divergence"
         found = [
-            self._length(each, z, distortion, of_difference=small)
+            self._length(each, z, distortion, of_difference=of_difference)
             for each, z in zip(names, views, strict=False)
         ]
         found += [quantized.new_zeros(())] * (3 - len(found))  # not asked for

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 
-
-class Emitter(Protocol):
-    """What writes nodes: a `GraphBuilder`, or one for a float network."""
-
-    def emit(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node; returns the name of its output."""
-        ...
-
-    def scalar(self, value: np.generic) -> str:
-        """Store a number."""
-        ...
+from mecq_cli.export.onnx_builder import GraphBuilder
 
 
 def emit_function(
-    builder: Emitter, x: str, function: str, parameters: Sequence[float], name: str
+    builder: GraphBuilder, x: str, function: str, parameters: Sequence[float], name: str
 ) -> str:
     """A function of `mecq_cli.integer.functions`; the last node and its output are ``name``."""
     return _FUNCTIONS[function](builder, x, name, *map(float, parameters))
@@ -39,11 +28,11 @@ def _gated(gate: Callable[..., str]) -> Callable[..., str]:
     )
 
 
-def _hard_sigmoid(builder: Emitter, x: str, name: str) -> str:
+def _hard_sigmoid(builder: GraphBuilder, x: str, name: str) -> str:
     return builder.emit("HardSigmoid", [x], name, alpha=1 / 6, beta=0.5)
 
 
-def _gelu(builder: Emitter, x: str, name: str) -> str:
+def _gelu(builder: GraphBuilder, x: str, name: str) -> str:
     root, one, half = (
         builder.scalar(np.float32(value)) for value in (1 / math.sqrt(2.0), 1.0, 0.5)
     )
@@ -52,7 +41,7 @@ def _gelu(builder: Emitter, x: str, name: str) -> str:
     return _half_of(builder, x, part, one, half, name)
 
 
-def _gelu_tanh(builder: Emitter, x: str, name: str) -> str:
+def _gelu_tanh(builder: GraphBuilder, x: str, name: str) -> str:
     numbers = (0.044715, math.sqrt(2.0 / math.pi), 1.0, 0.5)
     cubic, root, one, half = (builder.scalar(np.float32(value)) for value in numbers)
     part = builder.emit("Mul", [x, x], f"{name}::square")
@@ -64,18 +53,18 @@ def _gelu_tanh(builder: Emitter, x: str, name: str) -> str:
     return _half_of(builder, x, part, one, half, name)
 
 
-def _half_of(builder: Emitter, x: str, part: str, one: str, half: str, name: str) -> str:
+def _half_of(builder: GraphBuilder, x: str, part: str, one: str, half: str, name: str) -> str:
     """X (1 + part) / 2."""
     part = builder.emit("Add", [part, one], f"{name}::sum")
     part = builder.emit("Mul", [x, part], f"{name}::product")
     return builder.emit("Mul", [part, half], name)
 
 
-def _mish_gate(builder: Emitter, x: str, name: str) -> str:
+def _mish_gate(builder: GraphBuilder, x: str, name: str) -> str:
     return builder.emit("Tanh", [builder.emit("Softplus", [x], f"{name}_softplus")], name)
 
 
-def _clamp(builder: Emitter, x: str, name: str, low: float, high: float) -> str:
+def _clamp(builder: GraphBuilder, x: str, name: str, low: float, high: float) -> str:
     bounds = [builder.scalar(np.float32(bound)) for bound in (low, high)]
     return builder.emit("Clip", [x, *bounds], name)
 

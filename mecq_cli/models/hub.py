@@ -73,29 +73,26 @@ class PublishedWeights:
             UsageError: there is no such repository, or it has no such file.
             EnvironmentFailure: it cannot be fetched.
         """
-        repository, _, revision = self.location.partition("@")
-        names = self._hub_names()
         try:
-            found = self.cached()
-            if found is not None:
-                return found
-            reason = self._why_unreachable()
-            for name in () if reason else names:
-                found = _download(repository, name, revision)
-                if found is not None:
-                    return found
+            return self.cached() or self._downloaded(model)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise UsageError(
                 f"{model}: the Hugging Face Hub has no such model, or not for you"
             ) from error
         except (OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-        if reason is None:
-            raise UsageError(f"{model}: has none of {', '.join(names)}, so it is none of timm's")
-        raise EnvironmentFailure(
-            f"{model} cannot be fetched: {reason}; fetch its files elsewhere, and give the folder "
-            f"they are in as {LOCAL}FOLDER"
-        )
+            raise _not_fetched(model, f"{type(error).__name__}: {first_line(error)}") from error
+
+    def _downloaded(self, model: str) -> Path:
+        reason = self._why_unreachable()
+        if reason is not None:
+            raise _not_fetched(model, reason)
+        repository, _, revision = self.location.partition("@")
+        names = self._hub_names()
+        for name in names:
+            found = _download(repository, name, revision)
+            if found is not None:
+                return found
+        raise UsageError(f"{model}: has none of {', '.join(names)}, so it is none of timm's")
 
     def require_reachable(self, model: str) -> None:
         """Fail now rather than after a minute of retries.
@@ -131,6 +128,13 @@ def _download(repository: str, name: str, revision: str) -> Path | None:
         raise
     except EntryNotFoundError:
         return None
+
+
+def _not_fetched(model: str, reason: str) -> EnvironmentFailure:
+    return EnvironmentFailure(
+        f"{model} cannot be fetched: {reason}; fetch its files elsewhere, and give the folder "
+        f"they are in as {LOCAL}FOLDER"
+    )
 
 
 def unavailable(model: str, reason: str) -> EnvironmentFailure:

@@ -16,8 +16,8 @@ SERIES = 8
 """Colours for lines; further ones begin again, dashed."""
 
 _TEXT, _GRID, _FP, _INTEGER = "#010101", "#010102", "#010103", "#010104"
-_DASHES = ("", ".4em", ".15em")
-"""How long they are in a legend: of lines, dashes and dots."""
+_STYLES = (("-", ""), ("--", ".4em"), (":", ".15em"))
+"""Of lines whose colours begin again: for Matplotlib, and how long a dash is in a legend."""
 _LINES = [f"#0202{number:02x}" for number in range(1, SERIES + 1)]
 _CSS = {
     _TEXT: "currentColor",
@@ -110,7 +110,7 @@ def curves(
     def draw(axes: Axes) -> None:
         for label, one in series.items():
             number = places.index(label)
-            style = ("-", "--", ":")[number // SERIES % 3]
+            style, _ = _STYLES[number // SERIES % len(_STYLES)]
             colour = _LINES[number % SERIES]
             axes.plot(
                 one["step"], one["smooth"], style, color=colour, linewidth=1.6, marker=_marker(one),
@@ -179,7 +179,7 @@ def legend(names: Sequence[str]) -> list[tuple[str, str]]:
     """(CSS background, name) for a legend in HTML of lines drawn by `curves`."""
     found = []
     for number, name in enumerate(names):
-        colour, on = f"var(--c{number % SERIES + 1})", _DASHES[number // SERIES % len(_DASHES)]
+        colour, (_, on) = f"var(--c{number % SERIES + 1})", _STYLES[number // SERIES % len(_STYLES)]
         parts = f"{colour} 0 {on},transparent {on} calc({on} + .15em)"
         found.append((f"repeating-linear-gradient(90deg,{parts})" if on else colour, name))
     return found

@@ -63,14 +63,13 @@ def on_cpu(model: QuantizedModel) -> bool:
 
 def _quantized_weights(model: QuantizedModel) -> list[tuple[str, Tensor, WeightQuantizer]]:
     """Those that are trained, each once: layers may share one."""
-    found = {
-        id(site.weight): (site.name, site.weight, site.weight_quantizer)
-        for site in reversed(model.sites())
-        if isinstance(site, ProductSite)
-        and site.weight.requires_grad
-        and site.weight_quantizer is not None
-    }
-    return list(found.values())[::-1]
+    found: dict[int, tuple[str, Tensor, WeightQuantizer]] = {}
+    for site in model.sites():
+        if not isinstance(site, ProductSite) or site.weight_quantizer is None:
+            continue
+        if site.weight.requires_grad:
+            found.setdefault(id(site.weight), (site.name, site.weight, site.weight_quantizer))
+    return list(found.values())
 
 
 @contextmanager

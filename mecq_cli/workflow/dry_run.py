@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mecq_cli.data.split import evenly
 from mecq_cli.export import safetensors
 from mecq_cli.integerize import integerize
 from mecq_cli.runs import RUNS
@@ -32,7 +33,7 @@ def dry_run(job: Job) -> dict[str, Any]:
         MecqError: what the run would fail by, as far as this can be told.
     """
     for split in (job.train, job.val):
-        split.batch(np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64)))
+        split.batch(np.array(evenly(len(split), SAMPLE)))
     shape = job.loaded.preprocessing.input_size
     model = insert_quantizers(job.loaded, job.config)
     require_lowering(model, job.recipe)
